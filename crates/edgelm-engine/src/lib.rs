@@ -1,0 +1,60 @@
+//! The engine: a checkpoint prepared for one machine. The only thing that generates.
+//!
+//! Separate because everything above (evaluation, calibration, serving) needs a model that runs and nothing below does.
+//! Must not parse files of its own, print, or know about HTTP.
+
+mod block;
+mod engine;
+mod generate;
+mod model;
+mod sampling;
+
+pub use block::{Block, Observer};
+pub use engine::{Engine, Sequence, Step, Want, Workspace};
+pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
+pub use model::Model;
+pub use sampling::{Sampler, Sampling};
+
+/// Why something cannot be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] edgelm_model::ModelError),
+    /// The machine.
+    #[error(transparent)]
+    Kernel(#[from] edgelm_kernels::KernelError),
+    /// Prompt and requested tokens do not fit.
+    #[error("the prompt has {prompt} tokens and {max_new} more were asked for, but the context holds {context}")]
+    ContextLength {
+        /// Prompt tokens.
+        prompt: usize,
+        /// Asked for.
+        max_new: usize,
+        /// Limit.
+        context: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// V.
+        vocab_size: usize,
+    },
+    /// An empty prompt.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A sampling or generation option out of range.
+    #[error("`{option}`: {what}")]
+    Option {
+        /// Field name.
+        option: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// Messages were given to a model without a chat template.
+    #[error("this model has no chat template")]
+    NoChatTemplate,
+}

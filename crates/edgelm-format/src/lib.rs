@@ -1,0 +1,75 @@
+//! Model file formats: bytes in, checked values out.
+//!
+//! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
+//! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
+
+pub mod gguf;
+pub mod safetensors;
+mod source;
+
+pub use source::Source;
+
+use edgelm_tensor::DType;
+use std::path::PathBuf;
+
+/// A checked, borrowed view of one stored tensor. `shape` is row-major, outermost first (as in PyTorch): a linear
+/// layer's weight is `[out_features, in_features]` whatever the file format's own order is.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Element format.
+    pub dtype: DType,
+    /// Row-major shape.
+    pub shape: &'a [usize],
+    /// Exactly the bytes of that shape in that format.
+    pub bytes: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// Length of the innermost dimension (1 for a scalar).
+    pub fn row_len(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Product of the other dimensions.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What is wrong with a file. Every variant names the file; most name the tensor or key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// The file could not be opened, read or written.
+    #[error("`{path}`: {action} failed")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The bytes break the format's rules.
+    #[error("`{path}`: {what}")]
+    Malformed {
+        /// File.
+        path: PathBuf,
+        /// Which rule, where.
+        what: String,
+    },
+    /// Well-formed, but this program cannot read it.
+    #[error("`{path}`: {what}")]
+    Unsupported {
+        /// File.
+        path: PathBuf,
+        /// What is not supported, and its name in the file.
+        what: String,
+    },
+}

@@ -1,0 +1,44 @@
+//! Everything that runs per weight or per value: CPU probing, the thread pool, matrix products over packed weights,
+//! attention over the KV cache, norms, rotary embeddings, activations.
+//!
+//! Separate because it is the home of `unsafe` and of instruction sets; nothing above knows which CPU it runs on.
+//! Must not depend on files, models, tokenizers or async code.
+
+mod attention;
+mod cpu;
+mod isa;
+mod kv;
+mod matmul;
+mod ops;
+mod pool;
+
+pub use attention::{Attention, Span};
+pub use cpu::Cpu;
+pub use isa::Isa;
+pub use kv::{KvCache, KvDtype, KvShape};
+pub use matmul::{Linear, Matrix, Scratch};
+pub use ops::{RopePairs, add_assign, rms_norm, rope, silu_mul};
+pub use pool::Pool;
+
+/// What can go wrong before any arithmetic starts.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A forced instruction set is absent.
+    #[error("this CPU cannot run `{isa}` kernels; available: {available}")]
+    IsaAbsent {
+        /// Asked for.
+        isa: Isa,
+        /// Comma-separated names.
+        available: String,
+    },
+    /// A name that is no instruction set.
+    #[error("unknown instruction set `{0}`; known: scalar, avx2, avx512, amx, neon, dotprod, i8mm")]
+    UnknownIsa(String),
+    /// A thread count outside 1..=1024.
+    #[error("{0} threads asked for; 1 to 1024 are possible")]
+    Threads(usize),
+    /// Weight bytes that do not fit their declared format and shape.
+    #[error(transparent)]
+    Weights(#[from] edgelm_tensor::TensorError),
+}

@@ -1,0 +1,128 @@
+//! The list of element types and what is known of each without looking at data.
+
+use crate::TensorError;
+
+/// How the values of a tensor's rows are stored. Names, block sizes and ids are those of GGUF.
+#[allow(non_camel_case_types)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum DType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+}
+
+/// (type, name, GGUF id, values per block, bytes per block)
+const TABLE: [(DType, &str, u32, usize, usize); 15] = [
+    (DType::F32, "F32", 0, 1, 4),
+    (DType::F16, "F16", 1, 1, 2),
+    (DType::BF16, "BF16", 30, 1, 2),
+    (DType::Q4_0, "Q4_0", 2, 32, 18),
+    (DType::Q4_1, "Q4_1", 3, 32, 20),
+    (DType::Q5_0, "Q5_0", 6, 32, 22),
+    (DType::Q5_1, "Q5_1", 7, 32, 24),
+    (DType::Q8_0, "Q8_0", 8, 32, 34),
+    (DType::Q2_K, "Q2_K", 10, 256, 84),
+    (DType::Q3_K, "Q3_K", 11, 256, 110),
+    (DType::Q4_K, "Q4_K", 12, 256, 144),
+    (DType::Q5_K, "Q5_K", 13, 256, 176),
+    (DType::Q6_K, "Q6_K", 14, 256, 210),
+    (DType::IQ4_NL, "IQ4_NL", 20, 32, 18),
+    (DType::IQ4_XS, "IQ4_XS", 23, 256, 136),
+];
+
+impl DType {
+    /// Every type, in the order of declaration.
+    pub fn all() -> impl Iterator<Item = DType> {
+        TABLE.iter().map(|row| row.0)
+    }
+
+    fn row(self) -> &'static (DType, &'static str, u32, usize, usize) {
+        &TABLE[self as usize]
+    }
+
+    /// GGUF's spelling, e.g. `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Looks a name up, ignoring case.
+    pub fn from_name(name: &str) -> Result<Self, TensorError> {
+        TABLE
+            .iter()
+            .find(|row| row.1.eq_ignore_ascii_case(name))
+            .map(|row| row.0)
+            .ok_or_else(|| TensorError::UnknownName(name.to_owned()))
+    }
+
+    /// The id that GGUF files store (`ggml_type`).
+    pub fn gguf_id(self) -> u32 {
+        self.row().2
+    }
+
+    /// The type of a GGUF id, `None` where this crate does not know it.
+    pub fn from_gguf_id(id: u32) -> Option<Self> {
+        TABLE.iter().find(|row| row.2 == id).map(|row| row.0)
+    }
+
+    /// Values per block; rows are whole blocks.
+    pub fn block_len(self) -> usize {
+        self.row().3
+    }
+
+    /// Bytes per block.
+    pub fn block_bytes(self) -> usize {
+        self.row().4
+    }
+
+    /// True for everything but F32, F16 and BF16.
+    pub fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+
+    /// Storage per weight, scales included.
+    pub fn bits_per_weight(self) -> f64 {
+        self.block_bytes() as f64 * 8.0 / self.block_len() as f64
+    }
+
+    /// Bytes of a row of `len` values. Errors where `len` is not whole blocks; never overflows.
+    pub fn row_bytes(self, len: usize) -> Result<usize, TensorError> {
+        let error = TensorError::RowLength { dtype: self, len, block_len: self.block_len() };
+        if len % self.block_len() != 0 {
+            return Err(error);
+        }
+        (len / self.block_len()).checked_mul(self.block_bytes()).ok_or(error)
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_in_order_of_declaration() {
+        for dtype in DType::all() {
+            assert_eq!(dtype.row().0, dtype);
+            assert_eq!(DType::from_gguf_id(dtype.gguf_id()), Some(dtype));
+            assert_eq!(DType::from_name(&dtype.name().to_lowercase()), Ok(dtype));
+        }
+    }
+}
