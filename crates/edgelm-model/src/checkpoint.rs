@@ -78,6 +78,10 @@ impl Checkpoint {
     pub fn file_bytes(&self) -> u64 {
         todo!()
     }
+    /// True if the model came with a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        todo!()
+    }
     /// The tokenizer; an error that says what is missing where there is none. Built once.
     pub fn tokenizer(&self) -> Result<&Tokenizer, ModelError> {
         todo!()
