@@ -2,10 +2,11 @@
 
 use crate::{
     EngineError,
-    block::{Block, BlockScratch, Rows, load_matrix, load_vector},
+    block::{Block, BlockScratch, Rows, load_matrix},
+    head::Head,
     rope::RopeTable,
 };
-use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, rms_norm};
+use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix};
 use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, TensorId};
 use edgelm_tensor::block::decode_row;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     cpu: Arc<Cpu>,
     blocks: Vec<Block>,
-    output_norm: Vec<f32>,
+    head: Head,
     output: Matrix,
     is_quantized: bool,
 }
@@ -98,15 +99,10 @@ impl Engine {
         let config = checkpoint.config();
         let blocks =
             (0..config.layers.len()).map(|i| Block::load(&checkpoint, &cpu, i)).collect::<Result<Vec<_>, _>>()?;
-        let output_norm = load_vector(&checkpoint, TensorId::OutputNorm)?;
-        let head = if checkpoint.has(TensorId::Output) && !config.tie_word_embeddings {
-            TensorId::Output
-        } else {
-            TensorId::TokenEmbedding
-        };
-        let output = load_matrix(&checkpoint, &cpu, head)?;
+        let head = Head::load(&checkpoint)?;
+        let output = load_matrix(&checkpoint, &cpu, head.tensor())?;
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
-        Ok(Self { checkpoint, cpu, blocks, output_norm, output, is_quantized })
+        Ok(Self { checkpoint, cpu, blocks, head, output, is_quantized })
     }
 
     /// The model's config.
@@ -279,16 +275,11 @@ impl Engine {
             return;
         }
         normed.resize(rows * d, 0.0);
-        rms_norm(&self.cpu, wanted, &self.output_norm, self.config().rms_norm_eps, &mut normed[..rows * d]);
+        self.head.norm(&self.cpu, wanted, normed);
         let before = logits.len();
         logits.resize(before + rows * v, 0.0);
         let out = &mut logits[before..];
-        self.cpu.matmul(
-            &normed[..rows * d],
-            rows,
-            &mut [Linear { weight: &self.output, bias: None, out }],
-            &mut block.matmul,
-        );
+        self.cpu.matmul(normed, rows, &mut [Linear { weight: &self.output, bias: None, out }], &mut block.matmul);
     }
 }
 
@@ -299,9 +290,22 @@ pub fn kv_shapes(config: &ModelConfig) -> Vec<KvShape> {
     config.layers.iter().map(shape).collect()
 }
 
+/// Hidden states `[T, D]` of a window of tokens before the first layer. For calibration.
+pub fn embed_window(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+    let d = checkpoint.config().hidden_size;
+    let mut hidden = vec![0.0; tokens.len() * d];
+    for (&id, row) in tokens.iter().zip(hidden.chunks_mut(d)) {
+        embed(checkpoint, id, row)?;
+    }
+    Ok(hidden)
+}
+
 /// Writes the embedding row of a token, decoded from the mapped file: only the pages of rows in use become resident.
-pub(crate) fn embed(checkpoint: &Checkpoint, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
+fn embed(checkpoint: &Checkpoint, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
     let table = checkpoint.tensor(TensorId::TokenEmbedding)?;
+    if id as usize >= table.rows() {
+        return Err(EngineError::TokenId { id, vocab_size: table.rows() });
+    }
     let row_bytes = table.bytes.len() / table.rows();
     decode_row(table.dtype, &table.bytes[id as usize * row_bytes..][..row_bytes], out)
         .map_err(edgelm_kernels::KernelError::from)?;

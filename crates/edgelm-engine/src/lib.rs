@@ -7,14 +7,16 @@ mod beam;
 mod block;
 mod engine;
 mod generate;
+mod head;
 mod model;
 mod rope;
 mod sampling;
 mod stop;
 
 pub use block::{Block, Observer};
-pub use engine::{Engine, Sequence, Step, Want, Workspace, kv_shapes};
+pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
+pub use head::Head;
 pub use model::Model;
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
 

@@ -70,6 +70,18 @@ impl Checkpoint {
     pub fn release(&self, id: TensorId) {
         let _ = id;
     }
+    /// TEMP
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        todo!()
+    }
+    /// TEMP
+    pub fn gguf_extra_tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        todo!()
+    }
+    /// TEMP
+    pub fn gguf_notes(&self) -> Vec<String> {
+        todo!()
+    }
     /// Total weights.
     pub fn parameters(&self) -> u64 {
         todo!()
