@@ -20,8 +20,7 @@ impl ApiKeys {
     /// A file that cannot be read, holds no key (an empty file must not mean "open"), or holds a key that no HTTP
     /// header can carry.
     pub fn from_file(path: &Path) -> Result<Self, ServeError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ServeError::KeyFile { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| ServeError::KeyFile { path: path.to_owned(), source })?;
         let mut keys = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let key = line.trim();
@@ -87,7 +86,8 @@ pub(crate) async fn refuse_cross_origin(request: Request, next: Next) -> Respons
 fn is_cross_origin(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return false };
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
-    let origin_host = origin.as_bytes().splitn(2, |&byte| byte == b':').nth(1).and_then(|rest| rest.strip_prefix(b"//"));
+    let origin_host =
+        origin.as_bytes().splitn(2, |&byte| byte == b':').nth(1).and_then(|rest| rest.strip_prefix(b"//"));
     origin_host.is_none() || origin_host != host
 }
 

@@ -85,12 +85,8 @@ impl Backend for ModelBackend {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        let options = GenerateOptions {
-            context: self.base.context,
-            kv: self.base.kv,
-            beams: self.base.beams,
-            ..options.clone()
-        };
+        let options =
+            GenerateOptions { context: self.base.context, kv: self.base.kv, beams: self.base.beams, ..options.clone() };
         self.model.generate(prompt, &options, on_piece)
     }
 }

@@ -83,8 +83,7 @@ fn sampling(fields: &mut Fields, defaults: &GenerationConfig) -> Result<Sampling
         None => from_model.top_k.unwrap_or(off.top_k),
     };
     let top_p = fields.number("top_p", 0.0..=1.0)?.or(from_model.top_p).unwrap_or(off.top_p);
-    let repetition_penalty =
-        fields.number("repetition_penalty", 0.01..=100.0)?.or(from_model.repetition_penalty);
+    let repetition_penalty = fields.number("repetition_penalty", 0.01..=100.0)?.or(from_model.repetition_penalty);
     Ok(Sampling {
         temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(default_temperature),
         top_k,
