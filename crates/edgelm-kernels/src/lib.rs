@@ -6,18 +6,20 @@
 
 mod attention;
 mod cpu;
+mod disjoint;
 mod isa;
 mod kv;
 mod matmul;
 mod ops;
 mod pool;
+mod simd;
 
 pub use attention::{Attention, Span};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use matmul::{Linear, Matrix, Scratch};
-pub use ops::{RopePairs, add_assign, rms_norm, rope, silu_mul};
+pub use ops::{RopePairs, add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
 
 /// What can go wrong before any arithmetic starts.

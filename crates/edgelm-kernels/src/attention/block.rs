@@ -1,8 +1,8 @@
 //! A block of query rows of one KV head against all pages that any of them sees.
 
+use super::Span;
 use super::page::{Unpacked, unpack};
 use super::tile::{TILE_ROWS, Tile};
-use super::Span;
 use crate::disjoint::Disjoint;
 use crate::kv::{PAGE_TOKENS, component_rows, value_chunks};
 use crate::simd::{Kernel, LANES, Lanes};

@@ -8,9 +8,9 @@
 
 mod block;
 mod page;
-mod tile;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use crate::disjoint::Disjoint;
 use crate::simd::dispatch;
@@ -113,7 +113,8 @@ impl Cpu {
             }
         };
 
-        let seen = |span: &Span<'_>| span.rows * window.map_or(span.start + span.rows, |w| w.min(span.start + span.rows));
+        let seen =
+            |span: &Span<'_>| span.rows * window.map_or(span.start + span.rows, |w| w.min(span.start + span.rows));
         let work = spans.iter().map(seen).sum::<usize>() * num_attention_heads * head_dim * 2;
         if self.threads() == 1 || total == 1 || work < PARALLEL_WORK {
             return (0..total).for_each(run);

@@ -22,7 +22,11 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
                 HeadPageMut::F16 { k: keys, v: values } => {
                     let keys = group(keys, token, head_dim);
                     for (index, piece) in k.chunks(LANES).enumerate() {
-                        interleave::<_, 1>(&mut keys[index * LANES * GROUP_TOKENS..], token, &halves(piece)[..piece.len()]);
+                        interleave::<_, 1>(
+                            &mut keys[index * LANES * GROUP_TOKENS..],
+                            token,
+                            &halves(piece)[..piece.len()],
+                        );
                     }
                     let values = &mut values[values_at(token)..][..head_dim];
                     for (to, piece) in values.chunks_mut(LANES).zip(v.chunks(LANES)) {

@@ -16,7 +16,7 @@ mod tests;
 
 pub(crate) use exp::exp;
 
-use crate::{Cpu, Isa};
+use crate::Cpu;
 
 /// Lanes of every [`Lanes`] type.
 pub(crate) const LANES: usize = 16;
@@ -92,10 +92,10 @@ pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
     match cpu.isa() {
         // SAFETY: a `Cpu` has a family only if this CPU reported its features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => unsafe { avx512::run(kernel) },
+        crate::Isa::Avx512 | crate::Isa::Amx => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        crate::Isa::Avx2 => unsafe { avx2::run(kernel) },
         _ => kernel.run::<scalar::Scalar>(),
     }
 }

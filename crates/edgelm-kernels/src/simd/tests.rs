@@ -1,0 +1,141 @@
+use super::*;
+use crate::Isa;
+
+fn cpus() -> Vec<Cpu> {
+    Isa::available().into_iter().map(|isa| Cpu::new(Some(1), Some(isa)).expect("available")).collect()
+}
+
+/// Runs `exp` over a slice.
+struct Exp<'a>(&'a [f32]);
+
+impl Kernel for Exp<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.0.len()];
+        for (x, out) in self.0.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            store_partial(exp(load_partial::<L>(x, 0.0)), out);
+        }
+        out
+    }
+}
+
+/// Distance in units of the last place of `want` rounded to f32.
+fn ulps(got: f32, want: f64) -> f64 {
+    let rounded = want as f32;
+    let ulp = f64::from(f32::from_bits(rounded.to_bits() + 1)) - f64::from(rounded);
+    ((f64::from(got) - want) / ulp).abs()
+}
+
+#[test]
+fn exp_is_within_one_ulp_over_its_range() {
+    let grid: Vec<f32> = (0..1_500_000u32)
+        .map(|i| -86.98 + i as f32 * (175.70 / 1_500_000.0))
+        .chain((0..=2000).map(|i| (i as f32 - 1000.0) * 1e-6))
+        .chain([1e-30, -1e-30, f32::MIN_POSITIVE, 1e-45, 88.722_83, -86.98])
+        .collect();
+    for cpu in cpus() {
+        let worst = Exp(&grid).on(&cpu).iter().zip(&grid).fold((0.0, 0.0), |worst: (f64, f32), (&got, &x)| {
+            let off = ulps(got, f64::from(x).exp());
+            if off > worst.0 { (off, x) } else { worst }
+        });
+        println!("{}: {} ULP at {}", cpu.isa(), worst.0, worst.1);
+        assert!(worst.0 <= 1.0, "{}: {} ULP at {}", cpu.isa(), worst.0, worst.1);
+    }
+}
+
+#[test]
+fn exp_of_the_extremes() {
+    for cpu in cpus() {
+        let x = [0.0, -0.0, f32::NEG_INFINITY, f32::INFINITY, 88.8, 1e30, -87.0, -1e30, f32::NAN];
+        let got = Exp(&x).on(&cpu);
+        let inf = f32::INFINITY;
+        assert_eq!(got[..8], [1.0, 1.0, 0.0, inf, inf, inf, 0.0, 0.0], "{}", cpu.isa());
+        assert!(got[8].is_nan(), "{}", cpu.isa());
+    }
+}
+
+impl Exp<'_> {
+    fn on(self, cpu: &Cpu) -> Vec<f32> {
+        dispatch(cpu, self)
+    }
+}
+
+/// Every operation once, on one set of inputs.
+struct Everything<'a>(&'a [f32; LANES], &'a [f32; LANES]);
+
+impl Kernel for Everything<'_> {
+    type Output = Vec<[u32; LANES]>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Self::Output {
+        let (a, b) = (L::load(self.0), L::load(self.1));
+        let bytes: [i8; 64] = std::array::from_fn(|i| (i as i32 * 37 - 128) as i8);
+        let [b0, b1, b2, b3] = L::load_i8x4(&bytes);
+        let low = bytes.first_chunk().expect("64 bytes");
+        let halves: [u16; LANES] = std::array::from_fn(|i| (i * 4099) as u16);
+        let clamped = a.max(L::splat(-126.0)).min(L::splat(127.0));
+        let vectors = [
+            L::splat(3.5),
+            a.add(b),
+            a.sub(b),
+            a.mul(b),
+            a.div(b),
+            a.min(b),
+            a.max(b),
+            a.round(),
+            clamped.round().exp2_integer(),
+            L::splat(128.0).exp2_integer(),
+            a.select_less(b, a, L::splat(7.0)),
+            a.keep(3, 11, -1.0),
+            a.keep(-5, 40, -1.0),
+            a.keep(-64, -64, -1.0),
+            a.keep(9, 9, -1.0),
+            a.keep(16, 20, -1.0),
+            L::load_i8(low),
+            L::load_f16(&halves),
+            L::splat(a.sum()),
+            L::splat(a.largest()),
+            // Exact either way, so that fusing does not show.
+            L::splat(3.0).mul_add(L::splat(0.5), L::splat(1.0)),
+            b0,
+            b1,
+            b2,
+            b3,
+        ];
+        let bits = |vector: L| {
+            let mut lanes = [0.0; LANES];
+            vector.store(&mut lanes);
+            lanes.map(f32::to_bits)
+        };
+        let mut out = Vec::new();
+        for vector in vectors {
+            out.push(bits(vector));
+        }
+        out
+    }
+}
+
+#[test]
+fn every_operation_agrees_with_scalar_bit_for_bit() {
+    let sets: [[f32; LANES]; 4] = [
+        std::array::from_fn(|i| i as f32 * 0.7 - 5.0),
+        std::array::from_fn(|i| (i as f32 - 8.0) + 0.5),
+        std::array::from_fn(|i| [0.0, -0.0, 1e-40, -1e38, 3e38, 1e-3, 126.4, -125.6][i % 8]),
+        std::array::from_fn(|i| 1.0 / (i as f32 + 1.0)),
+    ];
+    for cpu in cpus() {
+        for a in &sets {
+            for b in &sets {
+                let want = Everything(a, b).run::<scalar::Scalar>();
+                let got = dispatch(&cpu, Everything(a, b));
+                for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+                    for (&got, &want) in got.iter().zip(want) {
+                        let (got, want) = (f32::from_bits(got), f32::from_bits(want));
+                        let same = got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan());
+                        assert!(same || got == want, "{} operation {index}: {got} {want}", cpu.isa());
+                    }
+                }
+            }
+        }
+    }
+}
