@@ -13,7 +13,7 @@ pub mod tokenizer;
 pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Embedded, StorageKind};
-pub use config::{GenerationConfig, LayerConfig, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use config::{AttentionBias, GenerationConfig, LayerConfig, ModelConfig, RopeConfig, RopePairs, RopeScaling};
 pub use tensors::{LayerTensor, TensorId};
 pub use tokenizer::{DecodeStream, Tokenizer};
 
@@ -70,6 +70,9 @@ pub enum ModelError {
         /// From the config.
         want: Vec<usize>,
     },
+    /// What the target format has no words for.
+    #[error("cannot be written as GGUF: {0}")]
+    Export(String),
     /// The tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

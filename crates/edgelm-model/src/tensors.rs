@@ -38,10 +38,34 @@ pub enum LayerTensor {
 }
 
 impl LayerTensor {
+    /// Every role, in the order in which a layer is walked.
+    pub const ALL: [LayerTensor; 18] = {
+        use LayerTensor::*;
+        [
+            AttnNorm, Q, QBias, K, KBias, V, VBias, QNorm, KNorm, O, OBias, FfnNorm, Gate, GateBias, Up, UpBias, Down,
+            DownBias,
+        ]
+    };
+
     /// True for the matrices that are quantized.
     pub fn is_linear(self) -> bool {
         use LayerTensor::*;
         matches!(self, Q | K | V | O | Gate | Up | Down)
+    }
+
+    /// The bias added to a linear layer's output.
+    pub fn bias(self) -> Option<LayerTensor> {
+        use LayerTensor::*;
+        Some(match self {
+            Q => QBias,
+            K => KBias,
+            V => VBias,
+            O => OBias,
+            Gate => GateBias,
+            Up => UpBias,
+            Down => DownBias,
+            _ => return None,
+        })
     }
 }
 

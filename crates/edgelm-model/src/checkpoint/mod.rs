@@ -1,0 +1,213 @@
+//! A typed, lazily read view of a model on disk (or in the binary).
+//!
+//! The one thing a reader would get wrong: opening reads the config and the tensor directory, never a weight; the
+//! tokenizer and the chat template are built when first asked for.
+
+mod export;
+mod files;
+mod open;
+mod verify;
+
+use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
+use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use files::Files;
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// A model compiled into the program: file name and bytes, as they would lie in a Hugging Face folder.
+pub type Embedded = &'static [(&'static str, &'static [u8])];
+
+/// Where the tensors came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StorageKind {
+    Safetensors,
+    Gguf,
+}
+
+/// The weight files, and beside safetensors the folder that the texts lie in.
+enum Store {
+    Safetensors(SafeTensors, Files),
+    Gguf(GgufFile),
+}
+
+impl Store {
+    fn get(&self, name: &str) -> Result<Option<TensorView<'_>>, ModelError> {
+        Ok(match self {
+            Store::Safetensors(file, _) => file.get(name)?,
+            Store::Gguf(file) => file.get(name)?,
+        })
+    }
+
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Store::Safetensors(file, _) => file.names().collect(),
+            Store::Gguf(file) => file.names().collect(),
+        }
+    }
+
+    fn source_of(&self, name: &str) -> Option<&Source> {
+        match self {
+            Store::Safetensors(file, _) => file.source_of(name),
+            Store::Gguf(file) => file.source_of(name),
+        }
+    }
+}
+
+/// Config, tensors, tokenizer, chat template. Opening checks every tensor's presence and shape; nothing is loaded.
+pub struct Checkpoint {
+    path: PathBuf,
+    name: String,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    store: Store,
+    ids: Vec<TensorId>,
+    tokenizer: OnceLock<Tokenizer>,
+    template: OnceLock<Option<ChatTemplate>>,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder or a `.gguf` file.
+    ///
+    /// Errors name what is missing or wrong: a file, a config key, a tensor that is absent, superfluous or of another
+    /// shape than the config says. Not superfluous: buffers that old exports stored (`rotary_emb.inv_freq` …), and an
+    /// output head beside `tie_word_embeddings: true`, which is ignored as transformers ignores it.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        open::from_path(path)
+    }
+
+    /// Opens a model compiled into the program.
+    pub fn open_embedded(name: &str, files: Embedded) -> Result<Self, ModelError> {
+        open::from_folder(name.to_owned(), Files::Embedded(name.into(), files))
+    }
+
+    /// Normalized config.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Sampling defaults that came with the model.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Which kind of file.
+    pub fn storage(&self) -> StorageKind {
+        match self.store {
+            Store::Safetensors(..) => StorageKind::Safetensors,
+            Store::Gguf(_) => StorageKind::Gguf,
+        }
+    }
+
+    /// Name for messages and `/v1/models`: folder name or file stem.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Folder or file that was opened; the name of an embedded model.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tensors present, in walk order: embedding, layers, output norm, output.
+    pub fn tensor_ids(&self) -> &[TensorId] {
+        &self.ids
+    }
+
+    /// A tensor's bytes. Errors if absent.
+    pub fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
+        let name = self.stored_name(id);
+        match self.store.get(&name)? {
+            Some(view) if self.has(id) => Ok(view),
+            _ => Err(ModelError::MissingTensor { path: self.path.clone(), name }),
+        }
+    }
+
+    /// True if the model has it (biases, output head and q/k norms are optional).
+    pub fn has(&self, id: TensorId) -> bool {
+        self.config.tensor_shape(id).is_some()
+    }
+
+    /// Name as stored in the file.
+    pub fn stored_name(&self, id: TensorId) -> String {
+        stored_name(&self.config, self.storage(), id)
+    }
+
+    /// Lets the kernel drop the pages of a tensor that was read.
+    pub fn release(&self, id: TensorId) {
+        let name = self.stored_name(id);
+        if let (Ok(Some(view)), Some(source)) = (self.store.get(&name), self.store.source_of(&name)) {
+            source.release(view.bytes);
+        }
+    }
+
+    /// Total weights. A tied embedding counts once.
+    pub fn parameters(&self) -> u64 {
+        let elements = |id: &TensorId| self.config.tensor_shape(*id).map_or(0, |shape| shape.iter().product::<usize>());
+        self.ids.iter().map(|id| elements(id) as u64).sum()
+    }
+
+    /// Bytes of the weight files.
+    pub fn file_bytes(&self) -> u64 {
+        match &self.store {
+            Store::Safetensors(file, _) => file.file_bytes(),
+            Store::Gguf(file) => file.file_bytes(),
+        }
+    }
+
+    /// The tokenizer; an error that says what is missing where there is none. Built once.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, ModelError> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let built = match &self.store {
+            Store::Safetensors(_, files) => {
+                let text = files.read("tokenizer.json")?.ok_or_else(|| {
+                    ModelError::Tokenizer(format!("no `tokenizer.json` in `{}`", self.path.display()))
+                })?;
+                Tokenizer::from_json(&text, files.read("tokenizer_config.json")?.as_deref())?
+            }
+            Store::Gguf(file) => Tokenizer::from_gguf(file.metadata())?,
+        };
+        // If another thread was faster its tokenizer is kept; they are equal.
+        Ok(self.tokenizer.get_or_init(|| built))
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, ModelError> {
+        if let Some(template) = self.template.get() {
+            return Ok(template.as_ref());
+        }
+        let built = match &self.store {
+            Store::Safetensors(_, files) => {
+                let jinja = files.read_text("chat_template.jinja")?;
+                ChatTemplate::from_hf(files.read("tokenizer_config.json")?.as_deref(), jinja.as_deref())?
+            }
+            Store::Gguf(file) => gguf_template(file)?,
+        };
+        Ok(self.template.get_or_init(|| built).as_ref())
+    }
+}
+
+fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> String {
+    match storage {
+        StorageKind::Safetensors => config.arch.hf_tensor_name(id),
+        StorageKind::Gguf => config.arch.gguf_tensor_name(id),
+    }
+}
+
+/// The template of a GGUF file, with the texts of the special tokens it may write.
+fn gguf_template(file: &GgufFile) -> Result<Option<ChatTemplate>, ModelError> {
+    use edgelm_format::gguf::{Array, Value};
+    let Some(source) = file.get_meta("tokenizer.chat_template").and_then(Value::as_str) else { return Ok(None) };
+    let text = |kind: &str| {
+        let id = file.get_meta(&format!("tokenizer.ggml.{kind}_token_id")).and_then(Value::as_u64)?;
+        match file.get_meta("tokenizer.ggml.tokens") {
+            Some(Value::Array(Array::String(tokens))) => tokens.get(usize::try_from(id).ok()?).map(String::as_str),
+            _ => None,
+        }
+    };
+    ChatTemplate::new(source, text("bos"), text("eos")).map(Some)
+}

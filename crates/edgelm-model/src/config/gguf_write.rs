@@ -1,0 +1,187 @@
+//! A config as GGUF metadata, in the keys that llama.cpp reads; and a word about what those keys cannot say.
+//!
+//! Two keys are our own, where GGUF has none and llama.cpp, which ignores them, still computes the right thing within
+//! the trained context: `edgelm.rope.dynamic_factor` and `edgelm.rope.yarn_truncate`.
+
+use super::{AttentionBias, ModelConfig, RopeScaling, rope::yarn_mscale};
+use crate::ModelError;
+use edgelm_format::gguf::{Array, Metadata, Value};
+
+/// YaRN as llama.cpp computes it for these architectures, whatever the file says.
+const LLAMA_CPP_BETAS: (f64, f64) = (32.0, 1.0);
+
+impl ModelConfig {
+    /// `general.architecture` and every `{arch}.*` key. Errors where the GGUF reader of this program could
+    /// not get the same model back.
+    pub fn gguf_metadata(&self) -> Result<Metadata, ModelError> {
+        let refuse = |what: &str| Err(ModelError::Export(what.to_owned()));
+        let arch = self.arch.gguf_name;
+        let mut out: Metadata = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
+        let mut put = |key: &str, value: Value| out.push((format!("{arch}.{key}"), value));
+        let Some(first) = self.layers.first() else { return refuse("a model without layers") };
+        if self.layers.iter().any(|layer| layer.head_dim != first.head_dim) {
+            return refuse("GGUF has one head size for all layers, this model several");
+        }
+        put("block_count", count(self.layers.len()));
+        put("context_length", count(self.max_position_embeddings));
+        put("embedding_length", count(self.hidden_size));
+        put("feed_forward_length", self.per_layer(|layer| layer.intermediate_size));
+        put("attention.head_count", self.per_layer(|layer| layer.num_attention_heads));
+        put("attention.head_count_kv", self.per_layer(|layer| layer.num_key_value_heads));
+        put("attention.layer_norm_rms_epsilon", Value::F32(self.rms_norm_eps));
+        if self.hidden_size != first.num_attention_heads * first.head_dim || self.widths_differ() {
+            put("attention.key_length", count(first.head_dim));
+            put("attention.value_length", count(first.head_dim));
+        }
+        put("vocab_size", count(self.vocab_size));
+        put("rope.dimension_count", count(self.rope.rotary_dim));
+        put("rope.freq_base", Value::F32(self.rope.theta as f32));
+        if let Some(window) = self.layers.iter().find_map(|layer| layer.sliding_window) {
+            put("attention.sliding_window", count(window));
+            if self.layers.iter().any(|layer| layer.sliding_window.is_some_and(|other| other != window)) {
+                return refuse("GGUF has one sliding window for all layers, this model several");
+            }
+            let pattern: Vec<bool> = self.layers.iter().map(|layer| layer.sliding_window.is_some()).collect();
+            if pattern.contains(&false) {
+                put("attention.sliding_window_pattern", Value::Array(Array::Bool(pattern)));
+            }
+        }
+        match &self.rope.scaling {
+            RopeScaling::Default | RopeScaling::Llama3 { .. } => {}
+            RopeScaling::Factors { attention_factor, .. } => {
+                if *attention_factor != 1.0 {
+                    put("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
+                }
+            }
+            RopeScaling::Linear { factor } => {
+                put("rope.scaling.type", Value::String("linear".to_owned()));
+                put("rope.scaling.factor", Value::F32(*factor as f32));
+            }
+            RopeScaling::Dynamic { factor, .. } => {
+                out.push(("edgelm.rope.dynamic_factor".to_owned(), Value::F32(*factor as f32)));
+            }
+            RopeScaling::Yarn { attention_factor, .. } if self.needs_factors() => {
+                if *attention_factor != 1.0 {
+                    put("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
+                }
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
+                put("rope.scaling.type", Value::String("yarn".to_owned()));
+                put("rope.scaling.factor", Value::F32(*factor as f32));
+                put("rope.scaling.original_context_length", count(*original_max_position_embeddings));
+                put("rope.scaling.yarn_beta_fast", Value::F32(*beta_fast as f32));
+                put("rope.scaling.yarn_beta_slow", Value::F32(*beta_slow as f32));
+                // llama.cpp derives YaRN's own factor and multiplies this one in.
+                let rest = attention_factor / yarn_mscale(*factor, 1.0);
+                if (rest - 1.0).abs() > 1e-6 {
+                    put("rope.scaling.attn_factor", Value::F32(rest as f32));
+                }
+                if !truncate {
+                    out.push(("edgelm.rope.yarn_truncate".to_owned(), Value::Bool(false)));
+                }
+            }
+        }
+        if self.needs_factors() && !self.arch.gguf_rope_factors {
+            let scaling = &self.rope.scaling;
+            return refuse(&format!("files of architecture `{arch}` cannot hold this rotary scaling ({scaling:?})"));
+        }
+        Ok(out)
+    }
+
+    /// Tensors that exist only in GGUF files: `rope_freqs.weight` [R/2] where frequencies are scaled one by one.
+    /// Name, shape, values; to be stored as F32.
+    pub fn gguf_extra_tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        if !self.needs_factors() || !self.arch.gguf_rope_factors {
+            return Vec::new();
+        }
+        let factors = self.rope.factors();
+        vec![("rope_freqs.weight".to_owned(), vec![factors.len()], factors)]
+    }
+
+    /// What llama.cpp will do otherwise, or refuse, with a GGUF file of this model. One sentence each.
+    pub fn gguf_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let arch = self.arch.gguf_name;
+        let windows = self.layers.iter().filter_map(|layer| layer.sliding_window);
+        if let Some(window) = windows.min().filter(|window| *window < self.max_position_embeddings) {
+            notes.push(format!(
+                "sliding window {window}: llama.cpp ignores it for architecture `{arch}` and differs from position {window} on"
+            ));
+        }
+        if let RopeScaling::Dynamic { original_max_position_embeddings, .. } = self.rope.scaling {
+            notes.push(format!(
+                "dynamic rotary scaling: llama.cpp does not know it and differs beyond {original_max_position_embeddings} positions"
+            ));
+        }
+        if let RopeScaling::Yarn { beta_fast, beta_slow, truncate, .. } = self.rope.scaling
+            && ((beta_fast, beta_slow) != LLAMA_CPP_BETAS || !truncate)
+            && !self.needs_factors()
+        {
+            notes.push(format!(
+                "YaRN with beta_fast {beta_fast}, beta_slow {beta_slow}, truncate {truncate}: llama.cpp computes 32, 1, true for architecture `{arch}`"
+            ));
+        }
+        if self.rope.rotary_dim != self.layers.first().map_or(0, |layer| layer.head_dim) {
+            notes.push("partial rotary embedding: llama.cpp does not load this architecture with it".to_owned());
+        }
+        if self.widths_differ() {
+            notes.push(format!("layers of different widths: llama.cpp does not load them for architecture `{arch}`"));
+        }
+        let wide = |layer: &super::LayerConfig| layer.num_attention_heads * layer.head_dim != self.hidden_size;
+        if arch == "qwen2" && self.layers.iter().any(wide) {
+            notes.push(
+                "heads × head size differs from the hidden size: llama.cpp does not load this for `qwen2`".to_owned(),
+            );
+        }
+        let more_biases = |layer: &super::LayerConfig| layer.attention_bias == AttentionBias::Qkvo || layer.mlp_bias;
+        if arch != "llama" && self.layers.iter().any(more_biases) {
+            notes.push(format!(
+                "a bias on the attention output: llama.cpp has no place for it in architecture `{arch}`"
+            ));
+        }
+        notes
+    }
+
+    /// True where the scaling can only be written as one divisor per frequency.
+    fn needs_factors(&self) -> bool {
+        match self.rope.scaling {
+            RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. } => true,
+            RopeScaling::Yarn { beta_fast, beta_slow, truncate, .. } => {
+                self.arch.gguf_rope_factors && ((beta_fast, beta_slow) != LLAMA_CPP_BETAS || !truncate)
+            }
+            _ => false,
+        }
+    }
+
+    fn widths_differ(&self) -> bool {
+        let widths = |layer: &super::LayerConfig| {
+            (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size)
+        };
+        self.layers.windows(2).any(|pair| widths(&pair[0]) != widths(&pair[1]))
+    }
+
+    /// One number where all layers agree, else an array.
+    fn per_layer(&self, size: impl Fn(&super::LayerConfig) -> usize) -> Value {
+        let sizes: Vec<u32> = self.layers.iter().map(|layer| clamp(size(layer))).collect();
+        match sizes[..] {
+            [first, ..] if sizes.iter().all(|size| *size == first) => Value::U32(first),
+            _ => Value::Array(Array::U32(sizes)),
+        }
+    }
+}
+
+fn count(value: usize) -> Value {
+    Value::U32(clamp(value))
+}
+
+/// Sizes are bounded far below `u32::MAX` when a config is read.
+fn clamp(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,88 @@
+//! The normalized configuration: the same whatever file it came from. Field names as in `config.json`.
+
+mod generation;
+mod gguf_read;
+mod gguf_write;
+mod hf;
+mod hf_rope;
+mod json;
+mod limits;
+mod pairs;
+mod rope;
+mod shapes;
+
+pub use generation::GenerationConfig;
+pub(crate) use gguf_read::GgufTensors;
+pub(crate) use json::parse_object;
+pub use pairs::RopePairs;
+pub use rope::{RopeConfig, RopeScaling};
+
+use crate::Arch;
+
+/// Everything the engine, the passes and the exporters need to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The description this model is an instance of.
+    pub arch: &'static Arch,
+    /// D.
+    pub hidden_size: usize,
+    /// V.
+    pub vocab_size: usize,
+    /// Trained context length.
+    pub max_position_embeddings: usize,
+    /// Epsilon of every RMS norm.
+    pub rms_norm_eps: f32,
+    /// Output head = token embedding.
+    pub tie_word_embeddings: bool,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// One entry per decoder layer; widths may differ.
+    pub layers: Vec<LayerConfig>,
+    /// From config.json or GGUF.
+    pub bos_token_id: Option<u32>,
+    /// Union over config.json, generation_config.json, tokenizer_config.json and GGUF (eos, eot, eom …), sorted.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// One decoder layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerConfig {
+    /// H.
+    pub num_attention_heads: usize,
+    /// G.
+    pub num_key_value_heads: usize,
+    /// E.
+    pub head_dim: usize,
+    /// F.
+    pub intermediate_size: usize,
+    /// Positions seen, itself included; `None` = all.
+    pub sliding_window: Option<usize>,
+    /// Which projections have a bias.
+    pub attention_bias: AttentionBias,
+    /// gate/up/down have biases.
+    pub mlp_bias: bool,
+}
+
+/// Which attention projections carry a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum AttentionBias {
+    None,
+    Qkv,
+    Qkvo,
+}
+
+impl ModelConfig {
+    /// Positions the model can be run at: the trained length, stretched where the rotary scaling says so (`Dynamic`:
+    /// times its factor; YaRN: the original length times its factor, if that is more).
+    pub fn context_length(&self) -> usize {
+        let stretched = match self.rope.scaling {
+            RopeScaling::Dynamic { factor, original_max_position_embeddings }
+            | RopeScaling::Yarn { factor, original_max_position_embeddings, .. } => {
+                (original_max_position_embeddings as f64 * factor) as usize
+            }
+            _ => 0,
+        };
+        stretched.min(limits::MAX_CONTEXT).max(self.max_position_embeddings)
+    }
+}

@@ -1,0 +1,78 @@
+//! Which components of a head rotate together, and how rows move when a file with the other convention is written.
+
+use super::ModelConfig;
+use crate::{LayerTensor, TensorId};
+
+/// Which two components of a head rotate together (GGUF files of some architectures store Q and K permuted).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RopePairs {
+    /// (i, i + R/2): Hugging Face's "rotate half", GGUF's NEOX.
+    Halves,
+    /// (2i, 2i + 1): GGUF's NORM, GPT-J.
+    Interleaved,
+}
+
+impl ModelConfig {
+    /// Which row of *this* model's tensor belongs at `row` when the tensor is written to a GGUF file:
+    /// `written[row] = read[gguf_row_source(id, row)]`, for weights, biases and per-head norms alike (a bias's "row"
+    /// is one value). The identity for every tensor but Q, K and their biases and norms, and for all of them where the
+    /// model already pairs components as GGUF wants (it came from a GGUF file, or the architecture keeps halves).
+    ///
+    /// Within a head of E rows only the first R (the rotary ones) move: Halves → Interleaved is
+    /// `2i ← i`, `2i + 1 ← i + R/2` for i < R/2. It is a permutation; its inverse is [`Self::hf_row_source`] of the
+    /// same model read back from what was written.
+    pub fn gguf_row_source(&self, id: TensorId, row: usize) -> usize {
+        self.row_source(id, row, self.arch.gguf_rope_pairs)
+    }
+
+    /// The same for a Hugging Face file (always halves): `written[row] = read[hf_row_source(id, row)]`.
+    pub fn hf_row_source(&self, id: TensorId, row: usize) -> usize {
+        self.row_source(id, row, RopePairs::Halves)
+    }
+
+    fn row_source(&self, id: TensorId, row: usize, target: RopePairs) -> usize {
+        use LayerTensor::*;
+        let TensorId::Layer(index, Q | QBias | QNorm | K | KBias | KNorm) = id else { return row };
+        let Some(layer) = self.layers.get(index) else { return row };
+        let (component, rotary) = (row % layer.head_dim, self.rope.rotary_dim);
+        if component >= rotary {
+            return row;
+        }
+        let half = rotary / 2;
+        let source = match (self.rope.pairs, target) {
+            (RopePairs::Halves, RopePairs::Interleaved) => component / 2 + half * (component % 2),
+            (RopePairs::Interleaved, RopePairs::Halves) => 2 * (component % half) + component / half,
+            _ => component,
+        };
+        row - component + source
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::hf::tests::tiny;
+
+    #[test]
+    fn rows_move_as_llama_cpp_expects_and_back() {
+        // 2 heads of 6, 4 of them rotary: worked out from reshape(heads, 2, R/2).swapaxes(1, 2).
+        let mut config = tiny(r#""num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6"#);
+        config.rope.rotary_dim = 4;
+        let q = TensorId::Layer(0, LayerTensor::Q);
+        let rows: Vec<_> = (0..12).map(|row| config.gguf_row_source(q, row)).collect();
+        assert_eq!(rows, [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
+        let v = TensorId::Layer(0, LayerTensor::V);
+        assert!((0..6).all(|row| config.gguf_row_source(v, row) == row));
+
+        let mut written = config.clone();
+        written.rope.pairs = RopePairs::Interleaved;
+        for rotary in [2, 4, 6] {
+            config.rope.rotary_dim = rotary;
+            written.rope.rotary_dim = rotary;
+            for row in 0..12 {
+                assert_eq!(config.gguf_row_source(q, written.hf_row_source(q, row)), row);
+                assert_eq!(written.gguf_row_source(q, row), row);
+            }
+        }
+    }
+}
