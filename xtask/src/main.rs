@@ -1,1 +1,34 @@
-fn main() {}
+//! Developer commands: `cargo xtask check`, `cargo xtask ladder`.
+
+mod ladder;
+
+use anyhow::{Context, bail};
+use std::process::Command;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["check"] => check(),
+        ["ladder"] => ladder::check(),
+        _ => bail!(
+            "usage: cargo xtask COMMAND\n  check   format, crate ladder, clippy (what CI runs before the tests)\n  ladder  dependencies between crates only point down"
+        ),
+    }
+}
+
+/// Cheapest first.
+fn check() -> anyhow::Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    ladder::check()?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    eprintln!("cargo {}", arguments.join(" "));
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let status = Command::new(cargo).args(arguments).status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    Ok(())
+}

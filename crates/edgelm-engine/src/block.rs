@@ -1,28 +1,238 @@
 //! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
-use crate::EngineError;
-use edgelm_kernels::{Cpu, KvCache};
-use edgelm_model::{Checkpoint, LayerTensor};
 
-/// Sees the input of every linear layer: which ones read it (they share it), and its rows `[T, K]`.
+use crate::{EngineError, rope::RopeTable};
+use edgelm_kernels::{
+    Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, add_assign, rms_norm, rope, silu_mul,
+};
+use edgelm_model::{Checkpoint, LayerConfig, LayerTensor, RopeConfig, TensorId};
+use edgelm_tensor::block::decode_row;
+
+/// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T.
 pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) + 'a;
 
-/// A prepared decoder layer.
+/// A linear layer with its optional bias.
+struct Projection {
+    weight: Matrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl Projection {
+    fn load(
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        layer: usize,
+        weight: LayerTensor,
+        bias: LayerTensor,
+    ) -> Result<Self, EngineError> {
+        let bias = TensorId::Layer(layer, bias);
+        Ok(Self {
+            weight: load_matrix(checkpoint, cpu, TensorId::Layer(layer, weight))?,
+            bias: checkpoint.has(bias).then(|| load_vector(checkpoint, bias)).transpose()?,
+        })
+    }
+
+    fn linear<'a>(&'a self, out: &'a mut Vec<f32>, rows: usize) -> Linear<'a> {
+        out.resize(rows * self.weight.rows(), 0.0);
+        Linear { weight: &self.weight, bias: self.bias.as_deref(), out }
+    }
+}
+
+/// A prepared decoder layer: pre-norm attention and a gated feed-forward network.
 pub struct Block {
-    _private: (),
+    config: LayerConfig,
+    rope: RopeConfig,
+    eps: f32,
+    attn_norm: Vec<f32>,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    ffn_norm: Vec<f32>,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+}
+
+/// Buffers of one layer's intermediate values, reused from layer to layer.
+#[derive(Default)]
+pub(crate) struct BlockScratch {
+    pub(crate) matmul: Scratch,
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    heads: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    update: Vec<f32>,
+}
+
+/// Rows of the batch that belong to one sequence, with the cache they are appended to.
+pub(crate) struct Rows<'a> {
+    pub(crate) cache: &'a mut KvCache,
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
 }
 
 impl Block {
     /// Packs the weights of layer `index`.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
-        let _ = (checkpoint, cpu, index);
-        todo!()
+        use LayerTensor as T;
+        let config = checkpoint.config();
+        let projection = |weight, bias| Projection::load(checkpoint, cpu, index, weight, bias);
+        let vector = |tensor| load_vector(checkpoint, TensorId::Layer(index, tensor));
+        let optional = |tensor| checkpoint.has(TensorId::Layer(index, tensor)).then(|| vector(tensor)).transpose();
+        Ok(Self {
+            config: config.layers[index].clone(),
+            rope: config.rope.clone(),
+            eps: config.rms_norm_eps,
+            attn_norm: vector(T::AttnNorm)?,
+            q: projection(T::Q, T::QBias)?,
+            k: projection(T::K, T::KBias)?,
+            v: projection(T::V, T::VBias)?,
+            o: projection(T::O, T::OBias)?,
+            q_norm: optional(T::QNorm)?,
+            k_norm: optional(T::KNorm)?,
+            ffn_norm: vector(T::FfnNorm)?,
+            gate: projection(T::Gate, T::GateBias)?,
+            up: projection(T::Up, T::UpBias)?,
+            down: projection(T::Down, T::DownBias)?,
+        })
     }
+
+    fn matrices(&self) -> [&Matrix; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(|projection| &projection.weight)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.matrices().iter().map(|matrix| matrix.bytes()).sum()
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.matrices().iter().any(|matrix| matrix.dtype().is_quantized())
+    }
+
+    pub(crate) fn kernels(&self) -> Vec<&'static str> {
+        self.matrices().iter().map(|matrix| matrix.kernel()).collect()
+    }
+
     /// Runs one whole window of `t` positions from position 0 through this layer alone, in place on `hidden` `[T, D]`,
-    /// with a fresh cache; `observer` sees the inputs of its linear layers. For calibration.
-    pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: Option<&mut Observer<'_>>) {
-        let _ = (cpu, hidden, t, observer);
-        todo!()
+    /// with a fresh exact cache; `observer` sees the inputs of its linear layers. For calibration.
+    pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) {
+        let shape = KvShape { num_key_value_heads: self.config.num_key_value_heads, head_dim: self.config.head_dim };
+        let mut cache = KvCache::new(&[shape], KvDtype::F32);
+        let config = self.rope.clone();
+        let mut table = RopeTable::new(&config);
+        table.extend(0..t, t);
+        let mut rows = [Rows { cache: &mut cache, start: 0, rows: t }];
+        self.forward(cpu, hidden, 0, &mut rows, &table, &mut BlockScratch::default(), observer);
+    }
+
+    /// hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)). `layer` is this layer's index in the caches.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn forward(
+        &self,
+        cpu: &Cpu,
+        hidden: &mut [f32],
+        layer: usize,
+        spans: &mut [Rows<'_>],
+        table: &RopeTable<'_>,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) {
+        self.attention(cpu, hidden, layer, spans, table, scratch, observer);
+        self.feed_forward(cpu, hidden, table.rows(), scratch, observer);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &self,
+        cpu: &Cpu,
+        hidden: &mut [f32],
+        layer: usize,
+        spans: &mut [Rows<'_>],
+        table: &RopeTable<'_>,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) {
+        use LayerTensor as T;
+        let BlockScratch { matmul, normed, q, k, v, heads, update, .. } = scratch;
+        let rows = table.rows();
+        let head_dim = self.config.head_dim;
+        let pairs = match self.rope.pairs {
+            edgelm_model::RopePairs::Halves => edgelm_kernels::RopePairs::Halves,
+            edgelm_model::RopePairs::Interleaved => edgelm_kernels::RopePairs::Interleaved,
+        };
+        normed.resize(hidden.len(), 0.0);
+        rms_norm(cpu, hidden, &self.attn_norm, self.eps, normed);
+        observer(&[T::Q, T::K, T::V], normed, rows);
+        cpu.matmul(normed, rows, &mut [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)], matmul);
+        for (x, gain) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)] {
+            if let Some(gain) = gain {
+                heads.resize(x.len(), 0.0);
+                rms_norm(cpu, x, gain, self.eps, heads);
+                std::mem::swap(x, heads);
+            }
+            rope(cpu, x, head_dim, &table.cos, &table.sin, rows, pairs);
+        }
+        let kv_width = self.config.num_key_value_heads * head_dim;
+        let mut row = 0;
+        for span in spans.iter_mut() {
+            let part = row * kv_width..(row + span.rows) * kv_width;
+            span.cache.write(layer, span.start, &k[part.clone()], &v[part]);
+            row += span.rows;
+        }
+        let spans: Vec<_> =
+            spans.iter().map(|span| Span { cache: span.cache, start: span.start, rows: span.rows }).collect();
+        heads.resize(q.len(), 0.0);
+        cpu.attention(Attention {
+            spans: &spans,
+            layer,
+            num_attention_heads: self.config.num_attention_heads,
+            q,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window: self.config.sliding_window,
+            out: heads,
+        });
+        observer(&[T::O], heads, rows);
+        cpu.matmul(heads, rows, &mut [self.o.linear(update, rows)], matmul);
+        add_assign(cpu, hidden, update);
+    }
+
+    fn feed_forward(
+        &self,
+        cpu: &Cpu,
+        hidden: &mut [f32],
+        rows: usize,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) {
+        use LayerTensor as T;
+        let BlockScratch { matmul, normed, gate, up, update, .. } = scratch;
+        rms_norm(cpu, hidden, &self.ffn_norm, self.eps, normed);
+        observer(&[T::Gate, T::Up], normed, rows);
+        cpu.matmul(normed, rows, &mut [self.gate.linear(gate, rows), self.up.linear(up, rows)], matmul);
+        silu_mul(cpu, gate, up);
+        observer(&[T::Down], gate, rows);
+        cpu.matmul(gate, rows, &mut [self.down.linear(update, rows)], matmul);
+        add_assign(cpu, hidden, update);
     }
 }
-#[allow(unused)]
-type _Unused = KvCache;
+
+/// Packs a matrix, then lets go of the mapped pages it was read from.
+pub(crate) fn load_matrix(checkpoint: &Checkpoint, cpu: &Cpu, id: TensorId) -> Result<Matrix, EngineError> {
+    let view = checkpoint.tensor(id)?;
+    let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes)?;
+    checkpoint.release(id);
+    Ok(matrix)
+}
+
+/// Decodes a vector (norm gain, bias) to f32.
+pub(crate) fn load_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>, EngineError> {
+    let view = checkpoint.tensor(id)?;
+    let mut values = vec![0.0; view.elements()];
+    decode_row(view.dtype, view.bytes, &mut values).map_err(edgelm_kernels::KernelError::from)?;
+    Ok(values)
+}

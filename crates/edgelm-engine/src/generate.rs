@@ -1,6 +1,12 @@
-//! The generation loop's contract.
-use crate::Sampling;
+//! The generation loop: options, result, and sampling one token after another.
+
+use crate::{
+    Engine, EngineError, Sampler, Sampling, Sequence, Step, Want, Workspace, sampling::top_log_probabilities,
+    stop::StopMatcher,
+};
 use edgelm_kernels::KvDtype;
+use edgelm_model::{DecodeStream, Tokenizer};
+use std::{ops::ControlFlow, time::Instant};
 
 /// What to generate and when to stop.
 #[derive(Debug, Clone, Default)]
@@ -27,21 +33,31 @@ pub struct GenerateOptions {
 
 /// Why generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum FinishReason {
-    /** eos or a stop string */
+    /// eos or a stop string.
     Stop,
-    /** `max_tokens` or context full */
+    /// `max_tokens` reached or context full.
     Length,
-    /** the callback said so */
+    /// The callback said so.
     Cancelled,
 }
 
+impl FinishReason {
+    /// As in the OpenAI API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// One step's output.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Piece {
-    /// The token.
-    pub token: u32,
+    /// The token; `None` for text that was held back till the end.
+    pub token: Option<u32>,
     /// Text that became certain (possibly empty): whole characters, and never the start of a stop string.
     pub text: String,
     /// Natural log-probability under the model, where asked for.
@@ -52,15 +68,163 @@ pub struct Piece {
 
 /// The whole of it.
 #[derive(Debug, Clone)]
-#[allow(missing_docs)]
 pub struct Generation {
+    /// Generated ids, without eos.
     pub tokens: Vec<u32>,
-    /// Without the stop string or eos.
+    /// Without the stop string or eos; empty for a model without tokenizer.
     pub text: String,
+    /// Length of the prompt.
     pub prompt_tokens: usize,
+    /// Why it ended.
     pub finish_reason: FinishReason,
     /// Milliseconds from the call to the first token.
     pub ttft_ms: f64,
+    /// Prompt tokens that had to be computed, over the time to the first token.
     pub prefill_tokens_per_second: f64,
+    /// Tokens after the first over the time they took; 0 where there was none.
     pub decode_tokens_per_second: f64,
+}
+
+/// Context limit and number of tokens to generate at most; an error where they cannot be had.
+pub(crate) fn budget(engine: &Engine, prompt: usize, options: &GenerateOptions) -> Result<usize, EngineError> {
+    let trained = engine.config().max_position_embeddings;
+    let context = options.context.unwrap_or(trained);
+    if context > trained {
+        let what = format!("{context} is more than the {trained} positions of this model");
+        return Err(EngineError::Option { option: "context", what });
+    }
+    if prompt == 0 {
+        return Err(EngineError::EmptyPrompt);
+    }
+    let max_new = options.max_tokens.unwrap_or(0);
+    // The last token is returned but never fed back: it needs no place of its own, but one must be left for it to be
+    // asked for at all.
+    if prompt + max_new > context || prompt >= context {
+        return Err(EngineError::ContextLength { prompt, max_new, context });
+    }
+    Ok(options.max_tokens.unwrap_or(context - prompt))
+}
+
+/// Text of a generation in progress: detokenizes, watches for stop strings.
+pub(crate) struct TextOut<'a> {
+    stream: Option<DecodeStream<'a>>,
+    stops: StopMatcher<'a>,
+    text: String,
+}
+
+impl<'a> TextOut<'a> {
+    pub(crate) fn new(tokenizer: Option<&'a Tokenizer>, options: &'a GenerateOptions) -> Self {
+        Self {
+            stream: tokenizer.map(|tokenizer| tokenizer.stream(!options.keep_special)),
+            stops: StopMatcher::new(&options.stop),
+            text: String::new(),
+        }
+    }
+
+    /// Text that became certain with this token, and whether a stop string was met.
+    pub(crate) fn push(&mut self, token: u32) -> Result<(String, bool), EngineError> {
+        let Some(stream) = &mut self.stream else { return Ok((String::new(), false)) };
+        let (text, stopped) = match stream.push(token)? {
+            Some(text) => self.stops.push(&text),
+            None => (String::new(), false),
+        };
+        self.text.push_str(&text);
+        Ok((text, stopped))
+    }
+
+    /// All text, and the last part of it that `push` had held back.
+    pub(crate) fn finish(mut self, stopped: bool) -> Result<(String, String), EngineError> {
+        let mut rest = String::new();
+        if let (Some(stream), false) = (self.stream, stopped) {
+            let (text, met) = self.stops.push(&stream.finish()?.unwrap_or_default());
+            rest = text;
+            if !met {
+                rest.push_str(&self.stops.finish());
+            }
+        }
+        self.text.push_str(&rest);
+        Ok((self.text, rest))
+    }
+}
+
+/// Samples token after token. What `sequence` already holds of the prompt is not computed again.
+pub(crate) fn sample(
+    engine: &Engine,
+    tokenizer: Option<&Tokenizer>,
+    sequence: &mut Sequence,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+) -> Result<Generation, EngineError> {
+    let begin = Instant::now();
+    let max_tokens = budget(engine, prompt.len(), options)?;
+    let mut sampler = Sampler::new(&options.sampling)?;
+    let shared = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    sequence.truncate(shared.min(prompt.len() - 1));
+    let computed = prompt.len() - sequence.tokens().len();
+
+    let mut workspace = Workspace::default();
+    let mut out = TextOut::new(tokenizer, options);
+    let mut tokens = Vec::new();
+    let mut first_token = begin;
+    let mut finish_reason = FinishReason::Length;
+    let mut stopped = false;
+    let mut feed = prompt[prompt.len() - computed..].to_vec();
+    let mut logits = Vec::new();
+    while tokens.len() < max_tokens {
+        engine.forward(&mut [Step { sequence, tokens: &feed, want: Want::Last }], &mut workspace)?;
+        logits.clear();
+        logits.extend_from_slice(workspace.logits());
+        let mut piece = Piece::default();
+        if let Some(n) = options.logprobs {
+            piece.top_logprobs = top_log_probabilities(&logits, n.max(1));
+        }
+        let token = sampler.pick(&mut logits, prompt, &tokens);
+        if tokens.is_empty() {
+            first_token = Instant::now();
+        }
+        if !options.ignore_eos && engine.config().eos_token_ids.contains(&token) {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        if let Some(n) = options.logprobs {
+            piece.logprob = Some(log_probability(workspace.logits(), token));
+            piece.top_logprobs.truncate(n);
+        }
+        tokens.push(token);
+        piece.token = Some(token);
+        (piece.text, stopped) = out.push(token)?;
+        let flow = on_piece(&piece);
+        if stopped {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        if flow.is_break() {
+            finish_reason = FinishReason::Cancelled;
+            break;
+        }
+        feed.clear();
+        feed.push(token);
+    }
+    let end = Instant::now();
+    let (text, rest) = out.finish(stopped)?;
+    if !rest.is_empty() {
+        // Nothing is left to cancel.
+        let _ = on_piece(&Piece { text: rest, ..Piece::default() });
+    }
+    let ttft = (first_token - begin).as_secs_f64();
+    let decode = (end - first_token).as_secs_f64();
+    Ok(Generation {
+        text,
+        prompt_tokens: prompt.len(),
+        finish_reason,
+        ttft_ms: ttft * 1e3,
+        prefill_tokens_per_second: if ttft > 0.0 { computed as f64 / ttft } else { 0.0 },
+        decode_tokens_per_second: if tokens.len() > 1 { (tokens.len() - 1) as f64 / decode } else { 0.0 },
+        tokens,
+    })
+}
+
+fn log_probability(logits: &[f32], token: u32) -> f32 {
+    (f64::from(logits[token as usize]) - crate::sampling::log_sum_exp(logits)) as f32
 }

@@ -3,17 +3,22 @@
 //! Separate because everything above (evaluation, calibration, serving) needs a model that runs and nothing below does.
 //! Must not parse files of its own, print, or know about HTTP.
 
+mod beam;
 mod block;
 mod engine;
 mod generate;
+mod head;
 mod model;
+mod rope;
 mod sampling;
+mod stop;
 
 pub use block::{Block, Observer};
-pub use engine::{Engine, Sequence, Step, Want, Workspace};
+pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
+pub use head::Head;
 pub use model::Model;
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
 
 /// Why something cannot be run.
 #[derive(Debug, thiserror::Error)]

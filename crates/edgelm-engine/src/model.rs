@@ -1,60 +1,94 @@
 //! Engine, tokenizer and template together: text in, text out.
-use crate::{Engine, EngineError, GenerateOptions, Generation, Piece};
+
+use crate::{Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, generate};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// A model that is ready for use. `Sync`: several threads may call `generate`, each call has its own state.
 pub struct Model {
-    _private: (),
+    engine: Engine,
 }
 
 impl Model {
-    /// Loads everything. Keeps the checkpoint (tokenizer, embedding rows).
+    /// Packs the weights for this machine. Keeps the checkpoint for its tokenizer and embedding rows.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
-        let _ = (checkpoint, cpu);
-        todo!()
+        Ok(Self { engine: Engine::load(checkpoint, cpu)? })
     }
+
     /// For messages and `/v1/models`.
     pub fn name(&self) -> &str {
-        todo!()
+        self.checkpoint().name()
     }
+
     /// The engine.
     pub fn engine(&self) -> &Engine {
-        todo!()
+        &self.engine
     }
+
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Arc<Checkpoint> {
-        todo!()
+        self.engine.checkpoint()
     }
-    /// The tokenizer; an error where the model has none.
+
+    /// The tokenizer; an error where the model has none or it cannot be read.
     pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        todo!()
+        Ok(self.checkpoint().tokenizer()?)
     }
+
     /// The template, if any.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, EngineError> {
-        todo!()
+        Ok(self.checkpoint().chat_template()?)
     }
+
     /// Defaults that came with the model.
     pub fn generation_config(&self) -> &GenerationConfig {
-        todo!()
+        self.checkpoint().generation()
     }
+
     /// Prompt ids of a chat (template, generation prompt, bos by the model's rule).
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let _ = messages;
-        todo!()
+        let template = self.chat_template()?.ok_or(EngineError::NoChatTemplate)?;
+        let text = template.render(messages, true, &serde_json::Map::new())?;
+        Ok(self.tokenizer()?.encode_chat(&text)?)
     }
-    /// Generates. `on_piece` is called per token, also for those whose text is still held back (empty text);
-    /// `Break` cancels. The concatenation of all pieces' text is `Generation::text`.
+
+    /// Generates from a fresh state. `on_piece` is called per token, also for those whose text is still held back
+    /// (empty text); `Break` cancels. The concatenation of all pieces' text is `Generation::text`.
     pub fn generate(
         &self,
         prompt: &[u32],
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        let _ = (prompt, options, on_piece);
-        todo!()
+        if options.beams > 1 {
+            return beam::beam_search(&self.engine, self.text_side(options)?, prompt, options, on_piece);
+        }
+        self.generate_in(&mut self.sequence(options), prompt, options, on_piece)
+    }
+
+    /// An empty state for `generate_in`.
+    pub fn sequence(&self, options: &GenerateOptions) -> Sequence {
+        self.engine.sequence(options.kv.unwrap_or_else(|| self.engine.default_kv()))
+    }
+
+    /// As `generate`, but keeps the state: what `sequence` already holds of the prompt is not computed again, so that
+    /// the next turn of a chat costs only its new tokens.
+    pub fn generate_in(
+        &self,
+        sequence: &mut Sequence,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+    ) -> Result<Generation, EngineError> {
+        generate::sample(&self.engine, self.text_side(options)?, sequence, prompt, options, on_piece)
+    }
+
+    /// The tokenizer, or none for a model that came without one and of which no text is asked.
+    fn text_side(&self, options: &GenerateOptions) -> Result<Option<&Tokenizer>, EngineError> {
+        if self.checkpoint().has_tokenizer() || !options.stop.is_empty() {
+            return Ok(Some(self.tokenizer()?));
+        }
+        Ok(None)
     }
 }
-#[allow(unused)]
-type _Unused = GenerationConfig;

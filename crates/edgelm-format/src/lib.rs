@@ -3,8 +3,12 @@
 //! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
 //! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
 
+mod fault;
 pub mod gguf;
+mod output;
+mod payload;
 pub mod safetensors;
+mod shape;
 mod source;
 
 pub use source::Source;
@@ -20,7 +24,8 @@ pub struct TensorView<'a> {
     pub dtype: DType,
     /// Row-major shape.
     pub shape: &'a [usize],
-    /// Exactly the bytes of that shape in that format.
+    /// Exactly the bytes of that shape in that format, little-endian. They start wherever the file put them: no
+    /// alignment may be assumed.
     pub bytes: &'a [u8],
 }
 
@@ -39,6 +44,19 @@ impl TensorView<'_> {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
+}
+
+/// What a file says of one stored tensor, also where [`DType`] lacks its type.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorInfo<'a> {
+    /// The file's name of the type (`BF16`, `I64`, `IQ3_S`; `type 99` for a GGUF id that has none here).
+    pub type_name: &'a str,
+    /// The type, if a view can be had.
+    pub dtype: Option<DType>,
+    /// Row-major shape.
+    pub shape: &'a [usize],
+    /// The stored bytes; `None` where the size of the type is not known.
+    pub bytes: Option<&'a [u8]>,
 }
 
 /// What is wrong with a file. Every variant names the file; most name the tensor or key.

@@ -1,4 +1,7 @@
 //! Kernel families and how this CPU's are found.
+//!
+//! A token type (`Avx2`, `Avx512`) exists only if the CPU reported its features, so holding one is the proof that
+//! calling a function compiled for them is sound.
 
 use crate::KernelError;
 
@@ -15,27 +18,106 @@ pub enum Isa {
     I8mm,
 }
 
+const NAMES: [(Isa, &str); 7] = [
+    (Isa::Scalar, "scalar"),
+    (Isa::Avx2, "avx2"),
+    (Isa::Avx512, "avx512"),
+    (Isa::Amx, "amx"),
+    (Isa::Neon, "neon"),
+    (Isa::Dotprod, "dotprod"),
+    (Isa::I8mm, "i8mm"),
+];
+
 impl Isa {
     /// As written on the command line.
     pub fn name(self) -> &'static str {
-        todo!()
+        NAMES[self as usize].1
     }
-    /// Families this CPU can run, best first; the last is always `Scalar`.
+
+    /// Families this CPU can run and this build has kernels for, best first; the last is always `Scalar`.
     pub fn available() -> Vec<Isa> {
-        todo!()
+        let mut all = detect();
+        all.push(Isa::Scalar);
+        all
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Vec<Isa> {
+    let avx512 = Avx512::detect().map(|_| Isa::Avx512);
+    let avx2 = Avx2::detect().map(|_| Isa::Avx2);
+    avx512.into_iter().chain(avx2).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Vec<Isa> {
+    Vec::new()
 }
 
 impl std::str::FromStr for Isa {
     type Err = KernelError;
     fn from_str(name: &str) -> Result<Self, KernelError> {
-        let _ = name;
-        todo!()
+        let known = NAMES.iter().find(|row| row.1.eq_ignore_ascii_case(name));
+        known.map(|row| row.0).ok_or_else(|| KernelError::UnknownIsa(name.to_owned()))
     }
 }
 
 impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// Proof of AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    /// `Some` only if the CPU has all three.
+    pub(crate) fn detect() -> Option<Self> {
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+/// Proof of AVX-512 F, BW, VL, DQ and VNNI, and of everything in [`Avx2`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// `Some` only if the CPU has all of them.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Avx2::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        has.then_some(Self(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_declaration_and_parse_back() {
+        for (index, (isa, name)) in NAMES.into_iter().enumerate() {
+            assert_eq!(isa as usize, index);
+            assert_eq!(name.to_uppercase().parse::<Isa>().expect("known"), isa);
+            assert_eq!(isa.to_string(), name);
+        }
+        assert!(matches!("sse9".parse::<Isa>(), Err(KernelError::UnknownIsa(name)) if name == "sse9"));
+    }
+
+    #[test]
+    fn scalar_is_always_last() {
+        assert_eq!(Isa::available().last(), Some(&Isa::Scalar));
     }
 }

@@ -70,12 +70,28 @@ impl Checkpoint {
     pub fn release(&self, id: TensorId) {
         let _ = id;
     }
+    /// TEMP
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        todo!()
+    }
+    /// TEMP
+    pub fn gguf_extra_tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        todo!()
+    }
+    /// TEMP
+    pub fn gguf_notes(&self) -> Vec<String> {
+        todo!()
+    }
     /// Total weights.
     pub fn parameters(&self) -> u64 {
         todo!()
     }
     /// Bytes of the weight files.
     pub fn file_bytes(&self) -> u64 {
+        todo!()
+    }
+    /// True if the model came with a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
         todo!()
     }
     /// The tokenizer; an error that says what is missing where there is none. Built once.

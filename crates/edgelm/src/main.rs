@@ -1,1 +1,21 @@
-fn main() {}
+//! The `edgelm` command: parse, resolve, call one library, print.
+
+mod commands;
+mod failure;
+mod machine;
+mod options;
+mod output;
+mod progress;
+mod resolve;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = options::Cli::parse();
+    output::start_logging(&cli.global);
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,0 +1,210 @@
+//! Quantization to a GGUF file: tensor by tensor from the mapped input to the output file.
+
+use crate::{
+    CompressError, Importance,
+    scheme::{Choice, Keep, Scheme},
+    tensor_pass::{Distortion, encode_rows},
+};
+use edgelm_format::gguf::{Value, Writer};
+use edgelm_model::{Checkpoint, TensorId};
+use edgelm_tensor::DType;
+use serde::Serialize;
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+/// f32 values in work at a time: 16 MiB of them, with their encoded form. Large enough that threads stay busy, small
+/// beside any model worth compressing.
+const VALUES_AT_A_TIME: usize = 4 << 20;
+
+/// How to quantize.
+#[derive(Debug, Clone)]
+pub struct QuantizeOptions<'a> {
+    /// Formats.
+    pub scheme: Scheme,
+    /// Formats of tensors named by pattern, over the scheme's; the last match wins.
+    pub keep: &'a [Keep],
+    /// What calibration saw; `None` = round to nearest.
+    pub importance: Option<&'a Importance>,
+}
+
+/// What became of one tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// Name in the output file.
+    pub name: String,
+    /// Format before.
+    pub from: &'static str,
+    /// Format now.
+    pub format: &'static str,
+    /// What the scheme wanted, where its blocks did not fit the rows.
+    pub instead_of: Option<&'static str>,
+    /// Bytes now.
+    pub bytes: u64,
+    /// Root of (squared error / squared values).
+    pub relative_rms_error: f64,
+}
+
+/// The whole of it.
+#[derive(Debug, Clone)]
+pub struct QuantizeReport {
+    /// Weight files before.
+    pub input_bytes: u64,
+    /// The file now.
+    pub output_bytes: u64,
+    /// All weights with their scales, embedding and norms too.
+    pub bits_per_weight: f64,
+    /// In file order.
+    pub tensors: Vec<TensorReport>,
+    /// What the user should know: formats that did not fit, what GGUF cannot say.
+    pub notes: Vec<String>,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+impl QuantizeReport {
+    /// Number of tensors per format.
+    pub fn formats(&self) -> BTreeMap<&'static str, usize> {
+        self.tensors.iter().fold(BTreeMap::new(), |mut counts, tensor| {
+            *counts.entry(tensor.format).or_default() += 1;
+            counts
+        })
+    }
+}
+
+/// One tensor of the output.
+struct Plan {
+    id: TensorId,
+    name: String,
+    choice: Choice,
+}
+
+/// Writes `output` (a temporary sibling until it is complete). `on_tensor` is called with (done, total) before each.
+///
+/// Peak memory beyond mapped pages: `VALUES_AT_A_TIME` decoded and encoded values, per-thread rows, and the importance.
+pub fn quantize_to_gguf(
+    checkpoint: &Checkpoint,
+    output: &Path,
+    options: &QuantizeOptions<'_>,
+    on_tensor: &mut dyn FnMut(usize, usize, &str),
+) -> Result<QuantizeReport, CompressError> {
+    let begin = Instant::now();
+    refuse_overwriting_input(checkpoint, output)?;
+    let plans = plan(checkpoint, options)?;
+    let extras = checkpoint.gguf_extra_tensors();
+    let mut metadata = checkpoint.gguf_metadata()?;
+    metadata.push(("general.file_type".into(), Value::U32(options.scheme.file_type())));
+    let mut declared = Vec::with_capacity(plans.len() + extras.len());
+    for (name, shape, _) in &extras {
+        declared.push((name.clone(), DType::F32, shape.clone()));
+    }
+    for plan in &plans {
+        declared.push((plan.name.clone(), plan.choice.dtype, checkpoint.tensor(plan.id)?.shape.to_vec()));
+    }
+    let mut writer = Writer::create(output, &metadata, &declared)?;
+    for (_, _, values) in &extras {
+        writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
+    }
+
+    let mut tensors = Vec::with_capacity(plans.len());
+    let mut notes = checkpoint.gguf_notes();
+    for (index, plan) in plans.iter().enumerate() {
+        on_tensor(index, plans.len(), &plan.name);
+        let report = write_tensor(checkpoint, plan, options.importance, &mut writer)?;
+        if let Some(wanted) = report.instead_of {
+            let row_len = checkpoint.tensor(plan.id)?.row_len();
+            notes.push(format!(
+                "`{}`: rows of {row_len} are not whole {wanted} blocks, stored as {}",
+                report.name, report.format
+            ));
+        }
+        tensors.push(report);
+        checkpoint.release(plan.id);
+    }
+    let output_bytes = writer.finish()?;
+    let weight_bytes: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
+    Ok(QuantizeReport {
+        input_bytes: checkpoint.file_bytes(),
+        output_bytes,
+        bits_per_weight: weight_bytes as f64 * 8.0 / checkpoint.parameters() as f64,
+        tensors,
+        notes,
+        seconds: begin.elapsed().as_secs_f64(),
+    })
+}
+
+fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    if checkpoint.files().iter().filter_map(|file| file.canonicalize().ok()).any(|file| file == output) {
+        return Err(CompressError::OutputIsInput { path: output });
+    }
+    Ok(())
+}
+
+fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Plan>, CompressError> {
+    let config = checkpoint.config();
+    let mut used = vec![false; options.keep.len()];
+    let mut plans = Vec::new();
+    for &id in checkpoint.tensor_ids() {
+        let view = checkpoint.tensor(id)?;
+        let name = config.arch.gguf_tensor_name(id);
+        let is_head = id == TensorId::Output || (id == TensorId::TokenEmbedding && config.tie_word_embeddings);
+        let mut choice = if id.is_matrix() {
+            options.scheme.choose(id, view.row_len(), config.layers.len(), is_head)
+        } else {
+            // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
+            Choice { dtype: DType::F32, instead_of: None }
+        };
+        for (keep, used) in options.keep.iter().zip(&mut used) {
+            if id.is_matrix() && keep.matches(&name) {
+                choice = crate::scheme::fit(keep.dtype, view.row_len());
+                *used = true;
+            }
+        }
+        plans.push(Plan { id, name, choice });
+    }
+    match used.iter().position(|used| !used) {
+        Some(unused) => Err(CompressError::UnusedKeep(options.keep[unused].pattern.clone())),
+        None => Ok(plans),
+    }
+}
+
+fn write_tensor(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    importance: Option<&Importance>,
+    writer: &mut Writer,
+) -> Result<TensorReport, CompressError> {
+    let view = checkpoint.tensor(plan.id)?;
+    let named = |source| CompressError::Tensor { name: checkpoint.stored_name(plan.id), source };
+    let (dtype, row_len) = (plan.choice.dtype, view.row_len());
+    let row_bytes = view.dtype.row_bytes(row_len).map_err(named)?;
+    let importance = importance.and_then(|importance| importance.of(plan.id));
+    // A bias is one row of values that are permuted like the rows of its weight: single values are its rows.
+    let (rows, row_len, row_bytes) = if view.shape.len() == 1 {
+        (row_len, 1, row_bytes / row_len.max(1))
+    } else {
+        (view.rows(), row_len, row_bytes)
+    };
+    let rows_at_a_time = (VALUES_AT_A_TIME / row_len.max(1)).max(1);
+    let mut distortion = Distortion::default();
+    let mut bytes = 0;
+    let mut out = Vec::new();
+    for start in (0..rows).step_by(rows_at_a_time) {
+        let end = (start + rows_at_a_time).min(rows);
+        let source = |row| &view.bytes[checkpoint.config().gguf_row_source(plan.id, row) * row_bytes..][..row_bytes];
+        let sources: Vec<&[u8]> = (start..end).map(source).collect();
+        out.clear();
+        let part = encode_rows(view.dtype, dtype, &sources, row_len, importance, &mut out).map_err(named)?;
+        distortion.error += part.error;
+        distortion.energy += part.energy;
+        bytes += out.len() as u64;
+        writer.write(&out)?;
+    }
+    Ok(TensorReport {
+        name: plan.name.clone(),
+        from: view.dtype.name(),
+        format: dtype.name(),
+        instead_of: plan.choice.instead_of.map(DType::name),
+        bytes,
+        relative_rms_error: distortion.relative_rms(),
+    })
+}

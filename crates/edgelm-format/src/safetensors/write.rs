@@ -1,0 +1,102 @@
+//! Writing one safetensors file.
+
+use super::header::{LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY};
+use crate::{
+    FormatError,
+    fault::{Fault, Name, malformed},
+    output::Output,
+    payload::Payload,
+    shape,
+};
+use edgelm_tensor::DType;
+use serde::ser::{SerializeMap, Serializer};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
+
+/// Writes one safetensors file tensor by tensor, without holding more than one in memory:
+/// names, dtypes (F32/F16/BF16 only) and shapes are declared first; bytes follow in that order; `finish` renames a
+/// temporary file into place after fsync.
+pub struct Writer(Payload);
+
+impl Writer {
+    /// Starts `path` (a temporary sibling until `finish`).
+    pub fn create(
+        path: &Path,
+        tensors: &[(String, DType, Vec<usize>)],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, FormatError> {
+        let (header, sizes) = layout(tensors, metadata).map_err(|fault| fault.at(path))?;
+        // Safetensors data is contiguous.
+        const NO_PADDING: u64 = 1;
+        Ok(Self(Payload::start(Output::create(path)?, &header, sizes, NO_PADDING)?))
+    }
+
+    /// Appends bytes of the current tensor; moves to the next when it is complete. Errors on too many bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
+        self.0.write(bytes)
+    }
+
+    /// Flush, fsync, rename; returns the file size. Errors if a tensor is incomplete.
+    pub fn finish(self) -> Result<u64, FormatError> {
+        self.0.finish()
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Declared<'a> {
+    dtype: &'static str,
+    shape: &'a [usize],
+    data_offsets: [u64; 2],
+}
+
+type Sizes = Vec<(String, u64)>;
+
+/// Length field and JSON padded to 8 bytes, and the size of each tensor.
+fn layout(
+    tensors: &[(String, DType, Vec<usize>)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(Vec<u8>, Sizes), Fault> {
+    let mut seen = HashSet::new();
+    let mut sizes = Vec::with_capacity(tensors.len());
+    let mut directory = Vec::with_capacity(tensors.len());
+    let mut offset = 0_u64;
+    for (name, dtype, shape) in tensors {
+        let place = |fault: Fault| fault.within(format_args!("tensor {}", Name(name)));
+        if name == METADATA_KEY || !seen.insert(name) {
+            return malformed!("duplicate or reserved tensor name {}", Name(name));
+        }
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(place(Fault::Unsupported(format!("safetensors cannot hold {dtype}"))));
+        }
+        let size = shape::elements(shape).map_err(place)? as u64;
+        let end = size.checked_mul(dtype.block_bytes() as u64).and_then(|size| offset.checked_add(size));
+        let Some(end) = end else {
+            return malformed!("tensor {}: the size of shape {shape:?} overflows", Name(name));
+        };
+        directory.push((name, Declared { dtype: dtype.name(), shape, data_offsets: [offset, end] }));
+        sizes.push((name.clone(), end - offset));
+        offset = end;
+    }
+    let mut header = vec![0; LENGTH_BYTES];
+    let write_json = |header: &mut Vec<u8>| -> Result<(), serde_json::Error> {
+        let mut json = serde_json::Serializer::new(header);
+        let mut map = json.serialize_map(None)?;
+        if !metadata.is_empty() {
+            map.serialize_entry(METADATA_KEY, metadata)?;
+        }
+        for (name, declared) in &directory {
+            map.serialize_entry(name, declared)?;
+        }
+        map.end()
+    };
+    write_json(&mut header).map_err(|error| Fault::Malformed(format!("header: {error}")))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let json_bytes = header.len() - LENGTH_BYTES;
+    if json_bytes > MAX_HEADER_BYTES {
+        return malformed!("header of {json_bytes} bytes is over the limit of {MAX_HEADER_BYTES}");
+    }
+    header[..LENGTH_BYTES].copy_from_slice(&(json_bytes as u64).to_le_bytes());
+    Ok((header, sizes))
+}

@@ -1,0 +1,263 @@
+//! A few query rows against one page: scores, one step of the online softmax, weighted values.
+//!
+//! A row's arithmetic is the same in every tile: each score and each component of the result is its own chain of
+//! multiply-adds in index order, however many run side by side. A key outside a row's range weighs exactly 0, and a page
+//! without a key for the row rescales by exactly 1.
+
+use crate::kv::{GROUP_TOKENS, PAGE_TOKENS};
+use crate::simd::{LANES, Lanes, exp};
+use std::ops::Range;
+
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 8;
+const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
+
+/// Scores or weights of a row against the page.
+type PageRow = [[f32; LANES]; GROUPS];
+
+pub(super) struct Tile<'a> {
+    /// `[group · components + component][token]`.
+    pub(super) k: &'a [[f32; LANES]],
+    /// `[token · chunks + chunk][component]`.
+    pub(super) v: &'a [[f32; LANES]],
+    pub(super) components: usize,
+    pub(super) chunks: usize,
+    /// Tokens of the page that each row sees.
+    pub(super) seen: &'a [Range<usize>],
+    /// Scaled queries `[row][components]`.
+    pub(super) q: &'a [f32],
+    /// Unnormalized results `[row][chunks]`.
+    pub(super) out: &'a mut [[f32; LANES]],
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [[f32; LANES]],
+}
+
+impl Tile<'_> {
+    /// With m' = max(m, max_s score_s) and c = exp(m - m'):
+    /// out ← c · out + Σ_s exp(score_s - m') · v_s, sum ← c · sum + Σ_s exp(score_s - m'), m ← m'.
+    #[inline(always)]
+    pub(super) fn step<L: Lanes>(self) {
+        let mut tokens = PAGE_TOKENS..0;
+        for seen in self.seen.iter().filter(|seen| !seen.is_empty()) {
+            tokens = tokens.start.min(seen.start)..tokens.end.max(seen.end);
+        }
+        if tokens.is_empty() {
+            return;
+        }
+        let groups = tokens.start / GROUP_TOKENS..tokens.end.div_ceil(GROUP_TOKENS);
+        let mut weights = [[[0.0; LANES]; GROUPS]; TILE_ROWS];
+        let Self { k, v, components, chunks, seen, q, out, max, sum } = self;
+        in_registers::<L>(seen.len(), Scores { k, q, components, groups: &groups, weights: &mut weights });
+        let rescale = softmax::<L>(seen, &groups, &mut weights, max, sum);
+        in_registers::<L>(seen.len(), Values { v, chunks, tokens, weights: &weights, rescale: &rescale, out });
+    }
+}
+
+/// Turns scores into weights and moves the rows' maxima and sums on; returns what the old results are worth now.
+#[inline(always)]
+fn softmax<L: Lanes>(
+    seen: &[Range<usize>],
+    groups: &Range<usize>,
+    weights: &mut [PageRow; TILE_ROWS],
+    max: &mut [f32],
+    sum: &mut [[f32; LANES]],
+) -> [f32; LANES] {
+    // A row that has seen nothing yet keeps -∞ and subtracts 0 instead: -∞ - (-∞) would be NaN.
+    let mut shift = [0.0; LANES];
+    let mut before = [f32::NEG_INFINITY; LANES];
+    for (row, seen) in seen.iter().enumerate() {
+        let mut largest = L::splat(f32::NEG_INFINITY);
+        for group in groups.clone() {
+            let first = (group * GROUP_TOKENS) as i32;
+            let mut scores = L::load(&weights[row][group]);
+            if (seen.start as i32) > first || (seen.end as i32) < first + GROUP_TOKENS as i32 {
+                scores = scores.keep(seen.start as i32 - first, seen.end as i32 - first, f32::NEG_INFINITY);
+                scores.store(&mut weights[row][group]);
+            }
+            largest = largest.max(scores);
+        }
+        let largest = largest.largest();
+        before[row] = max[row];
+        if largest > max[row] {
+            max[row] = largest;
+        }
+        if max[row] > f32::NEG_INFINITY {
+            shift[row] = max[row];
+        }
+    }
+    let mut rescale = [0.0; LANES];
+    exp(L::load(&before).sub(L::load(&shift))).store(&mut rescale);
+    for row in 0..seen.len() {
+        let shift = L::splat(shift[row]);
+        let mut total = L::load(&sum[row]).mul(L::splat(rescale[row]));
+        for group in groups.clone() {
+            let weight = exp(L::load(&weights[row][group]).sub(shift));
+            weight.store(&mut weights[row][group]);
+            total = total.add(weight);
+        }
+        total.store(&mut sum[row]);
+    }
+    rescale
+}
+
+/// A product of a few rows whose sums stay in registers.
+trait Product {
+    /// Rows `row..row + ROWS`, `SIDE` columns of sixteen at a time while that many are left.
+    fn rows<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize);
+}
+
+/// Covers `rows` rows with the largest pieces whose ROWS · SIDE sums fit. Many rows make the most of a load of keys or
+/// values; few rows take more columns side by side, since one chain of multiply-adds waits for itself.
+#[inline(always)]
+fn in_registers<L: Lanes>(rows: usize, mut product: impl Product) {
+    let mut row = 0;
+    while L::ACCUMULATORS >= 16 && row + 8 <= rows {
+        product.rows::<L, 8, 2>(row);
+        row += 8;
+    }
+    while L::ACCUMULATORS >= 4 && row + 4 <= rows {
+        if L::ACCUMULATORS >= 16 {
+            product.rows::<L, 4, 4>(row);
+        } else {
+            product.rows::<L, 4, 1>(row);
+        }
+        row += 4;
+    }
+    while row + 2 <= rows {
+        if L::ACCUMULATORS >= 16 {
+            product.rows::<L, 2, 4>(row);
+        } else if L::ACCUMULATORS >= 4 {
+            product.rows::<L, 2, 2>(row);
+        } else {
+            product.rows::<L, 2, 1>(row);
+        }
+        row += 2;
+    }
+    if row < rows {
+        if L::ACCUMULATORS >= 4 {
+            product.rows::<L, 1, 4>(row);
+        } else {
+            product.rows::<L, 1, 2>(row);
+        }
+    }
+}
+
+/// weights[row][s] = q[row] · k[s] for the tokens of `groups`.
+struct Scores<'a> {
+    k: &'a [[f32; LANES]],
+    q: &'a [f32],
+    components: usize,
+    groups: &'a Range<usize>,
+    weights: &'a mut [PageRow; TILE_ROWS],
+}
+
+impl Product for Scores<'_> {
+    #[inline(always)]
+    fn rows<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize) {
+        let mut group = self.groups.start;
+        while group + SIDE <= self.groups.end {
+            self.dot::<L, ROWS, SIDE>(row, group);
+            group += SIDE;
+        }
+        while group < self.groups.end {
+            self.dot::<L, ROWS, 1>(row, group);
+            group += 1;
+        }
+    }
+}
+
+impl Scores<'_> {
+    #[inline(always)]
+    fn dot<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize, group: usize) {
+        let components = self.components;
+        let mut q: [&[f32]; ROWS] = [&[]; ROWS];
+        for (index, q) in q.iter_mut().enumerate() {
+            *q = &self.q[(row + index) * components..][..components];
+        }
+        let mut k: [&[[f32; LANES]]; SIDE] = [&[]; SIDE];
+        for (index, k) in k.iter_mut().enumerate() {
+            *k = &self.k[(group + index) * components..][..components];
+        }
+        let mut sums = [[L::splat(0.0); SIDE]; ROWS];
+        for component in 0..components {
+            let mut keys = [L::splat(0.0); SIDE];
+            for (keys, k) in keys.iter_mut().zip(&k) {
+                *keys = L::load(&k[component]);
+            }
+            for (sums, q) in sums.iter_mut().zip(&q) {
+                let query = L::splat(q[component]);
+                for (sum, &keys) in sums.iter_mut().zip(&keys) {
+                    *sum = query.mul_add(keys, *sum);
+                }
+            }
+        }
+        for (sums, weights) in sums.iter().zip(&mut self.weights[row..]) {
+            for (sum, to) in sums.iter().zip(&mut weights[group..]) {
+                sum.store(to);
+            }
+        }
+    }
+}
+
+/// out[row] = rescale[row] · out[row] + Σ_s weights[row][s] · v[s] over `tokens`.
+struct Values<'a> {
+    v: &'a [[f32; LANES]],
+    chunks: usize,
+    tokens: Range<usize>,
+    weights: &'a [PageRow; TILE_ROWS],
+    rescale: &'a [f32; LANES],
+    out: &'a mut [[f32; LANES]],
+}
+
+impl Product for Values<'_> {
+    #[inline(always)]
+    fn rows<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize) {
+        let mut chunk = 0;
+        while chunk + SIDE <= self.chunks {
+            self.add::<L, ROWS, SIDE>(row, chunk);
+            chunk += SIDE;
+        }
+        while chunk < self.chunks {
+            self.add::<L, ROWS, 1>(row, chunk);
+            chunk += 1;
+        }
+    }
+}
+
+impl Values<'_> {
+    #[inline(always)]
+    fn add<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize, chunk: usize) {
+        let chunks = self.chunks;
+        let mut sums = [[L::splat(0.0); SIDE]; ROWS];
+        for (index, sums) in sums.iter_mut().enumerate() {
+            let rescale = L::splat(self.rescale[row + index]);
+            for (sum, out) in sums.iter_mut().zip(&self.out[(row + index) * chunks + chunk..]) {
+                *sum = L::load(out).mul(rescale);
+            }
+        }
+        let tokens = self.tokens.len();
+        let mut weights: [&[f32]; ROWS] = [&[]; ROWS];
+        for (index, weights) in weights.iter_mut().enumerate() {
+            *weights = &self.weights[row + index].as_flattened()[self.tokens.start..][..tokens];
+        }
+        let v = &self.v[self.tokens.start * chunks..][..tokens * chunks];
+        for token in 0..tokens {
+            let v = &v[token * chunks + chunk..][..SIDE];
+            let mut values = [L::splat(0.0); SIDE];
+            for (values, v) in values.iter_mut().zip(v) {
+                *values = L::load(v);
+            }
+            for (sums, weights) in sums.iter_mut().zip(&weights) {
+                let weight = L::splat(weights[token]);
+                for (sum, &values) in sums.iter_mut().zip(&values) {
+                    *sum = weight.mul_add(values, *sum);
+                }
+            }
+        }
+        for (index, sums) in sums.iter().enumerate() {
+            for (sum, to) in sums.iter().zip(&mut self.out[(row + index) * chunks + chunk..]) {
+                sum.store(to);
+            }
+        }
+    }
+}

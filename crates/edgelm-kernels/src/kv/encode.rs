@@ -1,0 +1,105 @@
+//! Rows of f32 into a page's format and layout.
+
+use super::page::{HeadPageMut, Layout, Page, component_rows, value_chunks};
+use super::{GROUP_TOKENS, KvShape};
+use crate::simd::LANES;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// Writes tokens `token..` of a page from `k` and `v`, rows of `[T, G, E]`.
+pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v: &[f32]) {
+    let KvShape { num_key_value_heads: heads, head_dim } = layout.shape();
+    let values_at = |token: usize| token * value_chunks(head_dim) * LANES;
+    for head in 0..heads {
+        let mut part = layout.head_mut(page, head);
+        let rows = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).skip(head).step_by(heads);
+        for (token, (k, v)) in (token..).zip(rows) {
+            match &mut part {
+                HeadPageMut::F32 { k: keys, v: values } => {
+                    interleave::<_, 1>(group(keys, token, head_dim), token, k);
+                    values[values_at(token)..][..head_dim].copy_from_slice(v);
+                }
+                HeadPageMut::F16 { k: keys, v: values } => {
+                    let keys = group(keys, token, head_dim);
+                    for (index, piece) in k.chunks(LANES).enumerate() {
+                        interleave::<_, 1>(&mut keys[index * LANES * GROUP_TOKENS..], token, &halves(piece)[..piece.len()]);
+                    }
+                    let values = &mut values[values_at(token)..][..head_dim];
+                    for (to, piece) in values.chunks_mut(LANES).zip(v.chunks(LANES)) {
+                        to.copy_from_slice(&halves(piece)[..piece.len()]);
+                    }
+                }
+                HeadPageMut::Q8 { k: keys, v: values, k_scales, v_scales } => {
+                    let quantizer = Quantizer::fit(k);
+                    k_scales[token] = quantizer.scale;
+                    let keys = group(keys, token, head_dim);
+                    for (index, piece) in k.chunks(4).enumerate() {
+                        let bytes = std::array::from_fn::<i8, 4, _>(|j| piece.get(j).map_or(0, |&x| quantizer.byte(x)));
+                        interleave::<_, 4>(&mut keys[index * 4 * GROUP_TOKENS..], token, &bytes);
+                    }
+                    let quantizer = Quantizer::fit(v);
+                    v_scales[token] = quantizer.scale;
+                    for (to, &x) in values[values_at(token)..][..head_dim].iter_mut().zip(v) {
+                        *to = quantizer.byte(x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Keys of the group that `token` is in.
+fn group<T>(keys: &mut [T], token: usize, head_dim: usize) -> &mut [T] {
+    let len = component_rows(head_dim) * GROUP_TOKENS;
+    &mut keys[token / GROUP_TOKENS * len..][..len]
+}
+
+/// Puts the components of one token into its lane, `WIDTH` of them side by side.
+fn interleave<T: Copy, const WIDTH: usize>(keys: &mut [T], token: usize, row: &[T]) {
+    let lane = token % GROUP_TOKENS * WIDTH;
+    for (slot, piece) in keys.chunks_exact_mut(GROUP_TOKENS * WIDTH).zip(row.chunks(WIDTH)) {
+        slot[lane..lane + piece.len()].copy_from_slice(piece);
+    }
+}
+
+/// Up to sixteen numbers in half precision, rounded to nearest even. What it cannot reach becomes its largest number rather than infinity, whose
+/// products with zero would spread NaN over the whole head.
+fn halves(piece: &[f32]) -> [u16; LANES] {
+    let largest = f16::MAX.to_f32_const();
+    let mut floats = [0.0; LANES];
+    for (to, x) in floats.iter_mut().zip(piece) {
+        *to = x.clamp(-largest, largest);
+    }
+    let mut halves = [f16::ZERO; LANES];
+    halves.convert_from_f32_slice(&floats);
+    halves.map(f16::to_bits)
+}
+
+/// byte = round(x / scale), ties to even, with scale = max|x| / 127.
+///
+/// Numerics: x is off by at most scale / 2. A row below 3.8e-37 becomes zeros; a row with an infinity or a NaN gets a NaN
+/// scale, so that the fault stays visible.
+struct Quantizer {
+    scale: f32,
+    inverse: f32,
+}
+
+impl Quantizer {
+    fn fit(row: &[f32]) -> Self {
+        let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let inverse = 127.0 / largest;
+        if !row.iter().all(|x| x.is_finite()) {
+            Self { scale: f32::NAN, inverse: 0.0 }
+        } else if inverse.is_finite() {
+            Self { scale: largest / 127.0, inverse }
+        } else {
+            Self { scale: 0.0, inverse: 0.0 }
+        }
+    }
+
+    fn byte(&self, x: f32) -> i8 {
+        // Adding 1.5 · 2²³ leaves no bits for a fraction; `round_ties_even` is a library call before SSE4.1.
+        const SHIFT: f32 = 12_582_912.0;
+        ((x * self.inverse + SHIFT) - SHIFT) as i8
+    }
+}

@@ -1,0 +1,148 @@
+//! The bytes of a page. Per head, in this order:
+//!
+//! | part | F32, F16 | Q8 |
+//! | --- | --- | --- |
+//! | keys | `[4 groups][component][16 tokens]` | `[4 groups][component / 4][16 tokens][4 components]` |
+//! | values | `[64 tokens][component]` | the same |
+//! | scales of keys, of values | none | `[64 tokens]` each |
+//!
+//! A score needs one key component of many tokens at a time and a result needs all components of one value at a time,
+//! so lanes are tokens in the keys and components in the values: neither ever sums across lanes. Components are padded
+//! with zeros, to a multiple of 4 in the keys and of 16 in the values.
+#![allow(unsafe_code)]
+
+use super::{KvDtype, KvShape};
+use crate::simd::LANES;
+
+/// Tokens of a page.
+pub(crate) const PAGE_TOKENS: usize = 64;
+/// Tokens whose key components lie side by side.
+pub(crate) const GROUP_TOKENS: usize = LANES;
+const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
+
+/// Components of a stored key: `head_dim` with its padding.
+pub(crate) fn component_rows(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(4)
+}
+
+/// Vectors of a stored value: `head_dim` with its padding, in sixteens.
+pub(crate) fn value_chunks(head_dim: usize) -> usize {
+    head_dim.div_ceil(LANES)
+}
+
+/// The unit of allocation, so that every part of a page begins on a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line([u8; LINE_BYTES]);
+const LINE_BYTES: usize = 64;
+
+// SAFETY: bytes without padding (the size is the alignment); every bit pattern, zeros too, is a value.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; `Copy` and `'static`.
+unsafe impl bytemuck::Pod for Line {}
+
+#[derive(Clone)]
+pub(super) struct Page(Box<[Line]>);
+
+/// Keys and values of one head in one page.
+pub(crate) enum HeadPage<'a> {
+    /// `k[group · rows + component][token]`, `v[token · chunks + chunk][component]`.
+    F32 { k: &'a [[f32; LANES]], v: &'a [[f32; LANES]] },
+    /// The same in half precision.
+    F16 { k: &'a [[u16; LANES]], v: &'a [[u16; LANES]] },
+    /// `k[group · rows / 4 + component / 4][4 · token + component % 4]`; scales by group and by token.
+    Q8 { k: &'a [[i8; 4 * LANES]], v: &'a [[i8; LANES]], k_scales: &'a [[f32; LANES]], v_scales: &'a [f32] },
+}
+
+/// [`HeadPage`] for writing, keys as single elements.
+pub(super) enum HeadPageMut<'a> {
+    F32 { k: &'a mut [f32], v: &'a mut [f32] },
+    F16 { k: &'a mut [u16], v: &'a mut [u16] },
+    Q8 { k: &'a mut [i8], v: &'a mut [i8], k_scales: &'a mut [f32], v_scales: &'a mut [f32] },
+}
+
+/// Where things lie in the pages of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    shape: KvShape,
+    dtype: KvDtype,
+    key_lines: usize,
+    value_lines: usize,
+    /// Of the keys; as many again follow for the values.
+    scale_lines: usize,
+}
+
+impl Layout {
+    pub(super) fn new(shape: KvShape, dtype: KvDtype) -> Self {
+        assert!(shape.num_key_value_heads > 0 && shape.head_dim > 0, "a cache of nothing: {shape:?}");
+        let element_bytes = match dtype {
+            KvDtype::F32 => size_of::<f32>(),
+            KvDtype::F16 => size_of::<u16>(),
+            KvDtype::Q8 => size_of::<i8>(),
+        };
+        let lines = |components: usize| PAGE_TOKENS * components * element_bytes / LINE_BYTES;
+        let scale_lines = match dtype {
+            KvDtype::Q8 => PAGE_TOKENS * size_of::<f32>() / LINE_BYTES,
+            KvDtype::F32 | KvDtype::F16 => 0,
+        };
+        let key_lines = lines(component_rows(shape.head_dim));
+        let value_lines = lines(value_chunks(shape.head_dim) * LANES);
+        Self { shape, dtype, key_lines, value_lines, scale_lines }
+    }
+
+    pub(super) fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    fn head_lines(&self) -> usize {
+        self.key_lines + self.value_lines + 2 * self.scale_lines
+    }
+
+    pub(super) fn page_bytes(&self) -> usize {
+        self.shape.num_key_value_heads * self.head_lines() * LINE_BYTES
+    }
+
+    pub(super) fn empty_page(&self) -> Page {
+        Page(vec![Line([0; LINE_BYTES]); self.page_bytes() / LINE_BYTES].into_boxed_slice())
+    }
+
+    pub(super) fn head<'a>(&self, page: &'a Page, head: usize) -> HeadPage<'a> {
+        let lines = &page.0[head * self.head_lines()..][..self.head_lines()];
+        let (k, rest) = lines.split_at(self.key_lines);
+        let (v, scales) = rest.split_at(self.value_lines);
+        match self.dtype {
+            KvDtype::F32 => HeadPage::F32 { k: bytemuck::cast_slice(k), v: bytemuck::cast_slice(v) },
+            KvDtype::F16 => HeadPage::F16 { k: bytemuck::cast_slice(k), v: bytemuck::cast_slice(v) },
+            KvDtype::Q8 => {
+                let (k_scales, v_scales) = scales.split_at(self.scale_lines);
+                HeadPage::Q8 {
+                    k: bytemuck::cast_slice(k),
+                    v: bytemuck::cast_slice(v),
+                    k_scales: bytemuck::cast_slice(k_scales),
+                    v_scales: bytemuck::cast_slice(v_scales),
+                }
+            }
+        }
+    }
+
+    pub(super) fn head_mut<'a>(&self, page: &'a mut Page, head: usize) -> HeadPageMut<'a> {
+        let lines = &mut page.0[head * self.head_lines()..][..self.head_lines()];
+        let (k, rest) = lines.split_at_mut(self.key_lines);
+        let (v, scales) = rest.split_at_mut(self.value_lines);
+        match self.dtype {
+            KvDtype::F32 => HeadPageMut::F32 { k: bytemuck::cast_slice_mut(k), v: bytemuck::cast_slice_mut(v) },
+            KvDtype::F16 => HeadPageMut::F16 { k: bytemuck::cast_slice_mut(k), v: bytemuck::cast_slice_mut(v) },
+            KvDtype::Q8 => {
+                let (k_scales, v_scales) = scales.split_at_mut(self.scale_lines);
+                HeadPageMut::Q8 {
+                    k: bytemuck::cast_slice_mut(k),
+                    v: bytemuck::cast_slice_mut(v),
+                    k_scales: bytemuck::cast_slice_mut(k_scales),
+                    v_scales: bytemuck::cast_slice_mut(v_scales),
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(PAGE_TOKENS == GROUPS * GROUP_TOKENS);

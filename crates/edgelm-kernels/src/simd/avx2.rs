@@ -1,0 +1,167 @@
+//! Two 256-bit registers.
+
+use super::{Kernel, LANES, Lanes};
+use std::arch::x86_64::*;
+
+/// # Safety
+/// The CPU has the features named here.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx2>()
+}
+
+/// Lanes 0..8, then 8..16.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256, __m256);
+
+// SAFETY of every block below: values of this type exist only inside `run`, whose caller has the features; pointers
+// come from array references of exactly the size that is read or written.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Lanes for Avx2 {
+    const ACCUMULATORS: usize = 4;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        let all = unsafe { _mm256_set1_ps(value) };
+        Self(all, all)
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        unsafe { Self(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))) }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), self.0);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    fn load_f16(from: &[u16; LANES]) -> Self {
+        unsafe {
+            let low = _mm_loadu_si128(from.as_ptr().cast());
+            let high = _mm_loadu_si128(from.as_ptr().add(8).cast());
+            Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; LANES]) -> Self {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let low = _mm256_cvtepi8_epi32(bytes);
+            let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+            Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4] {
+        unsafe {
+            let low = _mm256_loadu_si256(from.as_ptr().cast());
+            let high = _mm256_loadu_si256(from.as_ptr().add(32).cast());
+            [
+                Self(byte(_mm256_slli_epi32::<24>(low)), byte(_mm256_slli_epi32::<24>(high))),
+                Self(byte(_mm256_slli_epi32::<16>(low)), byte(_mm256_slli_epi32::<16>(high))),
+                Self(byte(_mm256_slli_epi32::<8>(low)), byte(_mm256_slli_epi32::<8>(high))),
+                Self(byte(low), byte(high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1)) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
+    }
+    #[inline(always)]
+    fn exp2_integer(self) -> Self {
+        unsafe { Self(exp2_integer(self.0), exp2_integer(self.1)) }
+    }
+    #[inline(always)]
+    fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
+            let high = _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, bound.1);
+            Self(_mm256_blendv_ps(otherwise.0, then.0, low), _mm256_blendv_ps(otherwise.1, then.1, high))
+        }
+    }
+    #[inline(always)]
+    fn keep(self, from: i32, to: i32, fill: f32) -> Self {
+        unsafe {
+            let fill = _mm256_set1_ps(fill);
+            let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let high = _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15);
+            Self(
+                _mm256_blendv_ps(fill, self.0, within(low, from, to)),
+                _mm256_blendv_ps(fill, self.1, within(high, from, to)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let eight = _mm256_add_ps(self.0, self.1);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        unsafe {
+            let eight = _mm256_max_ps(self.0, self.1);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+/// The top byte of each word, as f32.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn byte(words: __m256i) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(words))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn exp2_integer(n: __m256) -> __m256 {
+    let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+}
+
+/// All ones in the lanes whose number is in `from..to`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn within(lanes: __m256i, from: i32, to: i32) -> __m256 {
+    let not_before = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(from.saturating_sub(1)));
+    let before_end = _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lanes);
+    _mm256_castsi256_ps(_mm256_and_si256(not_before, before_end))
+}

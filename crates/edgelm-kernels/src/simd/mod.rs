@@ -1,0 +1,101 @@
+//! Sixteen f32 lanes, the same on every instruction set, and the one place where generic code meets it.
+//!
+//! Code over [`Lanes`] is written once, always `#[inline(always)]`, and compiled inside one `#[target_feature]`
+//! function per family by [`dispatch`]. Sixteen lanes everywhere (one AVX-512 register, two AVX2 registers, an array)
+//! fix the order of every sum, so AVX2 and AVX-512 agree bit for bit and scalar differs only by fused multiply-add.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod exp;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use exp::exp;
+
+use crate::{Cpu, Isa};
+
+/// Lanes of every [`Lanes`] type.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen f32 values.
+///
+/// The implementations are private to this module and generic code is only entered through [`dispatch`], so whoever
+/// holds one runs on a CPU that has its instructions; that is what makes the methods safe.
+pub(crate) trait Lanes: Copy {
+    /// Sums of this type that stay in registers with room for operands: 2, 4 or 16.
+    const ACCUMULATORS: usize;
+
+    fn splat(value: f32) -> Self;
+    fn load(from: &[f32; LANES]) -> Self;
+    fn store(self, to: &mut [f32; LANES]);
+    /// IEEE half precision, exactly.
+    fn load_f16(from: &[u16; LANES]) -> Self;
+    fn load_i8(from: &[i8; LANES]) -> Self;
+    /// Byte 4·lane + j of the input is lane `lane` of result j.
+    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4];
+
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// self · factor + addend; one rounding where the CPU fuses, two in scalar.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// To the nearest integer, ties to even.
+    fn round(self) -> Self;
+    /// 2^self for integers in -126..=127; +∞ for 128.
+    fn exp2_integer(self) -> Self;
+    /// `then` where self < bound, else (NaN included) `otherwise`.
+    fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
+    /// Lanes `from..to` of self, `fill` elsewhere.
+    fn keep(self, from: i32, to: i32, fill: f32) -> Self;
+
+    /// Sum as a tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+    fn sum(self) -> f32;
+    /// Largest lane.
+    fn largest(self) -> f32;
+}
+
+/// Sixteen values from the front of `from`, `fill` in the lanes beyond its end.
+#[inline(always)]
+pub(crate) fn load_partial<L: Lanes>(from: &[f32], fill: f32) -> L {
+    let mut lanes = [fill; LANES];
+    lanes[..from.len()].copy_from_slice(from);
+    L::load(&lanes)
+}
+
+/// Writes as many lanes as `to` holds.
+#[inline(always)]
+pub(crate) fn store_partial<L: Lanes>(value: L, to: &mut [f32]) {
+    let mut lanes = [0.0; LANES];
+    value.store(&mut lanes);
+    let len = to.len();
+    to.copy_from_slice(&lanes[..len]);
+}
+
+/// A computation written once over [`Lanes`]; `run` is `#[inline(always)]`.
+pub(crate) trait Kernel {
+    /// What it gives back.
+    type Output;
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for the family of `cpu`.
+pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
+    match cpu.isa() {
+        // SAFETY: a `Cpu` has a family only if this CPU reported its features.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::run(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        _ => kernel.run::<scalar::Scalar>(),
+    }
+}

@@ -1,0 +1,187 @@
+//! Errors: what a client is told, and what stops the server.
+//!
+//! A client always gets OpenAI's shape `{"error": {"message", "type", "param", "code"}}`; `code` is the stable,
+//! machine-readable kind and is never null. Messages about our own faults stay general: the details are logged.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use edgelm_engine::EngineError;
+use edgelm_model::ModelError;
+use serde_json::{Value, json};
+use std::{io, net::SocketAddr, path::PathBuf};
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address cannot be had.
+    #[error("cannot listen on `{address}`")]
+    Bind {
+        /// Host and port as configured.
+        address: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The listener failed later on.
+    #[error("listening on `{address}` failed")]
+    Listen {
+        /// The bound address.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The key file cannot be read.
+    #[error("cannot read the API key file `{path}`")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The key file holds something that is not a key.
+    #[error("API key file `{path}`: {what}")]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong; never quotes a key.
+        what: String,
+    },
+    /// The engine thread could not be started.
+    #[error("cannot start the engine thread")]
+    Thread(#[source] io::Error),
+    /// The model could not be loaded.
+    #[error("the model cannot be loaded")]
+    Load(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Why one request fails.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("{0}")]
+    MalformedBody(String),
+    #[error("the body is larger than {limit_bytes} bytes")]
+    BodyTooLarge { limit_bytes: usize },
+    #[error("the body did not arrive in time")]
+    BodyTimeout,
+    #[error("`{param}` is required")]
+    MissingParameter { param: String },
+    #[error("`{param}`: {what}")]
+    InvalidValue { param: String, what: String },
+    #[error("`{param}` is not supported by this server{}", .why.as_deref().map(|w| format!(": {w}")).unwrap_or_default())]
+    UnsupportedParameter { param: String, why: Option<String> },
+    #[error("`{param}` is not a known parameter")]
+    UnknownParameter { param: String },
+    #[error("the model `{model}` does not exist; this server has `{available}`")]
+    ModelNotFound { model: String, available: String },
+    #[error(
+        "the context holds {context} tokens, but {} were asked for ({prompt} in the prompt, {max_new} to generate)",
+        .prompt.saturating_add(*.max_new)
+    )]
+    ContextLength { param: &'static str, prompt: usize, max_new: usize, context: usize },
+    #[error("no route for {method} {path}")]
+    UnknownUrl { method: String, path: String },
+    #[error("{method} is not allowed on {path}")]
+    MethodNotAllowed { method: String, path: String },
+    #[error("a valid API key is required: send `Authorization: Bearer <key>`")]
+    InvalidApiKey,
+    #[error("requests from web pages of another origin are refused")]
+    CrossOrigin,
+    #[error("the queue of {capacity} waiting requests is full")]
+    QueueFull { capacity: usize, retry_after_s: u64 },
+    #[error("the model is still loading")]
+    Loading,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("the request failed inside the server")]
+    Internal,
+}
+
+impl ApiError {
+    pub(crate) fn invalid(param: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::InvalidValue { param: param.into(), what: what.into() }
+    }
+
+    /// What the engine refused. `param` is the field that holds the prompt.
+    pub(crate) fn from_engine(error: &EngineError, param: &'static str) -> Self {
+        match error {
+            EngineError::ContextLength { prompt, max_new, context } => {
+                Self::ContextLength { param, prompt: *prompt, max_new: *max_new, context: *context }
+            }
+            EngineError::TokenId { .. } | EngineError::EmptyPrompt => Self::invalid(param, error.to_string()),
+            EngineError::Option { option, what } => Self::invalid(*option, what.clone()),
+            // A template refuses messages it cannot express, for example two user messages in a row.
+            EngineError::NoChatTemplate | EngineError::Model(ModelError::Template(_)) => {
+                Self::invalid(param, error.to_string())
+            }
+            _ => {
+                tracing::error!(error = error as &dyn std::error::Error, "generation failed");
+                Self::Internal
+            }
+        }
+    }
+
+    fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+        const REQUEST: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::MalformedBody(_) => (StatusCode::BAD_REQUEST, REQUEST, "malformed_body"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "body_too_large"),
+            Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, REQUEST, "body_timeout"),
+            Self::MissingParameter { .. } => (StatusCode::BAD_REQUEST, REQUEST, "missing_required_parameter"),
+            Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, REQUEST, "invalid_value"),
+            Self::UnsupportedParameter { .. } => (StatusCode::BAD_REQUEST, REQUEST, "unsupported_parameter"),
+            Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, REQUEST, "unknown_parameter"),
+            Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
+            Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, REQUEST, "context_length_exceeded"),
+            Self::UnknownUrl { .. } => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
+            Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
+            Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, REQUEST, "invalid_api_key"),
+            Self::CrossOrigin => (StatusCode::FORBIDDEN, REQUEST, "cross_origin"),
+            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
+            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading"),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::MissingParameter { param }
+            | Self::InvalidValue { param, .. }
+            | Self::UnsupportedParameter { param, .. }
+            | Self::UnknownParameter { param } => Some(param),
+            Self::ModelNotFound { .. } => Some("model"),
+            Self::ContextLength { param, .. } => Some(param),
+            _ => None,
+        }
+    }
+
+    /// The answer's body, also sent as an event when a stream fails half-way.
+    pub(crate) fn body(&self) -> Value {
+        let (_, kind, code) = self.parts();
+        json!({"error": {"message": self.to_string(), "type": kind, "param": self.param(), "code": code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.parts().0, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        match self {
+            Self::QueueFull { retry_after_s, .. } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+            }
+            Self::Loading => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
+            }
+            Self::InvalidApiKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,133 @@
+//! The server's life: bind, load, answer, drain, end.
+
+use crate::{
+    ApiKeys, ServeError,
+    api::{self, App},
+    backend::Backend,
+    metrics::Metrics,
+    service::Service,
+};
+use std::{
+    error::Error,
+    future::{Future, IntoFuture},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+/// How a server is set up.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Name or address to listen on. Default: this machine only.
+    pub host: String,
+    /// 0 = any free one.
+    pub port: u16,
+    /// None = open to everyone who reaches the port.
+    pub api_keys: ApiKeys,
+    /// Requests that may wait behind the running one.
+    pub queue: usize,
+    /// Largest request body.
+    pub body_limit_bytes: usize,
+    /// Time a request body may take to arrive.
+    pub body_timeout: Duration,
+    /// Time that running and waiting requests get after a shutdown was asked for.
+    pub drain: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 8080,
+            api_keys: ApiKeys::default(),
+            queue: 32,
+            body_limit_bytes: 8 << 20,
+            body_timeout: Duration::from_secs(60),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Serves a loaded model until `shutdown` completes and what was running then is done or `config.drain` is over.
+/// `on_ready` learns the bound address.
+///
+/// # Errors
+/// The address cannot be bound, or the engine thread cannot be started.
+pub async fn serve(
+    config: ServerConfig,
+    backend: Arc<dyn Backend>,
+    shutdown: impl Future<Output = ()>,
+    on_ready: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    serve_loading(config, move || Ok(backend), shutdown, on_ready).await
+}
+
+/// As [`serve`], but binds first and loads the model on a thread of its own: until that is done, `/health` answers 503
+/// and so does every request for the model. `on_ready` is called when the model is there.
+///
+/// # Errors
+/// Those of [`serve`], and what `load` fails with.
+pub async fn serve_loading(
+    config: ServerConfig,
+    load: impl FnOnce() -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
+    on_ready: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let bind_error = |source| ServeError::Bind { address: format!("{}:{}", config.host, config.port), source };
+    let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
+    let address = listener.local_addr().map_err(bind_error)?;
+    let metrics = Arc::new(Metrics::new());
+    let app = Arc::new(App::new(&config, Arc::clone(&metrics)));
+    let (stop, mut stopped) = watch::channel(false);
+    let stopped = async move {
+        // An error means that the sender is gone, which is just as good a reason to stop.
+        let _ = stopped.wait_for(|&stop| stop).await;
+    };
+    let server = axum::serve(listener, api::router(&app, &config)).with_graceful_shutdown(stopped);
+    let mut server = pin!(server.into_future());
+    let mut shutdown = pin!(shutdown);
+    let listen_error = |source| ServeError::Listen { address, source };
+
+    // A plain thread: the runtime would wait for a blocking task, and a shutdown while loading must not.
+    let (loaded, mut loading) = oneshot::channel();
+    thread::Builder::new()
+        .name("edgelm-load".to_owned())
+        .spawn(move || {
+            // An error means that the server ended before the model was there.
+            let _ = loaded.send(load());
+        })
+        .map_err(ServeError::Thread)?;
+    tokio::select! {
+        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut shutdown => return Ok(()),
+        loaded = &mut loading => {
+            let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
+            let backend = loaded.map_err(ServeError::Load)?;
+            app.start(Service::new(backend, config.queue, metrics)?);
+        }
+    }
+    on_ready(address);
+
+    tokio::select! {
+        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut shutdown => {}
+    }
+    tracing::info!(%address, "shutting down");
+    stop.send_replace(true);
+    if let Ok(ended) = timeout(config.drain, &mut server).await {
+        return ended.map_err(listen_error);
+    }
+    tracing::warn!(drain_s = config.drain.as_secs(), "requests are still running after the drain time; stopping them");
+    app.stop();
+    // Enough for the last error to reach its client; a connection that takes longer is cut.
+    timeout(LAST_WORDS, &mut server).await.unwrap_or(Ok(())).map_err(listen_error)
+}
+
+const LAST_WORDS: Duration = Duration::from_secs(1);

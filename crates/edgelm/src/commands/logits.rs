@@ -1,0 +1,54 @@
+//! `edgelm logits`: next-token logits of every position, for tests.
+
+use crate::{commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
+use anyhow::Context;
+use clap::Args;
+use edgelm_engine::{Engine, Step, Want, Workspace};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[group(id = "input", required = true, multiple = false)]
+pub struct LogitsArgs {
+    /// Folder, .gguf file, hf.co/org/name or `demo`
+    model: String,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS", group = "input")]
+    tokens: Option<String>,
+    /// File with token ids, separated by commas or white space
+    #[arg(long, value_name = "F", group = "input")]
+    tokens_file: Option<PathBuf>,
+    /// Only the last N positions
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// Cache format [default: f32 for unquantized weights, else f16]
+    #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
+    kv: Option<edgelm_kernels::KvDtype>,
+}
+
+pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
+    let tokens = match (&args.tokens, &args.tokens_file) {
+        (Some(text), _) => parse_ids(text)?,
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            parse_ids(text.trim().trim_start_matches('[').trim_end_matches(']'))?
+        }
+        (None, None) => return Err(Usage("--tokens or --tokens-file is needed".into()).into()),
+    };
+    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let engine = Engine::load(checkpoint, machine::cpu(global)?)?;
+    let mut sequence = engine.sequence(args.kv.unwrap_or_else(|| engine.default_kv()));
+    let mut workspace = Workspace::default();
+    let mut batch = [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }];
+    engine.forward(&mut batch, &mut workspace)?;
+    let rows: Vec<&[f32]> = workspace.logits().chunks(engine.config().vocab_size).collect();
+    let first = args.last.map_or(0, |last| rows.len().saturating_sub(last));
+    if global.json {
+        return output::json(&json!({ "tokens": tokens, "logits": &rows[first..] }));
+    }
+    for row in &rows[first..] {
+        let values: Vec<String> = row.iter().map(f32::to_string).collect();
+        output::line(values.join(" "))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! `edgelm quantize`: one-step quantization to a GGUF file.
+
+use crate::{failure::Usage, machine, options::Global, output, progress, resolve};
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use edgelm_compress::{
+    CalibrationOptions, Importance, Keep, QuantizeOptions, QuantizeReport, Scheme, calibration_windows,
+    measure_importance, quantize_to_gguf,
+};
+use edgelm_model::Checkpoint;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct QuantizeArgs {
+    /// Folder, .gguf file, hf.co/org/name or `demo`
+    model: String,
+    /// File to write (.gguf)
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …
+    #[arg(long, value_name = "NAME", default_value = "Q4_K_M")]
+    format: String,
+    /// rtn: round to nearest; imatrix: weigh errors by calibration activations
+    #[arg(long, value_enum, default_value = "rtn")]
+    method: Method,
+    /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
+    #[arg(long, value_name = "PATTERN=FORMAT")]
+    keep: Vec<String>,
+    /// Text, or JSON Lines with `text` or `messages`, for `imatrix`
+    #[arg(long, value_name = "F", required_if_eq("method", "imatrix"))]
+    calibration: Option<PathBuf>,
+    /// Calibration windows (of up to 512 tokens)
+    #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
+    samples: usize,
+    /// Which windows are taken
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    Rtn,
+    Imatrix,
+}
+
+pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
+    let is_gguf = args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if !is_gguf {
+        let what = format!("`{}`: the output must end in .gguf", args.output.display());
+        return Err(Usage(what).into());
+    }
+    if args.method == Method::Rtn && args.calibration.is_some() {
+        return Err(Usage("--calibration has no use with --method rtn".into()).into());
+    }
+    let scheme = Scheme::from_name(&args.format).map_err(|error| Usage(error.to_string()))?;
+    let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
+    let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
+    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let importance = match &args.calibration {
+        Some(path) => {
+            let options =
+                CalibrationOptions { samples: args.samples, seed: args.seed, ..CalibrationOptions::default() };
+            Some(measure(&checkpoint, path, &options, global)?)
+        }
+        None => None,
+    };
+    let options = QuantizeOptions { scheme, keep: &keep, importance: importance.as_ref() };
+    let report = write(&checkpoint, &args.output, &options, global)?;
+    if global.json {
+        return output::json(&document(&report));
+    }
+    print(&report, &args.output)
+}
+
+/// Quantizes on as many threads as asked for, with a progress bar.
+pub fn write(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: &QuantizeOptions<'_>,
+    global: &Global,
+) -> anyhow::Result<QuantizeReport> {
+    let threads = machine::cpu(global)?.threads();
+    let pool = edgelm_compress::thread_pool(threads).context("cannot start threads")?;
+    let bar = progress::bar(0, "quantize", global.quiet);
+    let report = pool.install(|| {
+        quantize_to_gguf(checkpoint, path, options, &mut |done, total, name| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            bar.set_message(name.to_owned());
+        })
+    });
+    bar.finish_and_clear();
+    Ok(report?)
+}
+
+fn measure(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: &CalibrationOptions,
+    global: &Global,
+) -> anyhow::Result<Importance> {
+    if options.samples == 0 {
+        return Err(Usage("--samples must be at least 1".into()).into());
+    }
+    let windows = calibration_windows(checkpoint, path, options)?;
+    let cpu = machine::cpu(global)?;
+    let bar = progress::bar(0, "calibrate", global.quiet);
+    let importance = measure_importance(checkpoint, &cpu, &windows, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    Ok(importance?)
+}
+
+/// The keys of CONTRACT.md.
+fn document(report: &QuantizeReport) -> Value {
+    let tensors: Map<String, Value> =
+        report.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.format.into())).collect();
+    json!({
+        "input_bytes": report.input_bytes,
+        "output_bytes": report.output_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "tensors": tensors,
+        "details": report.tensors,
+        "notes": report.notes,
+        "seconds": report.seconds,
+        "peak_rss_bytes": machine::peak_rss_bytes(),
+    })
+}
+
+fn print(report: &QuantizeReport, path: &Path) -> anyhow::Result<()> {
+    let mut table = output::table(&["tensor", "from", "to", "bytes", "relative error"]);
+    for tensor in &report.tensors {
+        let error = format!("{:.5}", tensor.relative_rms_error);
+        table.add_row([&tensor.name, tensor.from, tensor.format, &output::bytes(tensor.bytes), &error]);
+    }
+    output::line(table)?;
+    for note in &report.notes {
+        output::line(format!("note: {note}"))?;
+    }
+    let formats: Vec<String> = report.formats().iter().map(|(name, count)| format!("{name} ×{count}")).collect();
+    output::line(format!(
+        "{}: {} → {}, {:.2} bits per weight ({}), {:.1} s",
+        path.display(),
+        output::bytes(report.input_bytes),
+        output::bytes(report.output_bytes),
+        report.bits_per_weight,
+        formats.join(", "),
+        report.seconds,
+    ))
+}

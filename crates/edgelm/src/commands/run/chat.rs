@@ -1,0 +1,122 @@
+//! Interactive chat: history, streaming, Ctrl-C stops an answer.
+
+use super::with_model_limit;
+use crate::{options::Global, output};
+use edgelm_engine::{GenerateOptions, Model};
+use edgelm_model::Message;
+use serde_json::json;
+use std::{
+    io::{BufRead, Write},
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Set by Ctrl-C while an answer is generated.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// An answer is being generated: Ctrl-C stops it instead of the program.
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+
+const HELP: &str = "/clear forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends";
+
+pub(super) fn run(
+    model: &Model,
+    system: Option<&str>,
+    raw: bool,
+    options: &GenerateOptions,
+    global: &Global,
+) -> anyhow::Result<()> {
+    if !raw && model.chat_template()?.is_none() {
+        return Err(edgelm_engine::EngineError::NoChatTemplate.into());
+    }
+    catch_interrupts()?;
+    if !global.quiet {
+        eprintln!("{}: {HELP}; Ctrl-C stops an answer", model.name());
+    }
+    let mut system = system.map(str::to_owned);
+    let mut messages = first_messages(system.as_deref());
+    let mut sequence = model.sequence(options);
+    loop {
+        eprint!(">>> ");
+        std::io::stderr().flush()?;
+        let mut line = String::new();
+        if std::io::stdin().lock().read_line(&mut line)? == 0 {
+            eprintln!();
+            return Ok(());
+        }
+        let line = line.trim();
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("", _) => continue,
+            ("/exit" | "/bye" | "/quit", _) => return Ok(()),
+            ("/help" | "/?", _) => eprintln!("{HELP}"),
+            ("/clear", _) => messages = first_messages(system.as_deref()),
+            ("/system", text) => {
+                system = (!text.is_empty()).then(|| text.to_owned());
+                messages = first_messages(system.as_deref());
+            }
+            (command, _) if command.starts_with('/') => eprintln!("unknown command `{command}`; {HELP}"),
+            _ => {
+                messages.push(json!({ "role": "user", "content": line }));
+                let prompt =
+                    if raw { model.tokenizer()?.encode_prompt(line)? } else { model.chat_prompt(&messages)? };
+                match answer(model, &mut sequence, &prompt, options) {
+                    Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
+                    Err(error) => {
+                        messages.pop();
+                        crate::failure::report(&error);
+                        eprintln!("{HELP}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn first_messages(system: Option<&str>) -> Vec<Message> {
+    system.map(|text| json!({ "role": "system", "content": text })).into_iter().collect()
+}
+
+fn answer(
+    model: &Model,
+    sequence: &mut edgelm_engine::Sequence,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> anyhow::Result<String> {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+    ANSWERING.store(true, Ordering::Relaxed);
+    let options = with_model_limit(model, prompt.len(), options);
+    let mut on_piece = |piece: &edgelm_engine::Piece| {
+        if output::stream(&piece.text).is_err() || INTERRUPTED.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    // Beams fork the state, so they start afresh each turn.
+    let generation = if options.beams > 1 {
+        model.generate(prompt, &options, &mut on_piece)
+    } else {
+        model.generate_in(sequence, prompt, &options, &mut on_piece)
+    };
+    ANSWERING.store(false, Ordering::Relaxed);
+    let generation = generation?;
+    output::line("")?;
+    Ok(generation.text)
+}
+
+/// A thread that waits for Ctrl-C.
+fn catch_interrupts() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if ANSWERING.load(Ordering::Relaxed) {
+                    INTERRUPTED.store(true, Ordering::Relaxed);
+                } else {
+                    eprintln!();
+                    // As a shell reports a program that Ctrl-C ended.
+                    std::process::exit(130);
+                }
+            }
+        });
+    });
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! How failures look: one line `error: …`, then `hint: …` where the next step is known.
+
+use edgelm_engine::EngineError;
+use edgelm_kernels::KernelError;
+use edgelm_model::ModelError;
+use std::process::ExitCode;
+
+/// A failed quality gate (exit status 3).
+#[derive(Debug)]
+pub struct GateFailed(pub String);
+
+impl std::fmt::Display for GateFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for GateFailed {}
+
+/// A combination of arguments that has no meaning (exit status 2).
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Prints an error with its causes in one line, and a hint; returns the exit status.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // A transparent wrapper repeats its source's text.
+        if !line.ends_with(&text) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&text);
+        }
+    }
+    eprintln!("error: {}", line.replace('\n', " "));
+    if let Some(hint) = error.chain().find_map(hint) {
+        eprintln!("hint: {hint}");
+    }
+    if error.is::<GateFailed>() {
+        ExitCode::from(3)
+    } else if error.is::<Usage>() || error.chain().any(is_bad_option) {
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// `edgelm … | head` is not a failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn is_bad_option(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(KernelError::UnknownIsa(_) | KernelError::Threads(_)))
+        || matches!(cause.downcast_ref(), Some(EngineError::Option { .. }))
+}
+
+fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match cause.downcast_ref::<EngineError>() {
+        Some(EngineError::ContextLength { .. }) => {
+            return Some("shorten the prompt, ask for fewer tokens, or work through it with --window and --stride");
+        }
+        Some(EngineError::NoChatTemplate) => return Some("use --raw to send the prompt as it is"),
+        _ => {}
+    }
+    match cause.downcast_ref::<ModelError>() {
+        Some(ModelError::UnexpectedTensor { .. } | ModelError::MissingTensor { .. }) => {
+            return Some("the weights and the config do not belong together, or the download is incomplete");
+        }
+        Some(ModelError::UnknownArchitecture { .. }) => return Some("see docs/architecture.md for how to add one"),
+        _ => {}
+    }
+    if let Some(KernelError::IsaAbsent { .. }) = cause.downcast_ref() {
+        return Some("leave --isa out to use the best that this CPU has");
+    }
+    None
+}
