@@ -21,7 +21,7 @@ pub(super) const LENGTH_BYTES: usize = 8;
 /// Key of the free-form strings; no tensor can have this name.
 pub(super) const METADATA_KEY: &str = "__metadata__";
 /// Bounds what a header of `[0,0,0,…` can make us hold. PyTorch stops at 64.
-const MAX_DIMENSIONS: usize = 64;
+pub(super) const MAX_DIMENSIONS: usize = 64;
 
 pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, String>,

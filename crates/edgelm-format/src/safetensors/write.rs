@@ -1,6 +1,6 @@
 //! Writing one safetensors file.
 
-use super::header::{LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY};
+use super::header::{LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER_BYTES, METADATA_KEY};
 use crate::{
     FormatError,
     fault::{Fault, Name, malformed},
@@ -69,6 +69,9 @@ fn layout(
         }
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Err(place(Fault::Unsupported(format!("safetensors cannot hold {dtype}"))));
+        }
+        if shape.len() > MAX_DIMENSIONS {
+            return malformed!("tensor {}: more than {MAX_DIMENSIONS} dimensions", Name(name));
         }
         let size = shape::elements(shape).map_err(place)? as u64;
         let end = size.checked_mul(dtype.block_bytes() as u64).and_then(|size| offset.checked_add(size));
