@@ -133,7 +133,7 @@ pub fn quantize_to_gguf(
 
 fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
     let Ok(output) = output.canonicalize() else { return Ok(()) };
-    if checkpoint.files().iter().filter_map(|file| file.canonicalize().ok()).any(|file| file == output) {
+    if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
         return Err(CompressError::OutputIsInput { path: output });
     }
     Ok(())

@@ -195,11 +195,11 @@ impl Engine {
             if let Some(&id) = step.tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
                 return Err(EngineError::TokenId { id, vocab_size: config.vocab_size });
             }
-            if held + new > config.max_position_embeddings {
+            if held + new > config.context_length() {
                 return Err(EngineError::ContextLength {
                     prompt: held + new,
                     max_new: 0,
-                    context: config.max_position_embeddings,
+                    context: config.context_length(),
                 });
             }
         }

@@ -87,7 +87,7 @@ pub struct Generation {
 
 /// Context limit and number of tokens to generate at most; an error where they cannot be had.
 pub(crate) fn budget(engine: &Engine, prompt: usize, options: &GenerateOptions) -> Result<usize, EngineError> {
-    let trained = engine.config().max_position_embeddings;
+    let trained = engine.config().context_length();
     let context = options.context.unwrap_or(trained);
     if context > trained {
         let what = format!("{context} is more than the {trained} positions of this model");

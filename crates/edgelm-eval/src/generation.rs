@@ -24,7 +24,7 @@ impl Default for GenerationLimits {
 /// Continues a prompt greedily until eos or `max_new_tokens`.
 /// Errors where the context ends before either: an answer cut short by it is not the model's answer.
 pub(crate) fn answer(model: &Model, prompt: &[u32], limits: &GenerationLimits) -> Result<Generation, EngineError> {
-    let context = model.engine().config().max_position_embeddings;
+    let context = model.engine().config().context_length();
     let too_long = EngineError::ContextLength { prompt: prompt.len(), max_new: limits.max_new_tokens, context };
     let room = context.saturating_sub(prompt.len());
     let max_tokens = limits.max_new_tokens.min(room);

@@ -58,7 +58,7 @@ impl Backend for ModelBackend {
         &self.name
     }
     fn context(&self) -> usize {
-        self.base.context.unwrap_or(self.model.engine().config().max_position_embeddings)
+        self.base.context.unwrap_or(self.model.engine().config().context_length())
     }
     fn vocab_size(&self) -> usize {
         self.model.engine().config().vocab_size

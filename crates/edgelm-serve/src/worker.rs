@@ -187,12 +187,14 @@ impl Shared {
         let mut last_token: Option<Instant> = None;
         for options in &job.choices {
             let mut on_piece = |piece: &Piece| {
-                let now = Instant::now();
-                match last_token.replace(now) {
-                    None => self.metrics.time_to_first_token.observe(seconds(now - job.received)),
-                    Some(before) => self.metrics.inter_token.observe(seconds(now - before)),
+                if piece.token.is_some() {
+                    let now = Instant::now();
+                    match last_token.replace(now) {
+                        None => self.metrics.time_to_first_token.observe(seconds(now - job.received)),
+                        Some(before) => self.metrics.inter_token.observe(seconds(now - before)),
+                    }
+                    self.metrics.generated_tokens.inc();
                 }
-                self.metrics.generated_tokens.inc();
                 let event = Event::Piece { text: piece.text.clone(), logprob: token_logprob(backend, piece) };
                 if job.events.send(event).is_err() || self.stopping.load(Ordering::Relaxed) {
                     ControlFlow::Break(())
@@ -223,7 +225,7 @@ impl Shared {
 }
 
 fn token_logprob(backend: &dyn Backend, piece: &Piece) -> Option<TokenLogprob> {
-    let logprob = piece.logprob?;
+    let (token, logprob) = (piece.token?, piece.logprob?);
     let top = piece.top_logprobs.iter().map(|&(token, value)| (backend.token_text(token), value)).collect();
-    Some(TokenLogprob { token: backend.token_text(piece.token), logprob, top })
+    Some(TokenLogprob { token: backend.token_text(token), logprob, top })
 }

@@ -47,7 +47,7 @@ pub fn stream(text: &str) -> anyhow::Result<()> {
 /// A table for people.
 pub fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(header.to_vec());
     table
 }

@@ -9,7 +9,7 @@ mod open;
 mod verify;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use edgelm_format::{Source, TensorView, gguf::{GgufFile, Value}, safetensors::SafeTensors};
 use files::Files;
 use std::{
     path::{Path, PathBuf},
@@ -157,6 +157,16 @@ impl Checkpoint {
         }
     }
 
+    /// True if the model came with a tokenizer (which may still turn out to be unreadable).
+    pub fn has_tokenizer(&self) -> bool {
+        match &self.store {
+            Store::Safetensors(_, files) => files.names().iter().any(|name| name == "tokenizer.json"),
+            Store::Gguf(file) => {
+                file.get_meta("tokenizer.ggml.model").and_then(Value::as_str).is_some_and(|model| model != "none")
+            }
+        }
+    }
+
     /// The tokenizer; an error that says what is missing where there is none. Built once.
     pub fn tokenizer(&self) -> Result<&Tokenizer, ModelError> {
         if let Some(tokenizer) = self.tokenizer.get() {
@@ -200,7 +210,7 @@ fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> Stri
 
 /// The template of a GGUF file, with the texts of the special tokens it may write.
 fn gguf_template(file: &GgufFile) -> Result<Option<ChatTemplate>, ModelError> {
-    use edgelm_format::gguf::{Array, Value};
+    use edgelm_format::gguf::Array;
     let Some(source) = file.get_meta("tokenizer.chat_template").and_then(Value::as_str) else { return Ok(None) };
     let text = |kind: &str| {
         let id = file.get_meta(&format!("tokenizer.ggml.{kind}_token_id")).and_then(Value::as_u64)?;

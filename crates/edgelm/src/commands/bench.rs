@@ -53,7 +53,7 @@ pub fn run(args: BenchArgs, global: &Global) -> anyhow::Result<()> {
         return Err(Usage("-r and -b must be at least 1".into()).into());
     }
     let engine = Engine::load(resolve::checkpoint(&args.model, global)?, machine::cpu(global)?)?;
-    let context = engine.config().max_position_embeddings;
+    let context = engine.config().context_length();
     let tests = tests(&args);
     if let Some(test) = tests.iter().find(|test| test.depth + test.length() > context) {
         let what = format!("{} needs {} positions, the model has {context}", test.name, test.depth + test.length());

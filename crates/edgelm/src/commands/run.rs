@@ -256,7 +256,7 @@ fn once(
 fn with_model_limit(model: &Model, prompt: usize, options: &GenerateOptions) -> GenerateOptions {
     let mut options = options.clone();
     if options.max_tokens.is_none() {
-        let context = options.context.unwrap_or(model.engine().config().max_position_embeddings);
+        let context = options.context.unwrap_or(model.engine().config().context_length());
         let room = context.saturating_sub(prompt);
         options.max_tokens = model.generation_config().max_new_tokens.filter(|&n| n < room);
     }

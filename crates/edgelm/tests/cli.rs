@@ -1,0 +1,302 @@
+//! The command line as scripts use it: keys, exit statuses, messages.
+#![allow(clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn edgelm(arguments: &[&str]) -> assert_cmd::assert::Assert {
+    command().args(arguments).assert()
+}
+
+fn command() -> Command {
+    let mut command = Command::cargo_bin("edgelm").unwrap();
+    command.env_remove("EDGELM_THREADS").env_remove("EDGELM_ISA").env_remove("RUST_LOG");
+    command.env("EDGELM_OFFLINE", "1");
+    command
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = command().args(arguments).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).unwrap()
+}
+
+fn text(arguments: &[&str]) -> String {
+    String::from_utf8(edgelm(arguments).success().get_output().stdout.clone()).unwrap()
+}
+
+/// Exit status, and the one line on stderr that begins with `error:`.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = command().args(arguments).assert().failure().get_output().clone();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let line = stderr.lines().find(|line| line.starts_with("error:")).unwrap_or_default().to_owned();
+    assert!(!line.is_empty(), "no error line for {arguments:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    (output.status.code().unwrap(), line)
+}
+
+fn assets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets")
+}
+
+fn reference() -> Value {
+    serde_json::from_slice(&std::fs::read(assets().join("mica-5m/reference.json")).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> String {
+    value.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn inspect_tells_the_facts() {
+    let facts = json(&["inspect", "demo"]);
+    assert_eq!(facts["architecture"], "llama");
+    assert_eq!(facts["bits_per_weight"], 16.0);
+    assert_eq!(facts["tensors"].as_array().unwrap().len(), 4 * 9 + 2);
+    assert_eq!(facts["memory"]["kv_bytes_per_token"], 4 * 2 * 2 * 64 * 2);
+    let parameters = facts["parameters"].as_u64().unwrap();
+    assert_eq!(facts["memory"]["weights_bytes"].as_u64().unwrap(), parameters * 2);
+    assert!(text(&["inspect", "demo", "--tensors"]).contains("model.layers.3.mlp.down_proj.weight"));
+}
+
+#[test]
+fn text_and_tokens_go_both_ways() {
+    let line = "Pump 3: 81 °C — naïve 😀";
+    let tokens = json(&["tokenize", "demo", line]);
+    assert_eq!(json(&["detokenize", "demo", &ids(&tokens["tokens"])])["text"], line);
+    assert_eq!(text(&["tokenize", "demo", line]).trim(), ids(&tokens["tokens"]));
+}
+
+#[test]
+fn a_template_is_rendered() {
+    let folder = tempfile::tempdir().unwrap();
+    let messages = folder.path().join("m.json");
+    std::fs::write(&messages, r#"[{"role": "user", "content": "hi"}]"#).unwrap();
+    let arguments = ["template", "demo", "--messages", messages.to_str().unwrap()];
+    assert_eq!(text(&arguments), "<|im_start|>user\nhi<|im_end|>\n");
+    let with_prompt = [&arguments[..], &["--add-generation-prompt"]].concat();
+    assert!(text(&with_prompt).ends_with("<|im_start|>assistant\n"));
+}
+
+#[test]
+fn greedy_tokens_are_those_of_the_reference() {
+    for case in reference()["greedy"].as_array().unwrap() {
+        let got = json(&["run", "demo", "--tokens", &ids(&case["prompt_tokens"]), "--max-tokens", "128"]);
+        assert_eq!(got["tokens"], case["tokens"], "line {}", case["line"]);
+        assert_eq!(got["finish_reason"], "stop");
+        assert_eq!(got["prompt_tokens"], case["prompt_tokens"].as_array().unwrap().len());
+    }
+}
+
+#[test]
+fn run_honours_its_flags() {
+    let prompt = ["run", "demo", "List three metals."];
+    let plain = json(&[&prompt[..], &["--max-tokens", "24"]].concat());
+    assert_eq!(plain["completion_tokens"], 24);
+    assert_eq!(plain["finish_reason"], "length");
+    for key in ["load_ms", "ttft_ms", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_rss_bytes"] {
+        assert!(plain[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let sampled = |seed: &str| json(&[&prompt[..], &["-n", "24", "--temperature", "1.5", "--seed", seed]].concat())["text"].clone();
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+    let whole = plain["text"].as_str().unwrap();
+    let stop: String = whole.chars().skip(4).take(5).collect();
+    let stopped = json(&[&prompt[..], &["-n", "24", "--stop", &stop]].concat());
+    assert_eq!(stopped["text"].as_str().unwrap(), &whole[..whole.find(&stop).unwrap()]);
+    assert_eq!(stopped["finish_reason"], "stop");
+    let streamed = text(&[&prompt[..], &["-n", "24"]].concat());
+    assert_eq!(streamed.strip_suffix('\n').unwrap(), whole);
+    let beams = json(&[&prompt[..], &["-n", "12", "--beams", "3"]].concat());
+    assert!(beams["completion_tokens"].as_u64().unwrap() <= 12);
+    for kv in ["f32", "f16", "q8"] {
+        json(&[&prompt[..], &["-n", "4", "--kv", kv]].concat());
+    }
+}
+
+#[test]
+fn threads_and_kernel_families_agree_on_tokens() {
+    let case = &reference()["greedy"][0];
+    let arguments = ["run", "demo", "--tokens", &ids(&case["prompt_tokens"]), "--max-tokens", "16"];
+    let want: Vec<Value> = case["tokens"].as_array().unwrap().iter().take(16).cloned().collect();
+    for extra in [["--threads", "1"], ["--threads", "2"], ["--isa", "scalar"]] {
+        assert_eq!(json(&[&arguments[..], &extra].concat())["tokens"], Value::Array(want.clone()), "{extra:?}");
+    }
+}
+
+#[test]
+fn a_long_document_is_worked_through_in_windows() {
+    let file = assets().join("demo/text.txt");
+    let got = json(&[
+        "run", "demo", "Summarize:", "--file", file.to_str().unwrap(), "--window", "1500", "--stride", "1400", "-n", "8",
+    ]);
+    let windows = got["windows"].as_array().unwrap();
+    assert!(windows.len() > 3);
+    assert_eq!(windows[1]["window"][0], 1400);
+    assert_eq!(windows.last().unwrap()["window"][1], got["document_tokens"]);
+    let (status, line) = failure(&["run", "demo", "--file", file.to_str().unwrap()]);
+    assert_eq!(status, 1);
+    assert!(line.contains("context"), "{line}");
+}
+
+#[test]
+fn logits_have_one_row_per_position() {
+    let got = json(&["logits", "demo", "--tokens", "0,5,17"]);
+    let rows = got["logits"].as_array().unwrap();
+    assert_eq!((rows.len(), rows[0].as_array().unwrap().len()), (3, 8192));
+    let last = json(&["logits", "demo", "--tokens", "0,5,17", "--last", "1"]);
+    assert_eq!(last["logits"][0], rows[2]);
+}
+
+#[test]
+fn quantized_files_are_smaller_and_nearly_as_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = assets().join("demo/text.txt");
+    let sample = sample.to_str().unwrap();
+    let quantize = |name: &str, extra: &[&str]| {
+        let path = folder.path().join(format!("{name}{}.gguf", extra.len()));
+        let arguments = [&["quantize", "demo", "-o", path.to_str().unwrap(), "--format", name], extra].concat();
+        let report = json(&arguments);
+        assert_eq!(report["output_bytes"].as_u64().unwrap(), std::fs::metadata(&path).unwrap().len());
+        (path.to_str().unwrap().to_owned(), report)
+    };
+    let divergence = |path: &str| {
+        let got = json(&["eval", path, "--text", sample, "--windows", "2", "--against", "demo"]);
+        assert_eq!(got["tokens_scored"], 2048);
+        assert!(got["top1_agreement"].as_f64().unwrap() <= 1.0);
+        got["kl_divergence"].as_f64().unwrap()
+    };
+    // Bounds are three times what was measured on this text, so that another CPU's rounding stays inside.
+    for (name, bits, kl) in [("Q8_0", 8.5, 0.002), ("Q6_K", 6.9, 0.01), ("Q4_K_M", 5.4, 0.08), ("Q4_0", 5.0, 0.15)] {
+        let (path, report) = quantize(name, &[]);
+        assert!(report["bits_per_weight"].as_f64().unwrap() <= bits + 0.05, "{name}: {}", report["bits_per_weight"]);
+        let got = divergence(&path);
+        assert!(got < kl && got > 0.0, "{name}: {got}");
+        // ffn rows of 704 are no multiple of 256: the output says what they got instead.
+        let has_note = report["notes"].as_array().unwrap().iter().any(|note| note.to_string().contains("704"));
+        assert_eq!(has_note, name.contains("_K"), "{name}");
+        let again = quantize(name, &["-q"]).0;
+        assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(again).unwrap(), "{name}: not the same bytes twice");
+    }
+    let (path, report) = quantize("Q4_0", &["--keep", "blk.*.attn_v.weight=Q8_0"]);
+    assert_eq!(report["tensors"]["blk.1.attn_v.weight"], "Q8_0");
+    assert_eq!(json(&["inspect", &path])["tensors"].as_array().unwrap().len(), 4 * 9 + 2);
+    let plain = divergence(&quantize("Q3_K", &[]).0);
+    let weighted = divergence(&quantize("Q3_K", &["--method", "imatrix", "--calibration", sample, "--samples", "16"]).0);
+    assert!(weighted < plain * 1.05, "importance made it worse: {weighted} after {plain}");
+}
+
+#[test]
+fn evaluation_of_pairs_and_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = folder.path().join("pairs.jsonl");
+    std::fs::write(&pairs, r#"{"prediction": "the cat sat on the mat", "reference": "the cat sat on a mat"}"#).unwrap();
+    let got = json(&["eval", "demo", "--pairs", pairs.to_str().unwrap()]);
+    assert!((got["rouge_l"].as_f64().unwrap() - 5.0 / 6.0).abs() < 1e-9);
+    assert!(got["bleu4"].as_f64().unwrap() > 40.0);
+    let tasks = assets().join("demo/tasks.jsonl");
+    let report = folder.path().join("report.html");
+    let arguments =
+        ["eval", "demo", "--tasks", tasks.to_str().unwrap(), "--lines", "4", "--report", report.to_str().unwrap()];
+    assert_eq!(json(&arguments)["tasks"]["intent"], 1.0);
+    assert!(std::fs::read_to_string(&report).unwrap().contains("</html>"));
+}
+
+#[test]
+fn bench_prints_its_keys() {
+    let rows = json(&["bench", "demo", "-p", "32", "-n", "4", "-r", "2", "-b", "1,2"]);
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| row["test"].as_str().unwrap()).collect::<Vec<_>>(), ["pp32", "tg4", "tg4 b2"]);
+    for key in ["tokens_per_second", "stddev", "gb_per_second", "fraction_of_limit", "kernel", "threads"] {
+        assert!(rows[1].get(key).is_some(), "{key}");
+    }
+}
+
+#[test]
+fn demo_runs_the_whole_way() {
+    let got = json(&["demo"]);
+    assert_eq!(got["ok"], true);
+    let steps: Vec<&str> = got["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(steps.iter().filter(|step| **step == "quantize").count(), 3);
+    assert_eq!(steps.iter().filter(|step| **step == "evaluate").count(), 4);
+    assert!(steps.contains(&"generate"));
+}
+
+#[test]
+fn wrong_usage_is_status_2_and_names_what_is_wrong() {
+    for (arguments, name) in [
+        (&["run", "demo", "hi", "--no-such-flag"][..], "--no-such-flag"),
+        (&["run", "demo", "hi", "--kv", "q3"], "q3"),
+        (&["run", "demo", "hi", "--threads", "0"], "0"),
+        (&["run", "demo", "hi", "--isa", "mmx"], "mmx"),
+        (&["run", "demo", "hi", "--top-p", "2"], "top_p"),
+        (&["run", "demo", "--tokens", "1,x"], "x"),
+        (&["run", "demo", "hi", "--beams", "2", "--temperature", "1"], "beams"),
+        (&["run", "demo", "hi", "--ctx", "1000000"], "context"),
+        (&["quantize", "demo", "-o", "out.gguf", "--format", "Q9"], "Q9"),
+        (&["quantize", "demo", "-o", "out.bin"], "out.bin"),
+        (&["quantize", "demo", "-o", "out.gguf", "--keep", "x"], "x"),
+        (&["quantize", "demo", "-o", "out.gguf", "--method", "imatrix"], "--calibration"),
+        (&["eval", "demo"], "--text"),
+        (&["logits", "demo"], "--tokens"),
+        (&["bench", "demo", "-r", "0"], "-r"),
+    ] {
+        let (status, _) = failure(arguments);
+        assert_eq!(status, 2, "{arguments:?}");
+        let stderr = String::from_utf8(edgelm(arguments).get_output().stderr.clone()).unwrap();
+        assert!(stderr.contains(name), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_status_1_and_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.gguf");
+    std::fs::write(&empty, b"").unwrap();
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+    let (empty, broken) = (empty.to_str().unwrap(), broken.to_str().unwrap());
+    let here = folder.path().to_str().unwrap();
+    for (arguments, name) in [
+        (&["inspect", "no/such/model"][..], "no/such/model"),
+        (&["inspect", here], "config.json"),
+        (&["inspect", empty], "empty.gguf"),
+        (&["inspect", broken], "broken.gguf"),
+        (&["pull", "hf.co/org/name"], "hf.co/org/name"),
+        (&["run", "demo", "--tokens", "99999"], "99999"),
+        (&["detokenize", "demo", "99999"], "99999"),
+        (&["template", "demo", "--messages", "/no/such/file"], "/no/such/file"),
+        (&["eval", "demo", "--text", "/no/such/file"], "/no/such/file"),
+        (&["quantize", "demo", "-o", "/no/such/folder/out.gguf"], "/no/such/folder"),
+        (&["quantize", "demo", "-o", "/tmp/out.gguf", "--keep", "nothing*=Q8_0"], "nothing*"),
+    ] {
+        let (status, line) = failure(arguments);
+        assert_eq!(status, 1, "{arguments:?}: {line}");
+        assert!(line.contains(name), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn the_reference_page_is_what_the_program_says() {
+    let mut page = String::from(
+        "# Command reference\n\nGenerated from the program: `UPDATE_REFERENCE=1 cargo test -p edgelm --test cli reference`.\n",
+    );
+    let mut add = |arguments: &[&str]| {
+        let help = text(&[arguments, &["--help"]].concat());
+        let title = [&["edgelm"], arguments].concat().join(" ");
+        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+        page += &format!("\n## `{title}`\n\n```text\n{}\n```\n", lines.join("\n").trim_end());
+    };
+    add(&[]);
+    for command in [
+        "demo", "inspect", "pull", "run", "logits", "tokenize", "detokenize", "template", "quantize", "eval", "bench", "serve",
+    ] {
+        add(&[command]);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference.md");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == page, "docs/reference.md is not what `--help` says; set UPDATE_REFERENCE=1 to write it anew");
+}
