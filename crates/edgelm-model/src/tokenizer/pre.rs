@@ -41,15 +41,32 @@ const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?
 const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
-const CJK: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
+const CJK: &str = r"[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+";
 const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 const SPARK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##;
-const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
-const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-\u{d7ff}]+";
+/// A space at most, then cased letters of Latin, Greek, Cyrillic and smaller scripts.
+const DEEPSEEK_LETTERS: &str = concat!(
+    r"\s?[A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}",
+    r"\u{295}-\u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}\u{388}-\u{38a}\u{38c}",
+    r"\u{38e}-\u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-\u{556}\u{10a0}-\u{10c5}",
+    r"\u{13a0}-\u{13f5}\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}\u{1d00}-\u{1d2b}",
+    r"\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}\u{1f20}-\u{1f45}",
+    r"\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}\u{1f5d}\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}",
+    r"\u{1fb6}-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}\u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}",
+    r"\u{1fe0}-\u{1fec}\u{1ff2}-\u{1ff4}\u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}",
+    r"\u{2119}-\u{211d}\u{2124}\u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}\u{2139}\u{213c}-\u{213f}",
+    r"\u{2145}-\u{2149}\u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}\u{2ceb}-\u{2cee}\u{2cf2}",
+    r"\u{2cf3}\u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}\u{a771}-\u{a787}\u{a78b}-\u{a78e}",
+    r"\u{ab70}-\u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}",
+    r"\u{10400}-\u{1044f}\u{104b0}-\u{104d3}\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}",
+    r"\u{118a0}-\u{118df}\u{1e900}-\u{1e943}]+",
+);
+const DEEPSEEK_PUNCTUATION: &str = r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+";
+const DEEPSEEK_CJK: &str = r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+";
 const FALCON_PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|`]+";
 const DEFAULT_PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|]+";
 const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
-const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+const BLOOM: &str = r" ?[^(\s|.,!?\u{2026}\u{3002}\u{ff0c}\u{3001}\u{964}\u{6d4}\u{60c})]+";
 const LINES: &str = r"[^\n]+|[\n]+";
 
 /// Every name this program reads, most usual first within equal patterns.
@@ -88,7 +105,7 @@ pub(super) const PRE_TOKENIZERS: &[Pre] = &[
     Pre { names: &["spark2_5"], splits: &[UP_TO_3_DIGITS, CJK, SPARK, DIGIT], ..BASE },
     Pre {
         names: &["deepseek-llm"],
-        splits: &["[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", DEEPSEEK_CJK, DIGIT],
+        splits: &["[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_PUNCTUATION, r"\s+$", DEEPSEEK_CJK, DIGIT],
         ..BASE
     },
     Pre { names: &["deepseek-coder"], splits: &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGIT], ..BASE },
@@ -105,7 +122,7 @@ pub(super) const PRE_TOKENIZERS: &[Pre] = &[
     Pre { names: &["exaone-moe"], splits: &[EXAONE_MOE], ..BASE },
     Pre {
         names: &["youtu"],
-        splits: &["[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+", YOUTU],
+        splits: &[r"[\u{ac00}-\u{d7a3}\u{3131}-\u{318e}]+|[\u{ff01}\u{2026}\u{201c}\u{201d}\u{2018}\u{2019}\u{2014}\u{ff1a}\u{ff1b}\u{ff0c}\u{3001}-\u{303f}\u{fe30}-\u{fe4f}]+|[\u{3105}-\u{312f}]+|[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+", YOUTU],
         ignore_merges: true,
         ..BASE
     },
@@ -135,7 +152,8 @@ pub(super) fn by_name(name: &str) -> Option<&'static Pre> {
 /// is one. `None` if no entry has these patterns.
 pub(super) fn by_structure(pre_tokenizer: &Value, ignore_merges: bool, nfc: bool) -> Option<&'static Pre> {
     let splits = split_patterns(pre_tokenizer)?;
-    let same = |pre: &&Pre| !pre.raw && pre.ignore_merges == ignore_merges && pre.splits == splits;
+    let equal_splits = |pre: &Pre| pre.splits.iter().map(|pattern| spelling(pattern)).eq(splits.iter().cloned());
+    let same = |pre: &&Pre| !pre.raw && pre.ignore_merges == ignore_merges && equal_splits(pre);
     PRE_TOKENIZERS.iter().filter(same).min_by_key(|pre| pre.nfc != nfc)
 }
 
@@ -154,23 +172,61 @@ fn split_patterns(pre_tokenizer: &Value) -> Option<Vec<String>> {
                 encodes_bytes = true;
                 // A field that older files lack, and that is true then.
                 if step["use_regex"] != false {
-                    splits.push(GPT2.to_owned());
+                    splits.push(spelling(GPT2));
                 }
             }
-            "Digits" if step["individual_digits"] == true => splits.push(DIGIT.to_owned()),
-            "Digits" => splits.push(DIGITS.to_owned()),
-            "Punctuation" if step["behavior"] == "Contiguous" => splits.push(FALCON_PUNCTUATION.to_owned()),
-            "Split" if step["invert"] == true && step["behavior"] == "Removed" => splits.push(spelling(step)?),
-            "Split" if step["invert"] == false && step["behavior"] == "Isolated" => splits.push(spelling(step)?),
+            "Digits" if step["individual_digits"] == true => splits.push(spelling(DIGIT)),
+            "Digits" => splits.push(spelling(DIGITS)),
+            "Punctuation" if step["behavior"] == "Contiguous" => splits.push(spelling(FALCON_PUNCTUATION)),
+            "Split" => {
+                let matches_isolated = step["invert"] == false && step["behavior"] == "Isolated";
+                // What tokenizers of one all-covering pattern say instead.
+                let gaps_removed = step["invert"] == true && step["behavior"] == "Removed";
+                if !(matches_isolated || gaps_removed) {
+                    return None;
+                }
+                splits.push(spelling(step["pattern"]["Regex"].as_str()?));
+            }
             _ => return None,
         }
     }
     encodes_bytes.then_some(splits)
 }
 
-/// The pattern of a `Split` step, with equivalent spellings of the English contractions made one.
-fn spelling(step: &Value) -> Option<String> {
-    let pattern = step["pattern"]["Regex"].as_str()?;
-    let contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-    Some(pattern.replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", contractions))
+/// A pattern in one of its equivalent spellings: characters for escapes, one form of the English contractions.
+fn spelling(pattern: &str) -> String {
+    let mut plain = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while let Some(at) = rest.find('\\') {
+        plain.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let (character, length) = escaped_character(rest);
+        match character {
+            Some(character) => plain.push(character),
+            None => plain.push_str(&rest[..length]),
+        }
+        rest = &rest[length..];
+    }
+    plain.push_str(rest);
+    plain
+        .replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
+        .replace("\\p{N}{1}|", "\\p{N}|")
+}
+
+/// The character that the escape at the start of `text` stands for, if it stands for one, and its length in bytes.
+fn escaped_character(text: &str) -> (Option<char>, usize) {
+    let after = &text[1..];
+    match after.chars().next() {
+        Some('r') => (Some('\r'), 2),
+        Some('n') => (Some('\n'), 2),
+        Some('t') => (Some('\t'), 2),
+        Some('u') => {
+            let digits = after[1..].strip_prefix('{').and_then(|hex| hex.split_once('}')).map(|(hex, _)| hex);
+            match digits.and_then(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?).zip(Some(hex.len()))) {
+                Some((character, digits)) => (Some(character), digits + 4),
+                None => (None, 2),
+            }
+        }
+        other => (None, 1 + other.map_or(0, char::len_utf8)),
+    }
 }
