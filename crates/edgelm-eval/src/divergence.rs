@@ -76,7 +76,7 @@ fn check_same_tokens(parent: (&Windows, usize), model: (&Windows, usize)) -> Res
 /// KL = mean over positions of Σᵢ pᵢ ln(pᵢ / qᵢ), p the parent's distribution, q the model's, over the whole vocabulary.
 ///
 /// Windows as in [`perplexity`](crate::perplexity()). Natural logarithm. `options.kv` applies to both models.
-/// Numerics: per position within 1e-6; equal models give exactly 0; sums in f64 in text order.
+/// Numerics: per position within about 1e-6, so that equal models give 0 to that accuracy; sums in f64 in text order.
 /// Errors: as `perplexity`, and models that differ in vocabulary size, first token or the ids of the text.
 pub fn divergence(
     parent: &Model,
@@ -86,6 +86,7 @@ pub fn divergence(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Divergence, EvalError> {
     let (parent_engine, model_engine) = (parent.engine(), model.engine());
+    let cpu = model_engine.cpu();
     let vocab_size = model_engine.config().vocab_size;
     let windows = Windows::new(model, text, options)?;
     let parent_windows = Windows::new(parent, text, options)?;
@@ -106,9 +107,9 @@ pub fn divergence(
             let step = Step { sequence: &mut model_sequence, tokens: inputs, want: Want::All };
             model_engine.forward(&mut [step], &mut model_workspace)?;
             let (parent_logits, model_logits) = (parent_workspace.logits(), model_workspace.logits());
-            let scores = map_rows(model_engine.cpu().pool(), targets.len(), &|row| {
+            let scores = map_rows(cpu.pool(), targets.len(), &|row| {
                 let values = row * vocab_size..(row + 1) * vocab_size;
-                compare(&parent_logits[values.clone()], &model_logits[values], targets[row] as usize)
+                compare(cpu, &parent_logits[values.clone()], &model_logits[values], targets[row] as usize)
             });
             for (row, score) in scores.into_iter().enumerate() {
                 let score = score.map_err(|whose| {

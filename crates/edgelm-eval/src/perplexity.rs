@@ -94,6 +94,7 @@ pub fn perplexity(
 ) -> Result<Perplexity, EvalError> {
     let windows = Windows::new(model, text, options)?;
     let engine = model.engine();
+    let cpu = engine.cpu();
     let vocab_size = engine.config().vocab_size;
     let chunk = chunk_tokens(engine, windows.context());
     let kv = options.kv.unwrap_or(engine.default_kv());
@@ -105,8 +106,8 @@ pub fn perplexity(
             let step = Step { sequence: &mut sequence, tokens: inputs, want: Want::All };
             engine.forward(&mut [step], &mut workspace)?;
             let logits = workspace.logits();
-            let scores = map_rows(engine.cpu().pool(), targets.len(), &|row| {
-                negative_log_likelihood(&logits[row * vocab_size..][..vocab_size], targets[row] as usize)
+            let scores = map_rows(cpu.pool(), targets.len(), &|row| {
+                negative_log_likelihood(cpu, &logits[row * vocab_size..][..vocab_size], targets[row] as usize)
             });
             for (row, score) in scores.into_iter().enumerate() {
                 let score = score.ok_or_else(|| EvalError::NonFinite {

@@ -101,7 +101,8 @@ fn divergence_from_the_parent() {
     let alone = perplexity(mica(), &text(), &options, &mut |_| ()).unwrap();
     assert_eq!(got.parent, alone);
     let itself = divergence(mica(), mica(), &text(), &options, &mut |_| ()).unwrap();
-    assert_eq!((itself.kl.mean, itself.kl.max, itself.top1_agreement), (0.0, 0.0, 1.0));
+    assert!(itself.kl.mean.abs() < 1e-6 && itself.kl.max < 1e-5);
+    assert_eq!(itself.top1_agreement, 1.0);
     assert_eq!(itself.model, alone);
 }
 
