@@ -5,17 +5,21 @@
 //! Must not depend on files, models, tokenizers or async code.
 
 mod attention;
+mod bench;
 mod cpu;
 mod isa;
 mod kv;
+mod limits;
 mod matmul;
 mod ops;
 mod pool;
 
 pub use attention::{Attention, Span};
+pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
+pub use limits::{f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, Scratch};
 pub use ops::{RopePairs, add_assign, rms_norm, rope, silu_mul};
 pub use pool::Pool;
