@@ -57,8 +57,7 @@ fn logits(engine: &Engine, tokens: &[u32], step: usize) -> Vec<f32> {
 
 fn check(folder: &Path, cpu: &Arc<Cpu>) -> Result<(), EngineError> {
     let name = format!("{} on {}", folder.file_name().unwrap().to_string_lossy(), cpu.isa());
-    let expected: Value =
-        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let model = Model::load(Arc::new(Checkpoint::open(folder)?), Arc::clone(cpu))?;
     let engine = model.engine();
     let vocab = engine.config().vocab_size;
@@ -77,7 +76,9 @@ fn check(folder: &Path, cpu: &Arc<Cpu>) -> Result<(), EngineError> {
 
     let long = ids(&expected["long_prompt"]["ids"]);
     let got = logits(engine, &long, long.len());
-    for (position, want) in ids(&expected["long_prompt"]["positions"]).iter().zip(rows(&expected["long_prompt"]["logits"])) {
+    for (position, want) in
+        ids(&expected["long_prompt"]["positions"]).iter().zip(rows(&expected["long_prompt"]["logits"]))
+    {
         let error = worst(&got[*position as usize * vocab..][..vocab], &want);
         assert!(error < TOLERANCE, "{name}: long prompt logits at {position} differ by {error}");
     }

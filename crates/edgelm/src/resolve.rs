@@ -34,7 +34,7 @@ fn path(model: &str, global: &Global) -> anyhow::Result<PathBuf> {
     if path.exists() {
         return Ok(path.to_owned());
     }
-    if hub::is_reference(model) {
+    if hub::Reference::is_one(model) {
         return Ok(pull(model, global)?.path);
     }
     if model.starts_with("oci://") {
@@ -45,14 +45,16 @@ fn path(model: &str, global: &Global) -> anyhow::Result<PathBuf> {
 
 /// Downloads a model, or finds it in the cache.
 pub fn pull(reference: &str, global: &Global) -> anyhow::Result<hub::Pulled> {
+    let parsed: hub::Reference = reference.parse()?;
+    let settings = hub::Settings::from_env()?;
     let bar = progress::byte_bar("pull", global.quiet);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let report = |event: hub::Progress<'_>| {
+    let mut report = |event: hub::Progress<'_>| {
         bar.set_length(event.total_bytes);
         bar.set_position(event.done_bytes);
         bar.set_message(event.file.to_owned());
     };
-    let pulled = runtime.block_on(hub::pull(reference, &hub::Options::from_env()?, &report));
+    let pulled = runtime.block_on(hub::pull(&parsed, &settings, &mut report));
     bar.finish_and_clear();
     pulled.with_context(|| format!("cannot pull `{reference}`"))
 }

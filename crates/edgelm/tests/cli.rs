@@ -97,7 +97,9 @@ fn run_honours_its_flags() {
     for key in ["load_ms", "ttft_ms", "prefill_tokens_per_second", "decode_tokens_per_second", "peak_rss_bytes"] {
         assert!(plain[key].as_f64().unwrap() > 0.0, "{key}");
     }
-    let sampled = |seed: &str| json(&[&prompt[..], &["-n", "24", "--temperature", "1.5", "--seed", seed]].concat())["text"].clone();
+    let sampled = |seed: &str| {
+        json(&[&prompt[..], &["-n", "24", "--temperature", "1.5", "--seed", seed]].concat())["text"].clone()
+    };
     assert_eq!(sampled("1"), sampled("1"));
     assert_ne!(sampled("1"), sampled("2"));
     let whole = plain["text"].as_str().unwrap();
@@ -128,7 +130,17 @@ fn threads_and_kernel_families_agree_on_tokens() {
 fn a_long_document_is_worked_through_in_windows() {
     let file = assets().join("demo/text.txt");
     let got = json(&[
-        "run", "demo", "Summarize:", "--file", file.to_str().unwrap(), "--window", "1500", "--stride", "1400", "-n", "8",
+        "run",
+        "demo",
+        "Summarize:",
+        "--file",
+        file.to_str().unwrap(),
+        "--window",
+        "1500",
+        "--stride",
+        "1400",
+        "-n",
+        "8",
     ]);
     let windows = got["windows"].as_array().unwrap();
     assert!(windows.len() > 3);
@@ -182,7 +194,8 @@ fn quantized_files_are_smaller_and_nearly_as_good() {
     assert_eq!(report["tensors"]["blk.1.attn_v.weight"], "Q8_0");
     assert_eq!(json(&["inspect", &path])["tensors"].as_array().unwrap().len(), 4 * 9 + 2);
     let plain = divergence(&quantize("Q3_K", &[]).0);
-    let weighted = divergence(&quantize("Q3_K", &["--method", "imatrix", "--calibration", sample, "--samples", "16"]).0);
+    let weighted =
+        divergence(&quantize("Q3_K", &["--method", "imatrix", "--calibration", sample, "--samples", "16"]).0);
     assert!(weighted < plain * 1.05, "importance made it worse: {weighted} after {plain}");
 }
 
@@ -289,7 +302,18 @@ fn the_reference_page_is_what_the_program_says() {
     };
     add(&[]);
     for command in [
-        "demo", "inspect", "pull", "run", "logits", "tokenize", "detokenize", "template", "quantize", "eval", "bench", "serve",
+        "demo",
+        "inspect",
+        "pull",
+        "run",
+        "logits",
+        "tokenize",
+        "detokenize",
+        "template",
+        "quantize",
+        "eval",
+        "bench",
+        "serve",
     ] {
         add(&[command]);
     }

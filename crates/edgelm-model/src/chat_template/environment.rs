@@ -23,11 +23,9 @@ pub(super) fn new() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_RECURSION);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_formatter(|output, _, value| {
-        match value.as_str() {
-            Some(text) => write_limited(output, text),
-            None => write_limited(output, &python::str(value)?),
-        }
+    environment.set_formatter(|output, _, value| match value.as_str() {
+        Some(text) => write_limited(output, text),
+        None => write_limited(output, &python::str(value)?),
     });
     environment.set_unknown_method_callback(methods::call);
     minijinja_contrib::add_to_environment(&mut environment);

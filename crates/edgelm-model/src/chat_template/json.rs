@@ -28,7 +28,8 @@ pub(super) fn tojson(value: Value, positional: Rest<Value>, named: Kwargs) -> Re
         };
     }
     named.assert_all_used()?;
-    let [ensure_ascii, indent, separators, sort_keys] = arguments.map(|argument| argument.filter(|value| !value.is_none()));
+    let [ensure_ascii, indent, separators, sort_keys] =
+        arguments.map(|argument| argument.filter(|value| !value.is_none()));
     let indent = match indent {
         None => None,
         Some(indent) => Some(match indent.as_str() {

@@ -24,8 +24,7 @@ fn goldens() {
         let config = std::fs::read(directory.join("tokenizer_config.json")).unwrap();
         let jinja = std::fs::read_to_string(directory.join("chat_template.jinja")).ok();
         let template = ChatTemplate::from_hf(Some(&config), jinja.as_deref()).unwrap().unwrap();
-        let expected: Value =
-            serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
+        let expected: Value = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
         for case in expected["cases"].as_array().unwrap() {
             let mut arguments = case["arguments"].as_object().unwrap().clone();
             let add_generation_prompt = arguments.remove("add_generation_prompt").unwrap().as_bool().unwrap();
@@ -79,8 +78,16 @@ fn python_methods_and_loops() {
         json!({}),
         "123",
     );
-    check("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", json!({}), "3");
-    check("{{ 'a' is sequence }}{{ {} is sequence }}{{ 'a' is iterable }}{{ 1 is iterable }}", json!({}), "TrueTrueTrueFalse");
+    check(
+        "{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+        json!({}),
+        "3",
+    );
+    check(
+        "{{ 'a' is sequence }}{{ {} is sequence }}{{ 'a' is iterable }}{{ 1 is iterable }}",
+        json!({}),
+        "TrueTrueTrueFalse",
+    );
 }
 
 #[test]
@@ -90,12 +97,20 @@ fn generation_blocks_write_their_body() {
         json!({}),
         " x{% generation %}",
     );
-    check("{% raw %}{% generation %}{{ '{%' }}{% endraw %}{% generation %}y{% endgeneration %}", json!({}), "{% generation %}{{ '{%' }}y");
+    check(
+        "{% raw %}{% generation %}{{ '{%' }}{% endraw %}{% generation %}y{% endgeneration %}",
+        json!({}),
+        "{% generation %}{{ '{%' }}y",
+    );
 }
 
 #[test]
 fn special_tokens_and_tools_are_visible() {
-    check("{{ bos_token }}{{ eos_token is defined }}{{ tools is defined }}{{ tools is none }}", json!({}), "<s>FalseTrueTrue");
+    check(
+        "{{ bos_token }}{{ eos_token is defined }}{{ tools is defined }}{{ tools is none }}",
+        json!({}),
+        "<s>FalseTrueTrue",
+    );
     let config = json!({"unk_token": {"content": "<u>"}, "pad_token": null, "chat_template": [
         {"name": "default", "template": "{{ unk_token }}{{ pad_token is defined }}"},
         {"name": "tool_use", "template": "tools: {{ tools[0].name }}"}]});
@@ -108,7 +123,8 @@ fn special_tokens_and_tools_are_visible() {
 
 #[test]
 fn reasoning_has_all_its_names() {
-    let template = ChatTemplate::new("{{ messages[0].thinking }}{{ messages[0].reasoning_content }}", None, None).unwrap();
+    let template =
+        ChatTemplate::new("{{ messages[0].thinking }}{{ messages[0].reasoning_content }}", None, None).unwrap();
     let message = json!({"role": "assistant", "reasoning": "r"});
     assert_eq!(template.render(&[message], false, &Map::new()).unwrap(), "rr");
 }
@@ -123,7 +139,8 @@ fn a_folder_without_a_template_has_none() {
 
 #[test]
 fn errors_say_what_and_where() {
-    let error = render("{% macro m() %}{{ raise_exception('No: ' ~ 1) }}{% endmacro %}{{ m() }}", json!({})).unwrap_err();
+    let error =
+        render("{% macro m() %}{{ raise_exception('No: ' ~ 1) }}{% endmacro %}{{ m() }}", json!({})).unwrap_err();
     assert_eq!(error.to_string(), "chat template: No: 1");
     let error = render("a\n{{ 'x' + 1 }}", json!({})).unwrap_err().to_string();
     assert!(error.contains("line 2"), "{error}");

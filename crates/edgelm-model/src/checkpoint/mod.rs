@@ -9,7 +9,11 @@ mod open;
 mod verify;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{Source, TensorView, gguf::{GgufFile, Value}, safetensors::SafeTensors};
+use edgelm_format::{
+    Source, TensorView,
+    gguf::{GgufFile, Value},
+    safetensors::SafeTensors,
+};
 use files::Files;
 use std::{
     path::{Path, PathBuf},

@@ -3,7 +3,7 @@
 use crate::{failure::Usage, machine, options::Global, output, progress, resolve};
 use clap::Args;
 use edgelm_engine::{Engine, Sequence, Step, Want, Workspace};
-use edgelm_kernels::limits;
+use edgelm_kernels::{KernelBench, bench_kernels, read_bandwidth};
 use serde_json::json;
 use std::time::Instant;
 
@@ -59,7 +59,7 @@ pub fn run(args: BenchArgs, global: &Global) -> anyhow::Result<()> {
         let what = format!("{} needs {} positions, the model has {context}", test.name, test.depth + test.length());
         return Err(Usage(what).into());
     }
-    let bandwidth = limits::read_bandwidth(engine.cpu().pool());
+    let bandwidth = read_bandwidth(engine.cpu().pool());
     let kv = args.kv.unwrap_or_else(|| engine.default_kv());
     let bar = progress::bar((tests.len() * (args.repeats + 1)) as u64, "bench", global.quiet);
     let mut rows = Vec::new();
@@ -183,4 +183,35 @@ fn row(engine: &Engine, test: &Test, rates: &[f64], bandwidth: f64) -> serde_jso
         "kernel": engine.kernels().join(", "),
         "threads": engine.cpu().threads(),
     })
+}
+
+/// Every kernel this CPU can run with the chosen family, against the machine's measured limits.
+fn kernels(global: &Global) -> anyhow::Result<()> {
+    let cpu = machine::cpu(global)?;
+    let results = bench_kernels(&cpu)?;
+    if global.json {
+        let row = |kernel: &KernelBench| {
+            json!({
+                "kernel": kernel.name,
+                "format": kernel.dtype.name(),
+                "rows": kernel.m,
+                "gb_per_second": kernel.gb_per_second,
+                "gops": kernel.gops,
+                "fraction_of_limit": kernel.fraction_of_limit,
+                "threads": cpu.threads(),
+            })
+        };
+        return output::json(&results.iter().map(row).collect::<Vec<_>>());
+    }
+    let mut table = output::table(&["kernel", "rows of x", "GB/s", "GOP/s", "of limit"]);
+    for kernel in &results {
+        table.add_row([
+            kernel.name.to_owned(),
+            kernel.m.to_string(),
+            format!("{:.1}", kernel.gb_per_second),
+            format!("{:.1}", kernel.gops),
+            format!("{:.0} %", kernel.fraction_of_limit * 100.0),
+        ]);
+    }
+    output::line(table)
 }
