@@ -18,7 +18,7 @@ mod quantized;
 #[cfg(test)]
 mod tests;
 
-use crate::{Cpu, Isa, KernelError, Pool};
+use crate::{Cpu, KernelError, Pool};
 use activations::{Floats, Quantized};
 use edgelm_tensor::{DType, TensorError};
 use format::*;

@@ -20,7 +20,7 @@ unsafe impl Send for Out<'_> {}
 impl<'a> Out<'a> {
     /// `out` holds whole rows of `cols` values; `bias` is one row.
     pub(super) fn new(out: &'a mut [f32], cols: usize, bias: Option<&'a [f32]>) -> Self {
-        let rows = if cols == 0 { 0 } else { out.len() / cols };
+        let rows = out.len().checked_div(cols).unwrap_or(0);
         Self { base: out.as_mut_ptr(), rows, cols, bias, borrow: PhantomData }
     }
 

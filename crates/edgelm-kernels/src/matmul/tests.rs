@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::Isa;
 use edgelm_tensor::block::decode_row;
 
 /// SplitMix64: good enough to fill buffers, and the same everywhere.
