@@ -37,6 +37,14 @@ pub enum TensorError {
         /// Bytes given.
         got: usize,
     },
+    /// The importance is not that of the row.
+    #[error("importance has {got} values, its row {want}")]
+    ImportanceLength {
+        /// Values in the row.
+        want: usize,
+        /// Weights given.
+        got: usize,
+    },
     /// A name that is no format.
     #[error("unknown format `{0}`")]
     UnknownName(String),

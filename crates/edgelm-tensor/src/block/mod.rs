@@ -1,20 +1,155 @@
 //! Encoding and decoding of rows: the contract. One file per format beside this one.
+//!
+//! `decode` defines what the bytes mean; `encode` is free in which numbers it picks and spends that freedom on a
+//! search for the scales with the least weighted squared error (`symmetric.rs`, `affine.rs` for one block;
+//! `symmetric_super.rs`, `affine_super.rs` for blocks whose scales are quantized themselves).
+//!
+//! The one thing a reader would get wrong: a row of bytes has no alignment, so blocks are copied out of and into
+//! it and never referenced in place.
 
 use crate::{DType, TensorError};
+
+mod affine;
+mod affine_super;
+mod float;
+mod iq4_nl;
+mod iq4_xs;
+mod k_scales;
+mod nibbles;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod symmetric;
+mod symmetric_super;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub use iq4_nl::{BlockIq4Nl, IQ4_VALUES};
+pub use iq4_xs::BlockIq4Xs;
+pub use k_scales::{pack_k_scales, unpack_k_scales};
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
+pub use q4_0::BlockQ4_0;
+pub use q4_1::BlockQ4_1;
+pub use q4_k::BlockQ4K;
+pub use q5_0::BlockQ5_0;
+pub use q5_1::BlockQ5_1;
+pub use q5_k::BlockQ5K;
+pub use q6_k::BlockQ6K;
+pub use q8_0::BlockQ8_0;
+
+// Blocks are read and written as plain memory, and GGUF is little-endian.
+const _: () = assert!(cfg!(target_endian = "little"), "block formats are little-endian");
+
+/// A format: how `LEN` values become `BYTES` bytes and back.
+///
+/// Any bytes are a valid block. `decode` of bytes that `encode` made is finite; of other bytes it is whatever
+/// their scales say.
+pub trait Block: bytemuck::Pod {
+    /// The format.
+    const DTYPE: DType;
+    /// Values per block.
+    const LEN: usize;
+    /// Bytes per block.
+    const BYTES: usize = size_of::<Self>();
+    /// The error `encode` may introduce: with e = value − decoded and w the weighting (importance, or the format's
+    /// default), sqrt(Σ w·e² / Σ w) ≤ `ERROR` · max |value|, for blocks whose scales f16 holds as normal numbers.
+    const ERROR: f32;
+
+    /// Encodes exactly `LEN` finite values, weighting squared errors by `importance` (same length).
+    ///
+    /// Weights that are negative or NaN count as zero; if none is left, the format's default weighting is used.
+    /// Values beyond what the format can hold are clamped to it. Panics if a length is not `LEN`.
+    fn encode(values: &[f32], importance: Option<&[f32]>) -> Self;
+
+    /// Decodes into exactly `LEN` values. Panics if `out` has another length.
+    fn decode(&self, out: &mut [f32]);
+}
 
 /// Decodes one row (any whole number of blocks) into `out`.
 ///
 /// Errors if `bytes` is not exactly the `row_bytes` of `out.len()` values.
 pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), TensorError> {
-    let _ = (dtype, bytes, out);
-    todo!()
+    check_bytes(dtype, out.len(), bytes.len())?;
+    match dtype {
+        DType::F32 => decode_blocks::<f32>(bytes, out),
+        DType::F16 => decode_blocks::<half::f16>(bytes, out),
+        DType::BF16 => decode_blocks::<half::bf16>(bytes, out),
+        DType::Q4_0 => decode_blocks::<BlockQ4_0>(bytes, out),
+        DType::Q4_1 => decode_blocks::<BlockQ4_1>(bytes, out),
+        DType::Q5_0 => decode_blocks::<BlockQ5_0>(bytes, out),
+        DType::Q5_1 => decode_blocks::<BlockQ5_1>(bytes, out),
+        DType::Q8_0 => decode_blocks::<BlockQ8_0>(bytes, out),
+        DType::Q2_K => decode_blocks::<BlockQ2K>(bytes, out),
+        DType::Q3_K => decode_blocks::<BlockQ3K>(bytes, out),
+        DType::Q4_K => decode_blocks::<BlockQ4K>(bytes, out),
+        DType::Q5_K => decode_blocks::<BlockQ5K>(bytes, out),
+        DType::Q6_K => decode_blocks::<BlockQ6K>(bytes, out),
+        DType::IQ4_NL => decode_blocks::<BlockIq4Nl>(bytes, out),
+        DType::IQ4_XS => decode_blocks::<BlockIq4Xs>(bytes, out),
+    }
+    Ok(())
 }
 
 /// Encodes one row, choosing scales that minimize Σ importance[i] · (row[i] − decoded[i])².
 ///
 /// `importance` (same length as `row`, non-negative; `None` = the format's default weighting) is usually the mean
 /// square of the activations that meet each column. Errors on lengths, and on values that are not finite.
+/// A block whose importance is zero throughout is encoded with the default weighting.
+/// Cost: one thread encodes 10 to 100 million values per second in the simple formats and a few million in the
+/// formats with super-blocks; rows are independent, so callers spread rows over threads.
 pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), TensorError> {
-    let _ = (dtype, row, importance, out);
-    todo!()
+    check_bytes(dtype, row.len(), out.len())?;
+    if let Some(weights) = importance
+        && weights.len() != row.len()
+    {
+        return Err(TensorError::ImportanceLength { want: row.len(), got: weights.len() });
+    }
+    if let Some(index) = row.iter().position(|value| !value.is_finite()) {
+        return Err(TensorError::NotFinite { index });
+    }
+    match dtype {
+        DType::F32 => encode_blocks::<f32>(row, importance, out),
+        DType::F16 => encode_blocks::<half::f16>(row, importance, out),
+        DType::BF16 => encode_blocks::<half::bf16>(row, importance, out),
+        DType::Q4_0 => encode_blocks::<BlockQ4_0>(row, importance, out),
+        DType::Q4_1 => encode_blocks::<BlockQ4_1>(row, importance, out),
+        DType::Q5_0 => encode_blocks::<BlockQ5_0>(row, importance, out),
+        DType::Q5_1 => encode_blocks::<BlockQ5_1>(row, importance, out),
+        DType::Q8_0 => encode_blocks::<BlockQ8_0>(row, importance, out),
+        DType::Q2_K => encode_blocks::<BlockQ2K>(row, importance, out),
+        DType::Q3_K => encode_blocks::<BlockQ3K>(row, importance, out),
+        DType::Q4_K => encode_blocks::<BlockQ4K>(row, importance, out),
+        DType::Q5_K => encode_blocks::<BlockQ5K>(row, importance, out),
+        DType::Q6_K => encode_blocks::<BlockQ6K>(row, importance, out),
+        DType::IQ4_NL => encode_blocks::<BlockIq4Nl>(row, importance, out),
+        DType::IQ4_XS => encode_blocks::<BlockIq4Xs>(row, importance, out),
+    }
+    Ok(())
+}
+
+fn check_bytes(dtype: DType, len: usize, got: usize) -> Result<(), TensorError> {
+    let want = dtype.row_bytes(len)?;
+    if got == want { Ok(()) } else { Err(TensorError::ByteLength { dtype, len, want, got }) }
+}
+
+fn decode_blocks<B: Block>(bytes: &[u8], out: &mut [f32]) {
+    for (block, out) in bytes.chunks_exact(B::BYTES).zip(out.chunks_exact_mut(B::LEN)) {
+        bytemuck::pod_read_unaligned::<B>(block).decode(out);
+    }
+}
+
+fn encode_blocks<B: Block>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    for (index, (values, out)) in row.chunks_exact(B::LEN).zip(out.chunks_exact_mut(B::BYTES)).enumerate() {
+        let weights = importance.map(|weights| &weights[index * B::LEN..][..B::LEN]);
+        out.copy_from_slice(bytemuck::bytes_of(&B::encode(values, weights)));
+    }
 }

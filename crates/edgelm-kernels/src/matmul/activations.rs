@@ -1,0 +1,244 @@
+//! Activations as the products read them: panels of a few rows, interleaved, quantized to int8 or left as f32.
+//!
+//! A panel of R rows keeps the R values (or words of 4 int8) of the same k side by side. Which widths a batch is cut
+//! into never changes a result: every row has its own sums.
+
+use super::lanes::{Job, Lanes};
+use crate::Pool;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Values per block that share a scale.
+pub(super) const BLOCK: usize = 32;
+
+/// Rows `start .. start + width` of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panel {
+    pub(super) start: usize,
+    pub(super) width: usize,
+}
+
+/// Cuts `m` rows greedily into panels of the given widths (descending, ending in 1).
+pub(super) fn cut_panels(m: usize, widths: &[usize], panels: &mut Vec<Panel>) {
+    panels.clear();
+    let mut start = 0;
+    for &width in widths {
+        while m - start >= width {
+            panels.push(Panel { start, width });
+            start += width;
+        }
+    }
+}
+
+/// Rows of x in int8: x[k] ≈ scale[block] · quant[k].
+///
+/// Numerics: scale = max|x| / 127 over 32 values; quants are rounded to nearest, ties to even, and lie in
+/// -127 ..= 127. A block whose largest magnitude is below 127 / f32::MAX becomes zero; one with a value that is not
+/// finite gets a scale that is not a number, so the results show it.
+#[derive(Default)]
+pub(super) struct Quantized {
+    pub(super) panels: Vec<Panel>,
+    cols: usize,
+    words: Vec<u32>,
+    scales: Vec<f32>,
+    scaled_sums: Vec<f32>,
+    sums: Vec<[i16; 2]>,
+}
+
+/// One panel of R quantized rows. Index: block, then row.
+#[derive(Clone, Copy)]
+pub(super) struct QuantizedPanel<'a, const R: usize> {
+    /// Word w of block b of row r: `words[b][w][r]`, values 4w .. 4w + 4.
+    pub(super) words: &'a [[[u32; R]; 8]],
+    pub(super) scales: &'a [[f32; R]],
+    /// scale · Σ quants of the block.
+    pub(super) scaled_sums: &'a [[f32; R]],
+    /// Σ quants of each half of the block.
+    pub(super) sums: &'a [[[i16; 2]; R]],
+}
+
+impl Quantized {
+    /// The panel's view; R must be its width.
+    #[inline(always)]
+    pub(super) fn panel<const R: usize>(&self, panel: Panel) -> QuantizedPanel<'_, R> {
+        let blocks = self.cols / BLOCK;
+        let of = panel.start * blocks..(panel.start + R) * blocks;
+        QuantizedPanel {
+            words: self.words[of.start * 8..of.end * 8].as_chunks().0.as_chunks().0,
+            scales: self.scales[of.clone()].as_chunks().0,
+            scaled_sums: self.scaled_sums[of.clone()].as_chunks().0,
+            sums: self.sums[of].as_chunks().0,
+        }
+    }
+
+    /// Quantizes `x` [m, cols] in panels of `widths`.
+    pub(super) fn fill<L: Lanes>(&mut self, l: L, pool: &Pool, x: &[f32], m: usize, cols: usize, widths: &[usize]) {
+        cut_panels(m, widths, &mut self.panels);
+        let blocks = m * (cols / BLOCK);
+        self.cols = cols;
+        self.words.resize(blocks * 8, 0);
+        self.scales.resize(blocks, 0.0);
+        self.scaled_sums.resize(blocks, 0.0);
+        self.sums.resize(blocks, [0; 2]);
+        if x.is_empty() {
+            return;
+        }
+        let whole = Slots {
+            words: &mut self.words,
+            scales: &mut self.scales,
+            scaled_sums: &mut self.scaled_sums,
+            sums: &mut self.sums,
+        };
+        let per_row = cols / BLOCK;
+        if m * cols < PARALLEL_FROM {
+            return l.enter(Quantize { panels: &self.panels, x, cols, slots: whole });
+        }
+        let mut parts = Vec::with_capacity(pool.threads());
+        let mut rest = whole;
+        for worker in 0..pool.threads() {
+            let panels = &self.panels[pool.share(worker, self.panels.len(), 1)];
+            let rows: usize = panels.iter().map(|panel| panel.width).sum();
+            let (part, tail) = rest.split_at(rows * per_row);
+            rest = tail;
+            parts.push(Mutex::new(Some(Quantize { panels, x, cols, slots: part })));
+        }
+        pool.run(&|worker| {
+            let part = parts[worker].lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(job) = part {
+                l.enter(job);
+            }
+        });
+    }
+}
+
+/// Below this many values the caller converts them alone: a region costs about a microsecond, in which one core
+/// quantizes some 4000 values.
+const PARALLEL_FROM: usize = 1 << 14;
+
+struct Slots<'a> {
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    scaled_sums: &'a mut [f32],
+    sums: &'a mut [[i16; 2]],
+}
+
+impl<'a> Slots<'a> {
+    fn split_at(self, blocks: usize) -> (Self, Self) {
+        let (words, words_rest) = self.words.split_at_mut(blocks * 8);
+        let (scales, scales_rest) = self.scales.split_at_mut(blocks);
+        let (scaled_sums, scaled_sums_rest) = self.scaled_sums.split_at_mut(blocks);
+        let (sums, sums_rest) = self.sums.split_at_mut(blocks);
+        (
+            Slots { words, scales, scaled_sums, sums },
+            Slots { words: words_rest, scales: scales_rest, scaled_sums: scaled_sums_rest, sums: sums_rest },
+        )
+    }
+}
+
+struct Quantize<'a> {
+    panels: &'a [Panel],
+    x: &'a [f32],
+    cols: usize,
+    slots: Slots<'a>,
+}
+
+impl<L: Lanes> Job<L> for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, l: L) {
+        let per_row = self.cols / BLOCK;
+        let Some(first) = self.panels.first() else { return };
+        for panel in self.panels {
+            let base = (panel.start - first.start) * per_row;
+            for r in 0..panel.width {
+                let row = &self.x[(panel.start + r) * self.cols..][..self.cols];
+                for (block, values) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+                    let (scale, factor) = scale_of(l.max_magnitude(values));
+                    let mut bytes = [0; BLOCK];
+                    let sums = if factor == 0.0 { [0; 2] } else { l.quantize(values, factor, &mut bytes) };
+                    let slot = base + block * panel.width + r;
+                    self.slots.scales[slot] = scale;
+                    self.slots.scaled_sums[slot] = scale * (sums[0] + sums[1]) as f32;
+                    self.slots.sums[slot] = sums.map(|sum| sum as i16);
+                    let words = &mut self.slots.words[(base + block * panel.width) * 8..][..8 * panel.width];
+                    for (word, bytes) in words[r..].iter_mut().step_by(panel.width).zip(bytes.as_chunks::<4>().0) {
+                        *word = u32::from_le_bytes(bytes.map(|byte| byte as u8));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// (scale, 1 / scale) for the largest magnitude, given as bits; a factor of 0 stands for "all quants are zero".
+#[inline(always)]
+fn scale_of(max_bits: u32) -> (f32, f32) {
+    let max = f32::from_bits(max_bits);
+    let factor = 127.0 / max;
+    if !max.is_finite() {
+        (f32::NAN, 0.0)
+    } else if factor.is_finite() {
+        (max / 127.0, factor)
+    } else {
+        (0.0, 0.0)
+    }
+}
+
+/// Rows of x in f32, interleaved within panels.
+#[derive(Default)]
+pub(super) struct Floats {
+    pub(super) panels: Vec<Panel>,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+impl Floats {
+    /// Values of a panel, `[k][row]`; R must be its width.
+    #[inline(always)]
+    pub(super) fn panel<const R: usize>(&self, panel: Panel, cols: Range<usize>) -> &[[f32; R]] {
+        &self.values[panel.start * self.cols..(panel.start + R) * self.cols].as_chunks().0[cols]
+    }
+
+    /// Interleaves `x` [m, cols] in panels of `widths`.
+    pub(super) fn fill(&mut self, pool: &Pool, x: &[f32], m: usize, cols: usize, widths: &[usize]) {
+        cut_panels(m, widths, &mut self.panels);
+        self.cols = cols;
+        self.values.resize(m * cols, 0.0);
+        if x.is_empty() {
+            return;
+        }
+        if m * cols < PARALLEL_FROM {
+            return interleave(&self.panels, x, cols, &mut self.values);
+        }
+        let mut parts = Vec::with_capacity(pool.threads());
+        let mut rest = &mut self.values[..];
+        for worker in 0..pool.threads() {
+            let panels = &self.panels[pool.share(worker, self.panels.len(), 1)];
+            let rows: usize = panels.iter().map(|panel| panel.width).sum();
+            let (part, tail) = rest.split_at_mut(rows * cols);
+            rest = tail;
+            parts.push(Mutex::new((panels, part)));
+        }
+        pool.run(&|worker| {
+            let mut part = parts[worker].lock().unwrap_or_else(PoisonError::into_inner);
+            let (panels, values) = &mut *part;
+            interleave(panels, x, cols, values);
+        });
+    }
+}
+
+/// Writes consecutive panels; `values` holds just their rows.
+fn interleave(panels: &[Panel], x: &[f32], cols: usize, values: &mut [f32]) {
+    let mut rest = values;
+    for panel in panels {
+        let (values, tail) = rest.split_at_mut(panel.width * cols);
+        rest = tail;
+        for r in 0..panel.width {
+            let row = &x[(panel.start + r) * cols..][..cols];
+            for (value, x) in values[r..].iter_mut().step_by(panel.width).zip(row) {
+                *value = *x;
+            }
+        }
+    }
+}

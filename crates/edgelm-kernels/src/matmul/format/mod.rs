@@ -1,0 +1,220 @@
+//! How each quantized format is unpacked, written once for all instruction sets. One file per format.
+//!
+//! Packed form: 16 rows form a tile. Within a tile the blocks of the rows stand side by side: 32-bit word w of the
+//! block is one [`Line`] holding that word of 16 rows, and a lone f16 scale is 16 halves in a section of its own. So a
+//! lane is a row, and decoding a nibble, a scale or a high bit is the same lane-wise shift and mask in every format.
+//!
+//! A block is read 32 values (a *sub-block*) at a time: vector j of a sub-block holds values 4j .. 4j + 4, one per byte.
+//! The byte layouts are those of GGUF; see `edgelm_tensor::block` for their definition.
+
+mod iq4_nl;
+mod iq4_xs;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+pub(super) use iq4_nl::Iq4Nl;
+pub(super) use iq4_xs::Iq4Xs;
+pub(super) use q2_k::Q2K;
+pub(super) use q3_k::Q3K;
+pub(super) use q4_0::Q4_0;
+pub(super) use q4_1::Q4_1;
+pub(super) use q4_k::Q4K;
+pub(super) use q5_0::Q5_0;
+pub(super) use q5_1::Q5_1;
+pub(super) use q5_k::Q5K;
+pub(super) use q6_k::Q6K;
+pub(super) use q8_0::Q8_0;
+
+use super::lanes::{Kind, Lanes, Line, ROWS};
+use edgelm_tensor::block::IQ4_VALUES;
+
+/// What the product must know once quants and scales are unpacked:
+/// W[n, k] = scale · (quant − OFFSET) − min, with one scale and min per 32 values, or per 16.
+pub(super) trait Rule {
+    const KIND: Kind;
+    /// Subtracted from every quant.
+    const OFFSET: i32 = 0;
+    /// Scales (and mins) are per 16 values.
+    const PER_16: bool = false;
+    /// There are mins.
+    const MINS: bool = false;
+}
+
+/// Scales of a sub-block, per row. With one scale per 32 values, only the first of each pair is used.
+#[derive(Clone, Copy)]
+pub(super) struct Scales<F> {
+    pub(super) scale: [F; 2],
+    pub(super) min: [F; 2],
+}
+
+impl<F: Copy> Scales<F> {
+    #[inline(always)]
+    fn one(scale: F) -> Self {
+        Self { scale: [scale; 2], min: [scale; 2] }
+    }
+    #[inline(always)]
+    fn with_min(scale: F, min: F) -> Self {
+        Self { scale: [scale; 2], min: [min; 2] }
+    }
+    #[inline(always)]
+    fn two(scale: [F; 2]) -> Self {
+        Self { scale, min: scale }
+    }
+}
+
+/// The words of one packed block: `[Line; N]`.
+pub(super) trait Words: Sized + 'static {
+    const COUNT: usize;
+    fn cut(lines: &[Line]) -> &[Self];
+    fn lines(&self) -> &[Line];
+}
+
+impl<const N: usize> Words for [Line; N] {
+    const COUNT: usize = N;
+    #[inline(always)]
+    fn cut(lines: &[Line]) -> &[Self] {
+        lines.as_chunks().0
+    }
+    #[inline(always)]
+    fn lines(&self) -> &[Line] {
+        self
+    }
+}
+
+/// One quantized format. Methods are `#[inline(always)]`.
+pub(super) trait Format {
+    type Rule: Rule;
+    /// Words per block, `[Line; N]`.
+    type Words: Words;
+    /// Sub-blocks of 32 values per block.
+    const SUBS: usize;
+    /// Where the words start in a GGUF block.
+    const WORDS_AT: usize;
+    /// Where the f16 that belongs to no word stands.
+    const HALF_AT: Option<usize> = None;
+
+    /// Rearranges the words of one row's block, once, at packing time.
+    fn arrange(words: &mut [u32]) {
+        let _ = words;
+    }
+
+    /// What all sub-blocks of a block share: its scale, and its min or whatever else stands beside it.
+    fn header<L: Lanes>(l: L, words: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2];
+    /// The 32 quants of a sub-block.
+    fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8];
+    /// The scales of a sub-block.
+    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F>;
+}
+
+/// The f16 scale of formats that have one and nothing else.
+#[inline(always)]
+fn half_header<L: Lanes>(l: L, half: &[u16; ROWS]) -> [L::F; 2] {
+    [l.load_f16(half); 2]
+}
+
+/// The two f16 of a word.
+#[inline(always)]
+fn word_header<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
+    let word = l.load(word);
+    [l.f16_low(word), l.f16_low(l.shr(word, 16))]
+}
+
+/// 32 nibbles of 4 words: value k in the low half of byte k, value 16 + k in its high half.
+#[inline(always)]
+fn split_nibbles<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
+    let mut q = [l.splat(0); 8];
+    for j in 0..4 {
+        let word = l.load(&words[j]);
+        q[j] = l.and(word, l.splat(0x0f0f_0f0f));
+        q[j + 4] = l.and(l.shr(word, 4), l.splat(0x0f0f_0f0f));
+    }
+    q
+}
+
+/// Bits `shift ..` under `mask` of the bytes of 8 consecutive words.
+#[inline(always)]
+fn bits<L: Lanes>(l: L, words: &[Line], shift: usize, mask: u32) -> [L::U; 8] {
+    let mut q = [l.splat(0); 8];
+    for j in 0..8 {
+        q[j] = l.and(l.shr(l.load(&words[j]), shift as u32), l.splat(mask));
+    }
+    q
+}
+
+/// low | high << shift, vector by vector.
+#[inline(always)]
+fn join<L: Lanes>(l: L, low: [L::U; 8], high: [L::U; 8], shift: u32) -> [L::U; 8] {
+    let mut q = low;
+    for j in 0..8 {
+        q[j] = l.or(low[j], l.shl(high[j], shift));
+    }
+    q
+}
+
+/// Fifth bits of 32 quants, arranged by [`arrange_fifth_bits`], in place: 0 or 16 per byte.
+#[inline(always)]
+fn fifth_bits<L: Lanes>(l: L, word: &Line) -> [L::U; 8] {
+    let word = l.load(word);
+    let mut high = [word; 8];
+    for j in 0..8u32 {
+        let moved = if j <= 4 { l.shl(word, 4 - j) } else { l.shr(word, j - 4) };
+        high[j as usize] = l.and(moved, l.splat(0x1010_1010));
+    }
+    high
+}
+
+/// GGUF keeps the fifth bit of value 4j + b at bit 4j + b; here it moves to bit j of byte b, so that the four bits of
+/// one vector are one shift and mask away from their bytes.
+fn arrange_fifth_bits(word: u32) -> u32 {
+    (0..32).fold(0, |arranged, value| {
+        let (vector, byte) = (value / 4, value % 4);
+        arranged | (word >> value & 1) << (8 * byte + vector)
+    })
+}
+
+/// Byte `index` of 16 bytes kept in 4 words, as an unsigned word.
+#[inline(always)]
+fn byte<L: Lanes>(l: L, words: &[Line], index: usize) -> L::U {
+    l.and(l.shr(l.load(&words[index / 4]), 8 * (index % 4) as u32), l.splat(0xff))
+}
+
+/// The 6-bit scale and min of sub-block `sub` in the 12 bytes that Q4_K and Q5_K share: the first four pairs have a
+/// byte each; the low nibbles of the last four fill the third word and their top bits the free ones of the others.
+#[inline(always)]
+fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize) -> [L::U; 2] {
+    let at = 8 * (sub % 4) as u32;
+    let (scales, mins) = (l.load(&words[0]), l.load(&words[1]));
+    if sub < 4 {
+        let mask = l.splat(63);
+        return [l.and(l.shr(scales, at), mask), l.and(l.shr(mins, at), mask)];
+    }
+    let rest = l.shr(l.load(&words[2]), at);
+    let (nibble, top) = (l.splat(0x0f), l.splat(0x30));
+    [
+        l.or(l.and(rest, nibble), l.and(l.shr(scales, at + 2), top)),
+        l.or(l.and(l.shr(rest, 4), nibble), l.and(l.shr(mins, at + 2), top)),
+    ]
+}
+
+#[inline(always)]
+fn iq4_quants<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
+    let mut q = split_nibbles(l, words);
+    for vector in &mut q {
+        *vector = l.signed(l.lookup(&IQ4_VALUES, *vector));
+    }
+    q
+}
+
+/// Signed bytes with one scale per 32.
+pub(super) struct SignedRule;
+impl Rule for SignedRule {
+    const KIND: Kind = Kind::Signed;
+}

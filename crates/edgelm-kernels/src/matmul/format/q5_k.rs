@@ -1,0 +1,35 @@
+//! Q5_K: a word of f16 d and f16 dmin, 3 words of 6-bit scales and mins, 8 words of fifth bits, 32 words of nibbles.
+//! value = d · scale · quant − dmin · min, one scale and min per 32 values.
+//!
+//! Nibbles are as in Q4_K; bit s of fifth-bit byte i belongs to value i of sub-block s.
+
+use super::*;
+
+pub(in crate::matmul) struct Q5K;
+
+impl Rule for Q5K {
+    const KIND: Kind = Kind::Unsigned(31);
+    const MINS: bool = true;
+}
+
+impl Format for Q5K {
+    type Rule = Self;
+    type Words = [Line; 44];
+    const SUBS: usize = 8;
+    const WORDS_AT: usize = 0;
+
+    #[inline(always)]
+    fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {
+        word_header(l, &words[0])
+    }
+    #[inline(always)]
+    fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
+        let low = bits(l, &words[12 + sub / 2 * 8..], sub % 2 * 4, 0x0f0f_0f0f);
+        join(l, low, bits(l, &words[4..12], sub, 0x0101_0101), 4)
+    }
+    #[inline(always)]
+    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+        let [scale, min] = scale_and_min(l, &words[1..4], sub);
+        Scales::with_min(l.mul(header[0], l.to_f32(scale)), l.mul(header[1], l.to_f32(min)))
+    }
+}

@@ -1,0 +1,42 @@
+//! Q6_K: 32 words of low nibbles, 16 words of high bit pairs, 4 words of signed 8-bit scales, f16 d.
+//! value = d · scale · (quant − 32), one scale per 16 values.
+//!
+//! Each half of 128 values has 16 words of nibbles and 8 of pairs. Its sub-blocks 0 and 1 are the low nibbles of the
+//! first and last 8 words, 2 and 3 the high ones; sub-block t has pair t of every byte.
+
+use super::*;
+
+pub(in crate::matmul) struct Q6K;
+
+impl Rule for Q6K {
+    const KIND: Kind = Kind::Unsigned(63);
+    const OFFSET: i32 = 32;
+    const PER_16: bool = true;
+}
+
+impl Format for Q6K {
+    type Rule = Self;
+    type Words = [Line; 52];
+    const SUBS: usize = 8;
+    const WORDS_AT: usize = 0;
+    const HALF_AT: Option<usize> = Some(208);
+
+    #[inline(always)]
+    fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {
+        half_header(l, half)
+    }
+    #[inline(always)]
+    fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
+        let (half, part) = (sub / 4, sub % 4);
+        let low = bits(l, &words[half * 16 + part % 2 * 8..], part / 2 * 4, 0x0f0f_0f0f);
+        join(l, low, bits(l, &words[32 + half * 8..], part * 2, 0x0303_0303), 4)
+    }
+    #[inline(always)]
+    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+        let word = l.load(&words[48 + sub / 2]);
+        let at = 16 * (sub % 2) as u32;
+        let first = l.sar(l.shl(word, 24 - at), 24);
+        let second = l.sar(l.shl(word, 16 - at), 24);
+        Scales::two([l.mul(header[0], l.to_f32(first)), l.mul(header[0], l.to_f32(second))])
+    }
+}

@@ -1,0 +1,283 @@
+//! Two ymm registers per vector; `vpmaddubsw` for the products, which saturates at 16 bits.
+//!
+//! An activation is at most 127, so one `vpmaddubsw` sum of two products is at most 2 · 127 · max. As many of them as
+//! stay below 2^15 are added in 16 bits before they are widened: 8 for 4-bit weights, 1 for 7-bit ones.
+
+use super::{Job, Kind, Lanes, Line, ROWS};
+use crate::isa::Avx2;
+use std::arch::x86_64::*;
+
+// Every `unsafe` block below calls intrinsics, which need only that the CPU has the instructions; a value of `Avx2`
+// exists only if it has. Loads and stores go through references of exactly the size that is accessed.
+
+type Words = [__m256i; 2];
+type Floats = [__m256; 2];
+
+impl Lanes for Avx2 {
+    type U = Words;
+    type F = Floats;
+
+    const SIGNED_OFFSET: i32 = 0;
+    const INT_PANELS: &'static [usize] = &[4, 2, 1];
+    const FLOAT_PANELS: &'static [usize] = &[6, 4, 2, 1];
+    const TWO_TILES: bool = false;
+
+    fn enter<J: Job<Self>>(self, job: J) -> J::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inside<J: Job<Avx2>>(lanes: Avx2, job: J) -> J::Output {
+            job.run(lanes)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inside(self, job) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: u32) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_epi32(value as i32); 2] }
+    }
+    #[inline(always)]
+    fn load(self, line: &Line) -> Words {
+        // SAFETY: see above; both loads lie inside the line.
+        unsafe { [_mm256_load_si256(line.0.as_ptr().cast()), _mm256_load_si256(line.0[8..].as_ptr().cast())] }
+    }
+    #[inline(always)]
+    fn store(self, value: Words, line: &mut Line) {
+        // SAFETY: see above; both stores lie inside the line.
+        unsafe {
+            _mm256_store_si256(line.0.as_mut_ptr().cast(), value[0]);
+            _mm256_store_si256(line.0[8..].as_mut_ptr().cast(), value[1]);
+        }
+    }
+    #[inline(always)]
+    fn and(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn or(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn xor(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn shl(self, a: Words, bits: u32) -> Words {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_set1_epi32(bits as i32);
+            [_mm256_sllv_epi32(a[0], bits), _mm256_sllv_epi32(a[1], bits)]
+        }
+    }
+    #[inline(always)]
+    fn shr(self, a: Words, bits: u32) -> Words {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_set1_epi32(bits as i32);
+            [_mm256_srlv_epi32(a[0], bits), _mm256_srlv_epi32(a[1], bits)]
+        }
+    }
+    #[inline(always)]
+    fn sar(self, a: Words, bits: u32) -> Words {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm256_set1_epi32(bits as i32);
+            [_mm256_srav_epi32(a[0], bits), _mm256_srav_epi32(a[1], bits)]
+        }
+    }
+    #[inline(always)]
+    fn sub(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
+        // SAFETY: see above.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, bytes[0]), _mm256_shuffle_epi8(table, bytes[1])]
+        }
+    }
+    #[inline(always)]
+    fn signed(self, bytes: Words) -> Words {
+        bytes
+    }
+
+    #[inline(always)]
+    fn dot<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Words; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Words; T]; R] {
+        let mut sums = [[self.splat(0); T]; R];
+        for r in 0..R {
+            for t in 0..T {
+                sums[r][t] = self.splat(start[r] as u32);
+                for half in 0..2 {
+                    sums[r][t][half] = self.dot_half(kind, sums[r][t][half], &q[t], half, x, r);
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Words) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+    }
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; ROWS]) -> Floats {
+        // SAFETY: see above; both loads lie inside the array.
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values[8..].as_ptr())] }
+    }
+    #[inline(always)]
+    fn store_f32(self, value: Floats, out: &mut [f32; ROWS]) {
+        // SAFETY: see above; both stores lie inside the array.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), value[0]);
+            _mm256_storeu_ps(out[8..].as_mut_ptr(), value[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, values: &[u16; ROWS]) -> Floats {
+        // SAFETY: see above; both loads lie inside the array.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(values[8..].as_ptr().cast())),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, values: &[u16; ROWS]) -> Floats {
+        // SAFETY: see above; both loads lie inside the array.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(values.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(values[8..].as_ptr().cast()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+    #[inline(always)]
+    fn f16_low(self, a: Words) -> Floats {
+        // SAFETY: see above. The masked words are at most 65535, so packing does not saturate; it works per 128-bit
+        // half, which the permutation by 0, 2, 1, 3 undoes.
+        unsafe {
+            let mask = _mm256_set1_epi32(0xffff);
+            let packed = _mm256_packus_epi32(_mm256_and_si256(a[0], mask), _mm256_and_si256(a[1], mask));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(ordered)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(ordered))]
+        }
+    }
+    #[inline(always)]
+    fn mul(self, a: Floats, b: Floats) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn fma(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn fnma(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_fnmadd_ps(a[0], b[0], c[0]), _mm256_fnmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
+        // SAFETY: see above; all loads lie inside the array.
+        unsafe {
+            let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let mut max = _mm256_setzero_si256();
+            for part in 0..4 {
+                let bits = _mm256_loadu_si256(values[8 * part..].as_ptr().cast());
+                max = _mm256_max_epi32(max, _mm256_and_si256(bits, mask));
+            }
+            let max = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
+            let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
+            let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max));
+            _mm_cvtsi128_si32(max) as u32
+        }
+    }
+    #[inline(always)]
+    fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
+        let mut sums = [0; 2];
+        for half in 0..2 {
+            // SAFETY: see above; loads and stores lie inside the arrays. Packing works per 128-bit half, which the
+            // permutation by 0, 2, 1, 3 undoes.
+            unsafe {
+                let factor = _mm256_set1_ps(factor);
+                let low = _mm256_mul_ps(_mm256_loadu_ps(values[16 * half..].as_ptr()), factor);
+                let high = _mm256_mul_ps(_mm256_loadu_ps(values[16 * half + 8..].as_ptr()), factor);
+                let words = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+                let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(out[16 * half..].as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+                let sum = _mm_madd_epi16(_mm_add_epi16(low, high), _mm_set1_epi16(1));
+                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+                let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
+                sums[half] = _mm_cvtsi128_si32(sum);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: *const Line) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+}
+
+impl Avx2 {
+    /// Eight lanes of one dot product.
+    #[inline(always)]
+    fn dot_half<const R: usize, const W: usize>(
+        self,
+        kind: Kind,
+        mut sum: __m256i,
+        q: &[Words; W],
+        half: usize,
+        x: &[[u32; R]; W],
+        r: usize,
+    ) -> __m256i {
+        let group = match kind {
+            Kind::Unsigned(max) => (i32::from(i16::MAX) / (2 * 127 * max)).clamp(1, 8) as usize,
+            // |−128| is 128 as an unsigned byte, and 2 · 128 · 127 still fits.
+            Kind::Signed => 1,
+        };
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut w = 0;
+            while w < W {
+                let mut narrow = _mm256_setzero_si256();
+                let end = if w + group < W { w + group } else { W };
+                for i in w..end {
+                    let x = _mm256_set1_epi32(x[i][r] as i32);
+                    let q = q[i][half];
+                    let pairs = match kind {
+                        Kind::Unsigned(_) => _mm256_maddubs_epi16(q, x),
+                        Kind::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)),
+                    };
+                    narrow = _mm256_add_epi16(narrow, pairs);
+                }
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, ones));
+                w = end;
+            }
+        }
+        sum
+    }
+}

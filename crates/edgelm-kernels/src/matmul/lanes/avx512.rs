@@ -1,0 +1,197 @@
+//! One zmm register per vector; `vpdpbusd` for the products.
+
+use super::{Job, Kind, Lanes, Line, ROWS};
+use crate::isa::Avx512;
+use std::arch::x86_64::*;
+
+// Every `unsafe` block below calls intrinsics, which need only that the CPU has the instructions; a value of `Avx512`
+// exists only if it has. Loads and stores go through references of exactly the size that is accessed.
+
+impl Lanes for Avx512 {
+    type U = __m512i;
+    type F = __m512;
+
+    /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
+    const SIGNED_OFFSET: i32 = 128;
+    const INT_PANELS: &'static [usize] = &[6, 4, 2, 1];
+    const FLOAT_PANELS: &'static [usize] = &[8, 4, 2, 1];
+    const TWO_TILES: bool = true;
+
+    fn enter<J: Job<Self>>(self, job: J) -> J::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+        fn inside<J: Job<Avx512>>(lanes: Avx512, job: J) -> J::Output {
+            job.run(lanes)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inside(self, job) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(value as i32) }
+    }
+    #[inline(always)]
+    fn load(self, line: &Line) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_load_si512(std::ptr::from_ref(line).cast()) }
+    }
+    #[inline(always)]
+    fn store(self, value: __m512i, line: &mut Line) {
+        // SAFETY: see above.
+        unsafe { _mm512_store_si512(std::ptr::from_mut(line).cast(), value) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shl(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn shr(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_srlv_epi32(a, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn sar(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_srav_epi32(a, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), bytes) }
+    }
+    #[inline(always)]
+    fn signed(self, bytes: __m512i) -> __m512i {
+        self.xor(bytes, self.splat(0x8080_8080))
+    }
+
+    #[inline(always)]
+    fn dot<const R: usize, const T: usize, const W: usize>(
+        self,
+        _kind: Kind,
+        start: [i32; R],
+        q: &[[__m512i; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[__m512i; T]; R] {
+        let mut sums = [[self.splat(0); T]; R];
+        for r in 0..R {
+            sums[r] = [self.splat(start[r] as u32); T];
+        }
+        for w in 0..W {
+            for r in 0..R {
+                let x = self.splat(x[w][r]);
+                for t in 0..T {
+                    // SAFETY: see above.
+                    sums[r][t] = unsafe { _mm512_dpbusd_epi32(sums[r][t], q[t][w], x) };
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; ROWS]) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_f32(self, value: __m512, out: &mut [f32; ROWS]) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), value) }
+    }
+    #[inline(always)]
+    fn load_f16(self, values: &[u16; ROWS]) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, values: &[u16; ROWS]) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    fn f16_low(self, a: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn fnma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_fnmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
+        // SAFETY: see above; both loads lie inside the array.
+        unsafe {
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let low = _mm512_and_si512(_mm512_loadu_si512(values.as_ptr().cast()), mask);
+            let high = _mm512_and_si512(_mm512_loadu_si512(values[16..].as_ptr().cast()), mask);
+            _mm512_reduce_max_epu32(_mm512_max_epu32(low, high))
+        }
+    }
+    #[inline(always)]
+    fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
+        let mut sums = [0; 2];
+        for half in 0..2 {
+            // SAFETY: see above; loads and stores lie inside the arrays.
+            unsafe {
+                let scaled = _mm512_mul_ps(_mm512_loadu_ps(values[16 * half..].as_ptr()), _mm512_set1_ps(factor));
+                let words = _mm512_cvtps_epi32(scaled);
+                _mm_storeu_si128(out[16 * half..].as_mut_ptr().cast(), _mm512_cvtepi32_epi8(words));
+                sums[half] = _mm512_reduce_add_epi32(words);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: *const Line) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+}

@@ -1,0 +1,170 @@
+//! Sixteen 32-bit lanes, one per row of a tile: the vector operations that every format is written with.
+//!
+//! One file per instruction set. Code generic over [`Lanes`] is `#[inline(always)]` and is entered through
+//! [`Lanes::enter`], which compiles it once per instruction set; outside of `enter` it would still be correct, but slow.
+
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub(crate) use scalar::Scalar;
+
+use crate::Isa;
+use bytemuck::{Pod, Zeroable};
+
+/// Rows of a tile, and lanes of a vector.
+pub(crate) const ROWS: usize = 16;
+
+/// One cache line of packed weights: the same word of 16 rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u32; ROWS]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0; ROWS]);
+}
+
+// SAFETY: an array of plain integers whose size is a multiple of its alignment: no padding, all bit patterns valid.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+/// An instruction set, with the proof that this CPU has it.
+#[derive(Clone, Copy)]
+pub(crate) enum Family {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(crate::isa::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(crate::isa::Avx512),
+}
+
+/// Code that is generic over the instruction set, before one is chosen.
+pub(crate) trait LanesVisitor {
+    type Output;
+    fn visit<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+impl Family {
+    /// The kernels of a family; `Scalar` for one that this CPU lacks.
+    pub(crate) fn of(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
+            _ => Self::Scalar(Scalar),
+        }
+    }
+
+    pub(crate) fn visit<V: LanesVisitor>(self, visitor: V) -> V::Output {
+        match self {
+            Self::Scalar(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(lanes) => visitor.visit(lanes),
+        }
+    }
+}
+
+/// What the bytes of a quantized weight vector may be.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// 0 ..= this, at most 127.
+    Unsigned(i32),
+    /// -128 ..= 127, passed through [`Lanes::signed`].
+    Signed,
+}
+
+/// Code to run on the lanes of one instruction set. `run` must be `#[inline(always)]`.
+pub(crate) trait Job<L: Lanes> {
+    type Output;
+    fn run(self, lanes: L) -> Self::Output;
+}
+
+/// A value is the proof that the CPU has the instruction set.
+///
+/// Numerics: integer operations are exact. `fma` rounds once, in every implementation; so results agree bit for bit
+/// between instruction sets wherever the order of operations is the same. The exception is `fma_wide`, which float
+/// products use: `Scalar` rounds twice there.
+pub(crate) trait Lanes: Copy + Send + Sync {
+    /// Sixteen 32-bit words, or 64 bytes.
+    type U: Copy;
+    /// Sixteen f32.
+    type F: Copy;
+
+    /// Added by `signed` to each byte; products must subtract it.
+    const SIGNED_OFFSET: i32;
+    /// Widths of activation panels, widest first, for products that reuse unpacked weights.
+    const INT_PANELS: &'static [usize];
+    /// The same for f32 products.
+    const FLOAT_PANELS: &'static [usize];
+    /// Whether two tiles at once fit the registers.
+    const TWO_TILES: bool;
+
+    /// Runs `job` as code compiled for this instruction set.
+    fn enter<J: Job<Self>>(self, job: J) -> J::Output;
+
+    fn splat(self, value: u32) -> Self::U;
+    fn load(self, line: &Line) -> Self::U;
+    fn store(self, value: Self::U, line: &mut Line);
+    fn and(self, a: Self::U, b: Self::U) -> Self::U;
+    fn or(self, a: Self::U, b: Self::U) -> Self::U;
+    fn xor(self, a: Self::U, b: Self::U) -> Self::U;
+    /// Left shift of each word by fewer than 32 bits.
+    fn shl(self, a: Self::U, bits: u32) -> Self::U;
+    /// Logical right shift of each word by fewer than 32 bits.
+    fn shr(self, a: Self::U, bits: u32) -> Self::U;
+    /// Arithmetic right shift of each word by fewer than 32 bits.
+    fn sar(self, a: Self::U, bits: u32) -> Self::U;
+    /// Subtraction of words, wrapping.
+    fn sub(self, a: Self::U, b: Self::U) -> Self::U;
+    /// table[byte] for each byte, all of them below 16.
+    fn lookup(self, table: &[i8; 16], bytes: Self::U) -> Self::U;
+    /// Prepares signed bytes for `dot`.
+    fn signed(self, bytes: Self::U) -> Self::U;
+
+    /// start[r] + Σ_w Σ_b q[t][w].byte(b) · x[w][r].byte(b) per lane, for R rows of x and T tiles.
+    /// Exact as long as activations are in -127 ..= 127 and weight bytes in the range of `kind`.
+    fn dot<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Self::U; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Self::U; T]; R];
+
+    /// Each word, as i32, to f32.
+    fn to_f32(self, a: Self::U) -> Self::F;
+    fn splat_f32(self, value: f32) -> Self::F;
+    fn load_f32(self, values: &[f32; ROWS]) -> Self::F;
+    fn store_f32(self, value: Self::F, out: &mut [f32; ROWS]);
+    fn load_f16(self, values: &[u16; ROWS]) -> Self::F;
+    fn load_bf16(self, values: &[u16; ROWS]) -> Self::F;
+    /// The low half of each word, as f16, to f32.
+    fn f16_low(self, a: Self::U) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// c - a · b, rounded once.
+    fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a · b + c; `Scalar` rounds the product too, because an emulated fused operation per weight is unusably slow.
+    fn fma_wide(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.fma(a, b, c)
+    }
+
+    /// The largest |value| of 32 consecutive floats, as bits: not-a-number exceeds infinity exceeds the rest.
+    fn max_magnitude(self, values: &[f32; 32]) -> u32;
+    /// round(value · factor) to the nearest integer, ties to even, as bytes; and the two sums of 16.
+    /// Products must lie in -127.5 .. 127.5.
+    fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2];
+
+    /// Asks for a line that will be read soon. The pointer need not be valid.
+    fn prefetch(self, line: *const Line) {
+        let _ = line;
+    }
+}

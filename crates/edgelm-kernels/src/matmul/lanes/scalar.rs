@@ -1,0 +1,159 @@
+//! The definition of every operation, for any CPU.
+
+use super::{Job, Kind, Lanes, Line, ROWS};
+use half::f16;
+
+/// Always there.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+type Words = [u32; ROWS];
+type Floats = [f32; ROWS];
+
+impl Lanes for Scalar {
+    type U = Words;
+    type F = Floats;
+
+    const SIGNED_OFFSET: i32 = 0;
+    const INT_PANELS: &'static [usize] = &[4, 2, 1];
+    const FLOAT_PANELS: &'static [usize] = &[4, 2, 1];
+    const TWO_TILES: bool = false;
+
+    fn enter<J: Job<Self>>(self, job: J) -> J::Output {
+        job.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, value: u32) -> Words {
+        [value; ROWS]
+    }
+    #[inline(always)]
+    fn load(self, line: &Line) -> Words {
+        line.0
+    }
+    #[inline(always)]
+    fn store(self, value: Words, line: &mut Line) {
+        line.0 = value;
+    }
+    #[inline(always)]
+    fn and(self, a: Words, b: Words) -> Words {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: Words, b: Words) -> Words {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn xor(self, a: Words, b: Words) -> Words {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    fn shl(self, a: Words, bits: u32) -> Words {
+        a.map(|word| word << bits)
+    }
+    #[inline(always)]
+    fn shr(self, a: Words, bits: u32) -> Words {
+        a.map(|word| word >> bits)
+    }
+    #[inline(always)]
+    fn sar(self, a: Words, bits: u32) -> Words {
+        a.map(|word| (word as i32 >> bits) as u32)
+    }
+    #[inline(always)]
+    fn sub(self, a: Words, b: Words) -> Words {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
+        bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte & 15)] as u8)))
+    }
+    #[inline(always)]
+    fn signed(self, bytes: Words) -> Words {
+        bytes
+    }
+
+    #[inline(always)]
+    fn dot<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Words; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Words; T]; R] {
+        let widen = |byte: u8| match kind {
+            Kind::Unsigned(_) => i32::from(byte),
+            Kind::Signed => i32::from(byte as i8),
+        };
+        std::array::from_fn(|r| {
+            std::array::from_fn(|t| {
+                let mut sums = [start[r]; ROWS];
+                for w in 0..W {
+                    let x = x[w][r].to_le_bytes().map(|byte| i32::from(byte as i8));
+                    for (sum, word) in sums.iter_mut().zip(q[t][w]) {
+                        let q = word.to_le_bytes().map(widen);
+                        *sum += q[0] * x[0] + q[1] * x[1] + q[2] * x[2] + q[3] * x[3];
+                    }
+                }
+                sums.map(|sum| sum as u32)
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Words) -> Floats {
+        a.map(|word| word as i32 as f32)
+    }
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Floats {
+        [value; ROWS]
+    }
+    #[inline(always)]
+    fn load_f32(self, values: &Floats) -> Floats {
+        *values
+    }
+    #[inline(always)]
+    fn store_f32(self, value: Floats, out: &mut Floats) {
+        *out = value;
+    }
+    #[inline(always)]
+    fn load_f16(self, values: &[u16; ROWS]) -> Floats {
+        values.map(|bits| f16::from_bits(bits).to_f32_const())
+    }
+    #[inline(always)]
+    fn load_bf16(self, values: &[u16; ROWS]) -> Floats {
+        values.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
+    fn f16_low(self, a: Words) -> Floats {
+        a.map(|word| f16::from_bits(word as u16).to_f32_const())
+    }
+    #[inline(always)]
+    fn mul(self, a: Floats, b: Floats) -> Floats {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn fnma(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        std::array::from_fn(|i| (-a[i]).mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn fma_wide(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
+        values.iter().fold(0, |max, value| max.max(value.to_bits() & 0x7fff_ffff))
+    }
+    #[inline(always)]
+    fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = (value * factor).round_ties_even() as i8;
+        }
+        let sum = |half: &[i8]| half.iter().map(|&value| i32::from(value)).sum();
+        [sum(&out[..16]), sum(&out[16..])]
+    }
+}

@@ -1,0 +1,83 @@
+//! Q5_K: 5 bits, with 6-bit scales and minimums of sub-blocks.
+
+use super::affine::codes;
+use super::affine_super::search_super;
+use super::k_scales::{pack_k_scales, unpack_k_scales};
+use super::{Block, weights};
+use crate::DType;
+use half::f16;
+
+const HIGH: f32 = 31.0;
+/// Codes to give the largest scale at the start of a descent.
+const STARTS: [f32; 2] = [63.0, 61.0];
+
+/// 256 weights in 176 bytes: 8 sub-blocks of 32.
+///
+/// ```text
+/// byte 0..2     d, f16
+///      2..4     dmin, f16
+///      4..16    s[0..8] and m[0..8], see `k_scales`
+///      16..48   fifth bits: bit j of byte i is bit 4 of q[32j + i]
+///      48..176  low four bits of q − 32 bytes per pair of sub-blocks: the even one in the low halves
+/// value[32j + i] = d · s[j] · q[32j + i] − dmin · m[j]
+/// ```
+///
+/// Source: `block_q5_K` of ggml.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Zeroable, bytemuck::Pod)]
+pub struct BlockQ5K {
+    /// Scale of the scales.
+    pub d: f16,
+    /// Scale of the minimums.
+    pub dmin: f16,
+    /// Packed codes of scales and minimums.
+    pub scales: [u8; 12],
+    /// Bit 4 of every code.
+    pub fifth_bits: [u8; 32],
+    /// Low four bits of the codes, two per byte.
+    pub nibbles: [[u8; 32]; 4],
+}
+
+const _: () = assert!(size_of::<BlockQ5K>() == 176);
+
+impl Block for BlockQ5K {
+    const DTYPE: DType = DType::Q5_K;
+    const LEN: usize = 256;
+    /// Half of a 31st of the range, which is at most twice the largest value, and the rounding of the minimums.
+    const ERROR: f32 = 0.045;
+
+    fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
+        let mut block =
+            Self { d: f16::ZERO, dmin: f16::ZERO, scales: [0; 12], fifth_bits: [0; 32], nibbles: [[0; 32]; 4] };
+        let limit = 63.0 * f16::MAX.to_f32_const();
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::magnitude) else {
+            return block;
+        };
+        let x: [[f32; 32]; 8] = bytemuck::cast(x);
+        let fit = search_super::<8, 32, 63>(&x, &bytemuck::cast(w), HIGH, &STARTS);
+        block.d = fit.d;
+        block.dmin = fit.dmin;
+        block.scales = pack_k_scales(&fit.scales, &fit.mins);
+        for j in 0..8 {
+            for (i, code) in codes(&x[j], HIGH, fit.pair(j)).into_iter().enumerate() {
+                block.nibbles[j / 2][i] |= (code & 15) << (4 * (j % 2));
+                block.fifth_bits[i] |= (code >> 4) << j;
+            }
+        }
+        block
+    }
+
+    fn decode(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), Self::LEN);
+        let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
+        let (scales, mins) = unpack_k_scales(&self.scales);
+        for (j, out) in out.chunks_exact_mut(32).enumerate() {
+            let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
+            for (i, out) in out.iter_mut().enumerate() {
+                let low = self.nibbles[j / 2][i] >> (4 * (j % 2)) & 15;
+                let fifth = self.fifth_bits[i] >> j & 1;
+                *out = scale * f32::from(low | fifth << 4) - min;
+            }
+        }
+    }
+}
