@@ -1,10 +1,10 @@
 //! A block of query rows of one KV head against all pages that any of them sees.
 
 use super::Span;
-use super::page::{Unpacked, unpack};
+use super::page::{Bytes, Floats, Halves, Stored, Unpacked};
 use super::tile::{TILE_ROWS, Tile};
 use crate::disjoint::Disjoint;
-use crate::kv::{PAGE_TOKENS, component_rows, value_chunks};
+use crate::kv::{HeadPage, PAGE_TOKENS, component_rows, value_chunks};
 use crate::simd::{Kernel, LANES, Lanes};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -86,27 +86,16 @@ fn attend<L: Lanes>(block: &Block<'_>, buffers: &mut Buffers) {
     for page in seen.start / PAGE_TOKENS..seen.end.div_ceil(PAGE_TOKENS) {
         let tokens = within(&seen, page);
         let stored = block.span.cache.head_page(block.layer, page, block.kv_head);
-        let (k, v) = unpack::<L>(stored, &tokens, components, chunks, &mut buffers.page);
-        let mut row = 0;
-        while row < rows {
-            let count = (rows - row).min(TILE_ROWS);
-            let mut seen = [const { 0..0 }; TILE_ROWS];
-            for (index, seen) in seen[..count].iter_mut().enumerate() {
-                *seen = within(&block.seen(row + index), page);
+        let Buffers { q, out, max, sum, page: room } = &mut *buffers;
+        let rows = Rows { block, page, q, out, max, sum };
+        match stored {
+            HeadPage::F32 { k, v } => rows.against::<L>(Floats { k, v, components, chunks }),
+            HeadPage::F16 { k, v } => {
+                rows.against_packed::<L>(Halves { k, v, components, chunks }, &tokens, room);
             }
-            Tile {
-                k,
-                v,
-                components,
-                chunks,
-                seen: &seen[..count],
-                q: &buffers.q[row * components..][..count * components],
-                out: &mut buffers.out[row * chunks..][..count * chunks],
-                max: &mut buffers.max[row..][..count],
-                sum: &mut buffers.sum[row..][..count],
+            HeadPage::Q8 { k, v, k_scales, v_scales } => {
+                rows.against_packed::<L>(Bytes { k, v, k_scales, v_scales, components, chunks }, &tokens, room);
             }
-            .step::<L>();
-            row += count;
         }
     }
 
@@ -118,6 +107,59 @@ fn attend<L: Lanes>(block: &Block<'_>, buffers: &mut Buffers) {
         let out = unsafe { block.out.part(from..from + head_dim) };
         for (to, x) in out.iter_mut().zip(buffers.out[row * chunks..][..chunks].as_flattened()) {
             *to = x * inverse;
+        }
+    }
+}
+
+/// All rows of a block and the page that they look at now.
+struct Rows<'a> {
+    block: &'a Block<'a>,
+    page: usize,
+    q: &'a [f32],
+    out: &'a mut [[f32; LANES]],
+    max: &'a mut [f32],
+    sum: &'a mut [[f32; LANES]],
+}
+
+/// Up to this many rows read a packed page as it is; more rows have it unpacked first. Decoding 4 heads of 64 components
+/// per KV head on AVX-512 goes through 1.6 times as many tokens in the same time when it reads F16 directly.
+const DIRECT_ROWS: usize = 4;
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn against_packed<L: Lanes>(self, stored: impl Stored, tokens: &Range<usize>, room: &mut Unpacked) {
+        if self.max.len() <= DIRECT_ROWS {
+            self.against::<L>(stored);
+        } else {
+            let head_dim = self.block.head_dim;
+            let unpacked = room.fill::<L>(stored, tokens, component_rows(head_dim), value_chunks(head_dim));
+            self.against::<L>(unpacked);
+        }
+    }
+
+    #[inline(always)]
+    fn against<L: Lanes>(self, stored: impl Stored) {
+        let (components, chunks) = (component_rows(self.block.head_dim), value_chunks(self.block.head_dim));
+        let rows = self.max.len();
+        let mut row = 0;
+        while row < rows {
+            let count = (rows - row).min(TILE_ROWS);
+            let mut seen = [const { 0..0 }; TILE_ROWS];
+            for (index, seen) in seen[..count].iter_mut().enumerate() {
+                *seen = within(&self.block.seen(row + index), self.page);
+            }
+            Tile {
+                stored,
+                components,
+                chunks,
+                seen: &seen[..count],
+                q: &self.q[row * components..][..count * components],
+                out: &mut self.out[row * chunks..][..count * chunks],
+                max: &mut self.max[row..][..count],
+                sum: &mut self.sum[row..][..count],
+            }
+            .step::<L>();
+            row += count;
         }
     }
 }

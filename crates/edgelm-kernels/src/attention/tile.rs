@@ -4,6 +4,7 @@
 //! multiply-adds in index order, however many run side by side. A key outside a row's range weighs exactly 0, and a page
 //! without a key for the row rescales by exactly 1.
 
+use super::page::Stored;
 use crate::kv::{GROUP_TOKENS, PAGE_TOKENS};
 use crate::simd::{LANES, Lanes, exp};
 use std::ops::Range;
@@ -15,11 +16,8 @@ const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
 /// Scores or weights of a row against the page.
 type PageRow = [[f32; LANES]; GROUPS];
 
-pub(super) struct Tile<'a> {
-    /// `[group · components + component][token]`.
-    pub(super) k: &'a [[f32; LANES]],
-    /// `[token · chunks + chunk][component]`.
-    pub(super) v: &'a [[f32; LANES]],
+pub(super) struct Tile<'a, S> {
+    pub(super) stored: S,
     pub(super) components: usize,
     pub(super) chunks: usize,
     /// Tokens of the page that each row sees.
@@ -32,7 +30,7 @@ pub(super) struct Tile<'a> {
     pub(super) sum: &'a mut [[f32; LANES]],
 }
 
-impl Tile<'_> {
+impl<S: Stored> Tile<'_, S> {
     /// With m' = max(m, max_s score_s) and c = exp(m - m'):
     /// out ← c · out + Σ_s exp(score_s - m') · v_s, sum ← c · sum + Σ_s exp(score_s - m'), m ← m'.
     #[inline(always)]
@@ -46,10 +44,10 @@ impl Tile<'_> {
         }
         let groups = tokens.start / GROUP_TOKENS..tokens.end.div_ceil(GROUP_TOKENS);
         let mut weights = [[[0.0; LANES]; GROUPS]; TILE_ROWS];
-        let Self { k, v, components, chunks, seen, q, out, max, sum } = self;
-        in_registers::<L>(seen.len(), Scores { k, q, components, groups: &groups, weights: &mut weights });
+        let Self { stored, components, chunks, seen, q, out, max, sum } = self;
+        in_registers::<L>(seen.len(), Scores { stored, q, components, groups: &groups, weights: &mut weights });
         let rescale = softmax::<L>(seen, &groups, &mut weights, max, sum);
-        in_registers::<L>(seen.len(), Values { v, chunks, tokens, weights: &weights, rescale: &rescale, out });
+        in_registers::<L>(seen.len(), Values { stored, chunks, tokens, weights: &weights, rescale: &rescale, out });
     }
 }
 
@@ -143,15 +141,15 @@ fn in_registers<L: Lanes>(rows: usize, mut product: impl Product) {
 }
 
 /// weights[row][s] = q[row] · k[s] for the tokens of `groups`.
-struct Scores<'a> {
-    k: &'a [[f32; LANES]],
+struct Scores<'a, S> {
+    stored: S,
     q: &'a [f32],
     components: usize,
     groups: &'a Range<usize>,
     weights: &'a mut [PageRow; TILE_ROWS],
 }
 
-impl Product for Scores<'_> {
+impl<S: Stored> Product for Scores<'_, S> {
     #[inline(always)]
     fn rows<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize) {
         let mut group = self.groups.start;
@@ -166,7 +164,7 @@ impl Product for Scores<'_> {
     }
 }
 
-impl Scores<'_> {
+impl<S: Stored> Scores<'_, S> {
     #[inline(always)]
     fn dot<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize, group: usize) {
         let components = self.components;
@@ -174,20 +172,18 @@ impl Scores<'_> {
         for (index, q) in q.iter_mut().enumerate() {
             *q = &self.q[(row + index) * components..][..components];
         }
-        let mut k: [&[[f32; LANES]]; SIDE] = [&[]; SIDE];
-        for (index, k) in k.iter_mut().enumerate() {
-            *k = &self.k[(group + index) * components..][..components];
-        }
         let mut sums = [[L::splat(0.0); SIDE]; ROWS];
-        for component in 0..components {
-            let mut keys = [L::splat(0.0); SIDE];
-            for (keys, k) in keys.iter_mut().zip(&k) {
-                *keys = L::load(&k[component]);
+        for quad in 0..components / 4 {
+            let mut keys = [[L::splat(0.0); 4]; SIDE];
+            for (side, keys) in keys.iter_mut().enumerate() {
+                *keys = self.stored.keys(group + side, quad);
             }
-            for (sums, q) in sums.iter_mut().zip(&q) {
-                let query = L::splat(q[component]);
-                for (sum, &keys) in sums.iter_mut().zip(&keys) {
-                    *sum = query.mul_add(keys, *sum);
+            for component in 0..4 {
+                for (sums, q) in sums.iter_mut().zip(&q) {
+                    let query = L::splat(q[4 * quad + component]);
+                    for (sum, keys) in sums.iter_mut().zip(&keys) {
+                        *sum = query.mul_add(keys[component], *sum);
+                    }
                 }
             }
         }
@@ -200,8 +196,8 @@ impl Scores<'_> {
 }
 
 /// out[row] = rescale[row] · out[row] + Σ_s weights[row][s] · v[s] over `tokens`.
-struct Values<'a> {
-    v: &'a [[f32; LANES]],
+struct Values<'a, S> {
+    stored: S,
     chunks: usize,
     tokens: Range<usize>,
     weights: &'a [PageRow; TILE_ROWS],
@@ -209,7 +205,7 @@ struct Values<'a> {
     out: &'a mut [[f32; LANES]],
 }
 
-impl Product for Values<'_> {
+impl<S: Stored> Product for Values<'_, S> {
     #[inline(always)]
     fn rows<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize) {
         let mut chunk = 0;
@@ -224,7 +220,7 @@ impl Product for Values<'_> {
     }
 }
 
-impl Values<'_> {
+impl<S: Stored> Values<'_, S> {
     #[inline(always)]
     fn add<L: Lanes, const ROWS: usize, const SIDE: usize>(&mut self, row: usize, chunk: usize) {
         let chunks = self.chunks;
@@ -240,12 +236,10 @@ impl Values<'_> {
         for (index, weights) in weights.iter_mut().enumerate() {
             *weights = &self.weights[row + index].as_flattened()[self.tokens.start..][..tokens];
         }
-        let v = &self.v[self.tokens.start * chunks..][..tokens * chunks];
         for token in 0..tokens {
-            let v = &v[token * chunks + chunk..][..SIDE];
             let mut values = [L::splat(0.0); SIDE];
-            for (values, v) in values.iter_mut().zip(v) {
-                *values = L::load(v);
+            for (side, values) in values.iter_mut().enumerate() {
+                *values = self.stored.values(self.tokens.start + token, chunk + side);
             }
             for (sums, weights) in sums.iter_mut().zip(&weights) {
                 let weight = L::splat(weights[token]);

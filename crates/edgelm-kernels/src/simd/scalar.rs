@@ -1,7 +1,6 @@
 //! The definition: sixteen f32 in an array.
 
 use super::{LANES, Lanes};
-use half::f16;
 
 #[derive(Clone, Copy)]
 pub(super) struct Scalar([f32; LANES]);
@@ -41,7 +40,14 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn load_f16(from: &[u16; LANES]) -> Self {
-        Self(from.map(|bits| f16::from_bits(bits).to_f32()))
+        // Without branches, so that the compiler vectorizes it: the exponent's bias moves by 112 in a multiplication, which
+        // takes care of subnormal numbers too; infinity and NaN get the largest exponent back.
+        Self(from.map(|half| {
+            let magnitude = u32::from(half & 0x7FFF) << 13;
+            let infinite = if magnitude >= 0x0F80_0000 { 0x7F80_0000 } else { 0 };
+            let value = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits() | infinite;
+            f32::from_bits(value | u32::from(half & 0x8000) << 16)
+        }))
     }
     #[inline(always)]
     fn load_i8(from: &[i8; LANES]) -> Self {
