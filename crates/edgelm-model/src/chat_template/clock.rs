@@ -8,7 +8,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -63,11 +73,9 @@ pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error>
             Some('D' | 'x') => format!("{month:02}/{day:02}/{:02}", year % 100),
             Some('T' | 'X') => format!("{hour:02}:{minute:02}:{second:02}"),
             Some('R') => format!("{hour:02}:{minute:02}"),
-            Some('c') => format!(
-                "{} {} {day:2} {hour:02}:{minute:02}:{second:02} {year}",
-                &DAYS[weekday][..3],
-                &month_name[..3]
-            ),
+            Some('c') => {
+                format!("{} {} {day:2} {hour:02}:{minute:02}:{second:02} {year}", &DAYS[weekday][..3], &month_name[..3])
+            }
             Some('s') => unix_seconds.to_string(),
             Some('n') => "\n".into(),
             Some('t') => "\t".into(),

@@ -214,7 +214,10 @@ fn a_vocabulary_alone_gives_the_same_ids() {
 fn names_of_pre_tokenizers() {
     let written = |tokenizer: &Tokenizer| {
         let metadata = tokenizer.to_gguf(tokenizer.vocab_size()).unwrap();
-        metadata.iter().find(|(key, _)| key == "tokenizer.ggml.pre").and_then(|(_, name)| Some(name.as_str()?.to_owned()))
+        metadata
+            .iter()
+            .find(|(key, _)| key == "tokenizer.ggml.pre")
+            .and_then(|(_, name)| Some(name.as_str()?.to_owned()))
     };
     let cases =
         [("bytelevel-gpt2", "gpt-2"), ("bytelevel-llama3", "llama-bpe"), ("bytelevel-qwen", "qwen2"), ("unigram", "")];
