@@ -1,16 +1,24 @@
 #!/bin/sh
-# Builds one fuzz target with the stable compiler and runs it.
+# Builds one fuzz target with the stable compiler and runs it; README.md explains.
 # Usage: fuzz/run.sh TARGET SECONDS [libFuzzer options]
 set -eu
-target=${1:?"usage: fuzz/run.sh TARGET SECONDS [libFuzzer options]"}
-seconds=${2:?"usage: fuzz/run.sh TARGET SECONDS [libFuzzer options]"}
+usage="usage: fuzz/run.sh TARGET SECONDS [libFuzzer options]"
+target=${1:?"$usage"}
+seconds=${2:?"$usage"}
 shift 2
 cd "$(dirname "$0")"
 
+features=
 case $target in
-    gguf) seeds=../testdata/format extension=gguf max_len=8192 ;;
-    safetensors) seeds=../testdata/format extension=safetensors max_len=4096 ;;
-    *) echo "error: unknown target \`$target\`" >&2; exit 2 ;;
+    gguf)
+        seeds="../testdata/format/*.gguf" dictionaries="gguf" max_len=8192 ;;
+    safetensors)
+        seeds="../testdata/format/*.safetensors" dictionaries="json safetensors" max_len=4096 ;;
+    config)
+        seeds="../testdata/model/published/*.json" dictionaries="json config" max_len=4096 features=model ;;
+    *)
+        echo "error: unknown target \`$target\`: gguf, safetensors or config" >&2
+        exit 2 ;;
 esac
 
 # What `cargo fuzz` passes, without the sanitizers, which need a nightly compiler. Naming the target triple keeps
@@ -22,14 +30,17 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module \
 -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares \
 -Ccodegen-units=1 -Cforce-frame-pointers=yes"
-cargo build --release --locked --target "$triple" --bin "$target"
+cargo build --release --locked --target "$triple" --features "$features" --bin "$target"
 
 corpus=corpus/$target
 artifacts=artifacts/$target
 mkdir -p "$corpus" "$artifacts"
-for seed in "$seeds"/*."$extension"; do
+for seed in $seeds; do
     cp "$seed" "$corpus/seed-$(basename "$seed")"
 done
+for dictionary in $dictionaries; do
+    cat "dictionaries/$dictionary.dict"
+done > "$corpus.dict"
 exec "target/$triple/release/$target" "$corpus" \
-    -max_total_time="$seconds" -artifact_prefix="$artifacts/" \
+    -max_total_time="$seconds" -dict="$corpus.dict" -artifact_prefix="$artifacts/" \
     -max_len="$max_len" -timeout=10 -rss_limit_mb=512 -malloc_limit_mb=64 -print_final_stats=1 "$@"

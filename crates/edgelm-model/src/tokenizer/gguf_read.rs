@@ -229,7 +229,8 @@ fn byte_level(
         Some((&pre::GPT2, before)) => (true, before),
         _ => (false, pre.splits),
     };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": builtin});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": builtin});
     let mut steps = split(splits);
     if let Some(steps) = steps["pretokenizers"].as_array_mut() {
         steps.push(byte_level.clone());

@@ -102,10 +102,13 @@ impl Tokenizer {
                 if !file.normalizer.is_null() {
                     notes.push("llama.cpp will not apply the normalizer of this unigram vocabulary".into());
                 }
-                table.metadata("t5", vec![
-                    ("tokenizer.ggml.scores".into(), Value::Array(Array::F32(scores))),
-                    ("tokenizer.ggml.add_space_prefix".into(), Value::Bool(adds_space_prefix(&file))),
-                ])
+                table.metadata(
+                    "t5",
+                    vec![
+                        ("tokenizer.ggml.scores".into(), Value::Array(Array::F32(scores))),
+                        ("tokenizer.ggml.add_space_prefix".into(), Value::Bool(adds_space_prefix(&file))),
+                    ],
+                )
             }
             Model::Other => {
                 notes.push("llama.cpp cannot read this kind of vocabulary from our files".into());
@@ -191,17 +194,21 @@ fn byte_level(
     let name = match pre::by_structure(&file.pre_tokenizer, ignore_merges, nfc) {
         Some(pre) => pre.names[0],
         None => {
-            notes.push("llama.cpp has no name for this pre-tokenizer; `default` is written and splits otherwise".into());
+            notes
+                .push("llama.cpp has no name for this pre-tokenizer; `default` is written and splits otherwise".into());
             "default"
         }
     };
     if !file.normalizer.is_null() {
         notes.push("llama.cpp will not apply the normalizer (text that is already normalized is not affected)".into());
     }
-    table.metadata("gpt2", vec![
-        ("tokenizer.ggml.pre".into(), Value::String(name.into())),
-        ("tokenizer.ggml.merges".into(), written_merges(merges)),
-    ])
+    table.metadata(
+        "gpt2",
+        vec![
+            ("tokenizer.ggml.pre".into(), Value::String(name.into())),
+            ("tokenizer.ggml.merges".into(), written_merges(merges)),
+        ],
+    )
 }
 
 fn sentencepiece(
@@ -230,14 +237,19 @@ fn sentencepiece(
     })?;
     let scheme = &file.pre_tokenizer["prepend_scheme"];
     if scheme == "first" {
-        notes.push("llama.cpp puts a space behind special tokens too, not only in front of the text".into());
+        notes.push(
+            "llama.cpp puts a space in front of text that begins with one, and behind special tokens; this tokenizer \
+             does neither"
+                .into(),
+        );
     }
     let mut rest = vec![
         ("tokenizer.ggml.scores".into(), Value::Array(Array::F32(scores))),
         ("tokenizer.ggml.add_space_prefix".into(), Value::Bool(adds_space_prefix(file))),
     ];
     if !spm::are_equivalent(&by_id, &derived) {
-        notes.push("the merges are not those of a SentencePiece model; llama.cpp may split rare words otherwise".into());
+        notes
+            .push("the merges are not those of a SentencePiece model; llama.cpp may split rare words otherwise".into());
         rest.push(("tokenizer.ggml.merges".into(), written_merges(merges)));
     }
     rest.insert(0, ("tokenizer.ggml.pre".into(), Value::String("default".into())));

@@ -96,7 +96,9 @@ fn add_missing_tokens(inner: &mut Inner, entries: &BTreeMap<String, AddedTokenEn
     let mut missing = Vec::new();
     for (key, entry) in entries {
         let id: u32 = key.parse().map_err(|_| {
-            ModelError::Tokenizer(format!("tokenizer_config.json: `added_tokens_decoder` has the key `{key}`, not an id"))
+            ModelError::Tokenizer(format!(
+                "tokenizer_config.json: `added_tokens_decoder` has the key `{key}`, not an id"
+            ))
         })?;
         if inner.get_added_vocabulary().simple_id_to_token(id).is_none() {
             missing.push((id, entry));
