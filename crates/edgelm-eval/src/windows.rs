@@ -53,10 +53,10 @@ impl Windows {
     /// Tokenizes the whole text without special tokens and cuts it.
     pub(crate) fn new(model: &Model, text: &str, options: &WindowOptions) -> Result<Self, EvalError> {
         let config = model.engine().config();
-        if options.context > config.max_position_embeddings {
+        if options.context > config.context_length() {
             let what = format!(
                 "windows of {} tokens were asked for, but the model's context holds {}",
-                options.context, config.max_position_embeddings
+                options.context, config.context_length()
             );
             return Err(EvalError::Option { option: "context", what });
         }

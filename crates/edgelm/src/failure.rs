@@ -1,6 +1,7 @@
 //! How failures look: one line `error: …`, then `hint: …` where the next step is known.
 
 use edgelm_engine::EngineError;
+use edgelm_fleet::hub::HubError;
 use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
 use std::process::ExitCode;
@@ -85,6 +86,9 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         }
         Some(ModelError::UnknownArchitecture { .. }) => return Some("see docs/architecture.md for how to add one"),
         _ => {}
+    }
+    if let Some(error) = cause.downcast_ref::<HubError>() {
+        return error.hint();
     }
     if let Some(KernelError::IsaAbsent { .. }) = cause.downcast_ref() {
         return Some("leave --isa out to use the best that this CPU has");

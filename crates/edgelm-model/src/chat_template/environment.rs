@@ -5,7 +5,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
 /// Steps a template may take. A long conversation takes about a hundred for each message.
-const FUEL: u64 = 2_000_000;
+pub(super) const FUEL: u64 = 1_000_000;
 
 /// Nesting of macros and blocks. Bounds the use of the stack.
 const MAX_RECURSION: usize = 100;
@@ -38,6 +38,8 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |value: Value| python::str(&value));
     environment.add_filter("trim", trim);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     // Strings and mappings have a length and items in Python, which is what these two tests ask for.
     environment.add_test("sequence", |value: Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
@@ -53,6 +55,16 @@ fn write_limited(output: &mut minijinja::Output<'_>, text: &str) -> Result<(), E
         return Err(Error::new(ErrorKind::WriteFailure, "the template writes too much"));
     }
     output.write_str(text).map_err(Error::from)
+}
+
+/// `length` of an undefined value is zero in Jinja.
+fn length(value: Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| {
+        Error::new(ErrorKind::InvalidOperation, format!("object of type {} has no length", value.kind()))
+    })
 }
 
 /// `trim` prints what is not a string first, as Jinja's does.

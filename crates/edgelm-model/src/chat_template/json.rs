@@ -145,13 +145,7 @@ impl Style {
                 '\u{c}' => out.push_str("\\f"),
                 '\0'..='\u{1f}' => write_unit(u32::from(character) as u16, out),
                 '\u{7f}'.. if self.ensure_ascii => {
-                    let mut units = [0; 2];
-                    // Python leaves the delete character as it is.
-                    if character == '\u{7f}' {
-                        out.push(character);
-                    } else {
-                        character.encode_utf16(&mut units).iter().for_each(|&unit| write_unit(unit, out));
-                    }
+                    character.encode_utf16(&mut [0; 2]).iter().for_each(|&unit| write_unit(unit, out));
                 }
                 _ => out.push(character),
             }

@@ -24,6 +24,10 @@ pub type Message = Value;
 /// Largest prompt a template may write. Far above any context length, far below the memory of a small device.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
+/// Stack of the thread that renders. A template may nest a list once for every few steps it takes, and such a value is
+/// dropped recursively; this is enough for all the steps there are.
+const STACK_BYTES: usize = 128 << 20;
+
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
@@ -107,11 +111,20 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let has_tools = !variables["tools"].is_null();
         let name = if self.has_tool_use && has_tools { TOOL_USE } else { DEFAULT };
+        let render = || self.render_named(name, &variables);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
+            let thread = thread.map_err(|error| ModelError::Template(format!("no thread to render in: {error}")))?;
+            thread.join().unwrap_or_else(|_| Err(ModelError::Template("the template engine gave up".into())))
+        })
+    }
+
+    fn render_named(&self, name: &str, variables: &Map<String, Value>) -> Result<String, ModelError> {
         let mut output = LimitedOutput(Vec::new());
         self.environment
             .get_template(name)
             .and_then(|template| {
-                template.render_captured_to(minijinja::Value::from(Serde(&variables)), &mut output).map(|_| ())
+                template.render_captured_to(minijinja::Value::from(Serde(variables)), &mut output).map(|_| ())
             })
             .map_err(|error| ModelError::Template(describe(&error)))?;
         String::from_utf8(output.0).map_err(|error| ModelError::Template(error.to_string()))

@@ -196,8 +196,10 @@ impl Checkpoint {
         }
         let built = match &self.store {
             Store::Safetensors(_, files) => {
-                let jinja = files.read_text("chat_template.jinja")?;
-                ChatTemplate::from_hf(files.read("tokenizer_config.json")?.as_deref(), jinja.as_deref())?
+                match (files.read("tokenizer_config.json")?, files.read_text("chat_template.jinja")?) {
+                    (None, None) => None,
+                    (config, jinja) => ChatTemplate::from_hf(config.as_deref(), jinja.as_deref())?,
+                }
             }
             Store::Gguf(file) => gguf_template(file)?,
         };
@@ -214,14 +216,11 @@ fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> Stri
 
 /// The template of a GGUF file, with the texts of the special tokens it may write.
 fn gguf_template(file: &GgufFile) -> Result<Option<ChatTemplate>, ModelError> {
-    use edgelm_format::gguf::Array;
     let Some(source) = file.get_meta("tokenizer.chat_template").and_then(Value::as_str) else { return Ok(None) };
     let text = |kind: &str| {
         let id = file.get_meta(&format!("tokenizer.ggml.{kind}_token_id")).and_then(Value::as_u64)?;
-        match file.get_meta("tokenizer.ggml.tokens") {
-            Some(Value::Array(Array::String(tokens))) => tokens.get(usize::try_from(id).ok()?).map(String::as_str),
-            _ => None,
-        }
+        let tokens = file.get_meta("tokenizer.ggml.tokens").and_then(Value::as_strings)?;
+        tokens.get(usize::try_from(id).ok()?).map(String::as_str)
     };
     ChatTemplate::new(source, text("bos"), text("eos")).map(Some)
 }

@@ -51,8 +51,7 @@ pub(super) fn from_folder(name: String, files: Files) -> Result<Checkpoint, Mode
 
 fn from_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
     let file = GgufFile::open(path)?;
-    // A tensor of an unknown type has a shape all the same, but is an error soon enough.
-    let shape = |name: &str| file.get(name).ok().flatten().map(|view| view.shape.to_vec());
+    let shape = |name: &str| file.info(name).map(|info| info.shape.to_vec());
     let tensors = GgufTensors { shape: &shape, rope_factors: rope_factors(&file)? };
     let config = ModelConfig::from_gguf(file.metadata(), tensors, path)?;
     let generation = GenerationConfig::from_gguf(file.metadata());

@@ -77,10 +77,10 @@ impl<'a> Keys<'a> {
 
     /// One size for all layers, or an array with one per layer.
     fn per_layer(&self, key: &str, layers: usize, max: usize) -> Result<Option<Vec<usize>>, ModelError> {
-        let Some(Value::Array(array)) = self.get(key) else {
+        let Some(value @ Value::Array(_)) = self.get(key) else {
             return Ok(self.size(key, max)?.map(|value| vec![value; layers]));
         };
-        let values = whole_numbers(array).filter(|values| values.len() == layers);
+        let values = value.as_u64s().filter(|values| values.len() == layers);
         match values.map(|values| values.into_iter().map(|n| bounded(n, max)).collect::<Option<Vec<_>>>()) {
             Some(Some(values)) => Ok(Some(values)),
             _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from 1 to {max}"))),
@@ -331,16 +331,6 @@ fn read_rope(
 
 fn bounded(value: u64, max: usize) -> Option<usize> {
     usize::try_from(value).ok().filter(|n| (1..=max).contains(n))
-}
-
-fn whole_numbers(array: &Array) -> Option<Vec<u64>> {
-    Some(match array {
-        Array::U32(values) => values.iter().map(|&n| n.into()).collect(),
-        Array::U64(values) => values.clone(),
-        Array::I32(values) => values.iter().map(|&n| u64::try_from(n).ok()).collect::<Option<_>>()?,
-        Array::I64(values) => values.iter().map(|&n| u64::try_from(n).ok()).collect::<Option<_>>()?,
-        _ => return None,
-    })
 }
 
 /// A value for a message, cut where it is long.

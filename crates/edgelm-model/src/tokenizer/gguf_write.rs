@@ -237,7 +237,11 @@ fn sentencepiece(
     })?;
     let scheme = &file.pre_tokenizer["prepend_scheme"];
     if scheme == "first" {
-        notes.push("llama.cpp puts a space behind special tokens too, not only in front of the text".into());
+        notes.push(
+            "llama.cpp puts a space in front of text that begins with one, and behind special tokens; this tokenizer \
+             does neither"
+                .into(),
+        );
     }
     let mut rest = vec![
         ("tokenizer.ggml.scores".into(), Value::Array(Array::F32(scores))),
