@@ -162,9 +162,10 @@ fn tensor_names_and_shapes() {
     let mut huge_count = huge_count;
     huge_count.key_count = Some(0);
     refused(&huge_count, &["tensor `t`", "4294967295 dimensions"]);
-    for dims in [&[1 << 32, 1 << 32][..], &[u64::MAX, 2], &[1 << 62, 4, 1, 0], &[1 << 62]] {
+    for dims in [&[1 << 32, 1 << 32][..], &[u64::MAX, 2], &[1 << 62, 4, 1, 0], &[1 << 62], &[1 << 62, 0]] {
         refused(&data(Gguf::new().tensor("t", dims, 0, 0)), &["tensor `t`", "overflows"]);
     }
+    refused(&data(Gguf::new().tensor("t", &[1 << 62, 4], 99, 0)), &["tensor `t`", "overflows"]);
     refused(&data(Gguf::new().tensor("t", &[33, 2], 8, 0)), &["tensor `t`", "33", "Q8_0 blocks of 32"]);
     // 64 values, but rows of 16.
     refused(&data(Gguf::new().tensor("t", &[16, 4], 8, 0)), &["tensor `t`", "rows of 16"]);

@@ -5,19 +5,23 @@
 //! Must not depend on files, models, tokenizers or async code.
 
 mod attention;
+mod bench;
 mod cpu;
 mod disjoint;
 mod isa;
 mod kv;
+mod limits;
 mod matmul;
 mod ops;
 mod pool;
 mod simd;
 
 pub use attention::{Attention, Span};
+pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
+pub use limits::{f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, Scratch};
 pub use ops::{RopePairs, add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;

@@ -222,7 +222,6 @@ fn locate(
     file_bytes: usize,
 ) -> Result<(usize, Option<Range<usize>>), Fault> {
     let Declared { stored, shape, offset } = declared;
-    let elements = shape::elements(shape)?;
     if offset % u64::from(alignment) != 0 {
         return malformed!("offset {offset} is not a multiple of the alignment {alignment}");
     }
@@ -230,14 +229,11 @@ fn locate(
     let Some(start) = start.filter(|&start| start <= file_bytes) else {
         return malformed!("offset {offset} is past the end of the file ({file_bytes} bytes); truncated?");
     };
-    let Some((block_len, block_bytes)) = stored.block else { return Ok((start, None)) };
-    let row_len = shape.last().copied().unwrap_or(1);
-    if row_len % block_len != 0 {
-        return malformed!("rows of {row_len} values are not whole {} blocks of {block_len}", stored.name);
-    }
-    let Some(size) = (elements / block_len).checked_mul(block_bytes) else {
-        return malformed!("the size of shape {shape:?} in {} overflows", stored.name);
+    let Some((block_len, block_bytes)) = stored.block else {
+        shape::check(shape)?;
+        return Ok((start, None));
     };
+    let size = shape::bytes(shape, &stored.name, block_len, 8 * block_bytes)?;
     match start.checked_add(size).filter(|&end| end <= file_bytes) {
         Some(end) => Ok((start, Some(start..end))),
         None => malformed!("its {size} bytes from byte {start} end after the file ({file_bytes} bytes); truncated?"),

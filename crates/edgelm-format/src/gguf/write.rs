@@ -78,7 +78,7 @@ fn layout(metadata: &Metadata, tensors: &[(String, DType, Vec<usize>)]) -> Resul
         if shape.len() > MAX_DIMENSIONS as usize {
             return malformed!("tensor {}: more than {MAX_DIMENSIONS} dimensions", Name(name));
         }
-        let size = tensor_bytes(*dtype, shape).map_err(place)?;
+        let size = shape::bytes(shape, dtype.name(), dtype.block_len(), 8 * dtype.block_bytes()).map_err(place)? as u64;
         put_string(&mut header, name);
         header.extend((shape.len() as u32).to_le_bytes());
         // Innermost first in the file.
@@ -96,14 +96,6 @@ fn layout(metadata: &Metadata, tensors: &[(String, DType, Vec<usize>)]) -> Resul
     }
     header.resize(header.len().next_multiple_of(alignment as usize), 0);
     Ok(Layout { header, sizes, alignment })
-}
-
-fn tensor_bytes(dtype: DType, shape: &[usize]) -> Result<u64, Fault> {
-    let elements = shape::elements(shape)?;
-    let row_len = shape.last().copied().unwrap_or(1);
-    let row_bytes = dtype.row_bytes(row_len).map_err(|error| Fault::Malformed(error.to_string()))? as u64;
-    let rows = elements.checked_div(row_len).unwrap_or(0) as u64;
-    row_bytes.checked_mul(rows).ok_or_else(|| Fault::Malformed(format!("the size of shape {shape:?} overflows")))
 }
 
 fn put_string(header: &mut Vec<u8>, text: &str) {

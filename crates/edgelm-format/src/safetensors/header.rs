@@ -101,14 +101,9 @@ fn check_tensor(declared: Declared, data_start: usize) -> Result<Entry, Fault> {
     else {
         return Err(Fault::Unsupported(format!("unknown dtype {}", Name(&dtype_name))));
     };
-    let Some(bits) = shape::elements(&shape)?.checked_mul(dtype.bitsize()) else {
-        return malformed!("the size of shape {shape:?} in {dtype} overflows");
-    };
-    if bits % 8 != 0 {
-        return malformed!("shape {shape:?} in {dtype} is not whole bytes");
-    }
-    if bits / 8 != end - begin {
-        return malformed!("shape {shape:?} in {dtype} is {} bytes, data offsets hold {}", bits / 8, end - begin);
+    let size = shape::bytes(&shape, &dtype_name, 1, dtype.bitsize())?;
+    if size != end - begin {
+        return malformed!("shape {shape:?} in {dtype} is {size} bytes, data offsets hold {}", end - begin);
     }
     // `check_layout` bounded both offsets by the file's length.
     Ok(Entry { dtype, dtype_name, shape, range: data_start + begin..data_start + end })

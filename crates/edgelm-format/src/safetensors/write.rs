@@ -73,13 +73,12 @@ fn layout(
         if shape.len() > MAX_DIMENSIONS {
             return malformed!("tensor {}: more than {MAX_DIMENSIONS} dimensions", Name(name));
         }
-        let size = shape::elements(shape).map_err(place)? as u64;
-        let end = size.checked_mul(dtype.block_bytes() as u64).and_then(|size| offset.checked_add(size));
-        let Some(end) = end else {
-            return malformed!("tensor {}: the size of shape {shape:?} overflows", Name(name));
+        let size = shape::bytes(shape, dtype.name(), 1, 8 * dtype.block_bytes()).map_err(place)? as u64;
+        let Some(end) = offset.checked_add(size) else {
+            return malformed!("tensor {}: its end overflows", Name(name));
         };
         directory.push((name, Declared { dtype: dtype.name(), shape, data_offsets: [offset, end] }));
-        sizes.push((name.clone(), end - offset));
+        sizes.push((name.clone(), size));
         offset = end;
     }
     let mut header = vec![0; LENGTH_BYTES];

@@ -54,7 +54,10 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        BUFFERS.with_borrow_mut(|buffers| attend::<L>(&self, buffers));
+        // Taken out and put back, because a closure given to `LocalKey` would be compiled without the vector features.
+        let mut buffers = BUFFERS.take();
+        attend::<L>(&self, &mut buffers);
+        BUFFERS.set(buffers);
     }
 }
 

@@ -205,6 +205,9 @@ impl Floats {
         cut_panels(m, widths, &mut self.panels);
         self.cols = cols;
         self.values.resize(m * cols, 0.0);
+        if x.is_empty() {
+            return;
+        }
         if m * cols < PARALLEL_FROM {
             return interleave(&self.panels, x, cols, &mut self.values);
         }

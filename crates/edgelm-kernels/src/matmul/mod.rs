@@ -11,7 +11,7 @@
 mod activations;
 mod float;
 mod format;
-mod lanes;
+pub(crate) mod lanes;
 mod output;
 mod pack;
 mod quantized;
@@ -22,34 +22,12 @@ use crate::{Cpu, Isa, KernelError, Pool};
 use activations::{Floats, Quantized};
 use edgelm_tensor::{DType, TensorError};
 use format::*;
-use lanes::{Lanes, ROWS, Scalar};
+use lanes::{Family, Lanes, LanesVisitor, ROWS};
 use output::Out;
 use pack::Packed;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-
-/// The instruction set of a matrix, with the proof that this CPU has it.
-#[derive(Clone, Copy)]
-enum Family {
-    Scalar(Scalar),
-    #[cfg(target_arch = "x86_64")]
-    Avx2(crate::isa::Avx2),
-    #[cfg(target_arch = "x86_64")]
-    Avx512(crate::isa::Avx512),
-}
-
-impl Family {
-    fn of(isa: Isa) -> Self {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
-            _ => Self::Scalar(Scalar),
-        }
-    }
-}
 
 /// Weights `[N, K]`, repacked once for the kernel family of a `Cpu`.
 pub struct Matrix {
@@ -226,34 +204,35 @@ impl Cpu {
             assert_eq!(linear.out.len(), m * linear.weight.rows, "out is not [{m}, {}]", linear.weight.rows);
             assert!(linear.bias.is_none_or(|bias| bias.len() == linear.weight.rows), "bias is not [N]");
         }
-        match first.weight.family {
-            Family::Scalar(l) => self.matmul_on(l, x, m, cols, group, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Family::Avx2(l) => self.matmul_on(l, x, m, cols, group, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Family::Avx512(l) => self.matmul_on(l, x, m, cols, group, scratch),
-        }
+        first.weight.family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
     }
+}
 
-    fn matmul_on<L: Lanes>(
-        &self,
-        l: L,
-        x: &[f32],
-        m: usize,
-        cols: usize,
-        group: &mut [Linear<'_>],
-        scratch: &mut Scratch,
-    ) {
+struct Matmul<'a, 'b> {
+    cpu: &'a Cpu,
+    x: &'a [f32],
+    m: usize,
+    cols: usize,
+    group: &'a mut [Linear<'b>],
+    scratch: &'a mut Scratch,
+}
+
+impl LanesVisitor for Matmul<'_, '_> {
+    type Output = ();
+
+    fn visit<L: Lanes>(self, l: L) {
+        let Self { cpu, x, m, cols, group, scratch } = self;
+        let pool = cpu.pool();
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
             let widths = if many { L::INT_PANELS } else { quantized::FEW_PANELS };
-            scratch.quantized.fill(l, self.pool(), x, m, cols, widths);
+            scratch.quantized.fill(l, pool, x, m, cols, widths);
         }
         if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
             let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };
-            scratch.floats.fill(self.pool(), x, m, cols, widths);
+            scratch.floats.fill(pool, x, m, cols, widths);
         }
-        scratch.workers.resize_with(self.threads(), Mutex::default);
+        scratch.workers.resize_with(pool.threads(), Mutex::default);
 
         let work: Vec<Work<'_>> = group
             .iter_mut()
@@ -276,7 +255,7 @@ impl Cpu {
         if total.saturating_mul(m) < PARALLEL_FROM {
             run(0, 1);
         } else {
-            self.pool().run(&|worker| run(worker, self.threads()));
+            pool.run(&|worker| run(worker, pool.threads()));
         }
     }
 }

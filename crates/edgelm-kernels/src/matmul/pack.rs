@@ -70,11 +70,7 @@ impl Packed {
             for lane in 0..ROWS.min(rows - tile * ROWS) {
                 let row = &bytes[(tile * ROWS + lane) * cols * S..][..cols * S];
                 for (to, from) in values[lane..].iter_mut().step_by(ROWS).zip(row.as_chunks().0) {
-                    // Lanes hold native values, files little-endian ones.
                     *to = *from;
-                    if cfg!(target_endian = "big") {
-                        to.reverse();
-                    }
                 }
             }
         })

@@ -1,1 +1,344 @@
+#![allow(clippy::unwrap_used)]
 
+use super::*;
+use edgelm_tensor::block::decode_row;
+
+/// SplitMix64: good enough to fill buffers, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1 .. 1.
+    fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.uniform()).collect()
+    }
+}
+
+/// Where the f16 fields of a block stand.
+fn half_fields(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => &[],
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4_NL | DType::IQ4_XS => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+    }
+}
+
+/// Every bit pattern of quants and integer scales, and f16 fields of ordinary size.
+fn random_weights(dtype: DType, rows: usize, cols: usize, random: &mut Random) -> Vec<u8> {
+    let count = rows * cols;
+    match dtype {
+        DType::F32 => random.floats(count).into_iter().flat_map(f32::to_le_bytes).collect(),
+        DType::F16 => random.floats(count).into_iter().flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        DType::BF16 => random.floats(count).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => {
+            let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| random.next() as u8).collect();
+            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                for &at in half_fields(dtype) {
+                    let half = half::f16::from_f32(random.uniform() * 0.1);
+                    block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                }
+            }
+            bytes
+        }
+    }
+}
+
+struct Case {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    weights: Vec<u8>,
+}
+
+impl Case {
+    fn new(dtype: DType, rows: usize, cols: usize, random: &mut Random) -> Self {
+        Self { dtype, rows, cols, weights: random_weights(dtype, rows, cols, random) }
+    }
+
+    fn product(&self, cpu: &Cpu, x: &[f32], m: usize, bias: Option<&[f32]>) -> Vec<f32> {
+        let weight = Matrix::pack(cpu, self.dtype, self.rows, self.cols, &self.weights).unwrap();
+        let mut out = vec![f32::NAN; m * self.rows];
+        let mut group = [Linear { weight: &weight, bias, out: &mut out }];
+        cpu.matmul(x, m, &mut group, &mut Scratch::default());
+        out
+    }
+
+    /// (Σ, Σ |terms|) in f64 over decoded weights and, for quantized weights, activations rounded as documented.
+    fn reference(&self, x: &[f32], m: usize) -> Vec<(f64, f64)> {
+        let row_bytes = self.dtype.row_bytes(self.cols).unwrap();
+        let x: Vec<f64> =
+            if self.dtype.is_quantized() { round_activations(x) } else { x.iter().map(|&v| v.into()).collect() };
+        let mut decoded = vec![0.0; self.cols];
+        let mut out = vec![(0.0, 0.0); m * self.rows];
+        for row in 0..self.rows {
+            decode_row(self.dtype, &self.weights[row * row_bytes..][..row_bytes], &mut decoded).unwrap();
+            for i in 0..m {
+                for (w, x) in decoded.iter().zip(&x[i * self.cols..]) {
+                    let term = f64::from(*w) * x;
+                    out[i * self.rows + row].0 += term;
+                    out[i * self.rows + row].1 += term.abs();
+                }
+            }
+        }
+        out
+    }
+}
+
+fn round_activations(x: &[f32]) -> Vec<f64> {
+    let round = |block: &[f32]| {
+        let max = block.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        let (scale, factor) = if max == 0.0 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+        block.iter().map(|v| f64::from(scale) * f64::from((v * factor).round_ties_even())).collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(round).collect()
+}
+
+fn cpus() -> Vec<Cpu> {
+    Isa::available().into_iter().map(|isa| Cpu::new(Some(1), Some(isa)).unwrap()).collect()
+}
+
+fn lengths(dtype: DType) -> Vec<usize> {
+    match dtype.block_len() {
+        1 => vec![1, 7, 31, 33, 257, 600],
+        32 => vec![32, 64, 544],
+        block => vec![block, 2 * block, 5 * block],
+    }
+}
+
+const ROW_COUNTS: [usize; 5] = [1, 15, 16, 17, 33];
+const BATCHES: [usize; 10] = [1, 2, 3, 5, 8, 9, 12, 17, 33, 70];
+
+fn assert_close(got: &[f32], want: &[(f64, f64)], cols: usize, what: &dyn std::fmt::Display) {
+    assert_eq!(got.len(), want.len());
+    for (index, (got, (want, size))) in got.iter().zip(want).enumerate() {
+        // Every term, every partial sum and every scale product rounds at most a few times.
+        let tolerance = size * f64::from(f32::EPSILON) * (4.0 + (cols as f64).sqrt()) + 1e-30;
+        let error = (f64::from(*got) - want).abs();
+        assert!(error <= tolerance, "{what}: value {index} is {got}, expected {want} ± {tolerance:e}");
+    }
+}
+
+#[test]
+fn every_kernel_agrees_with_decoded_weights() {
+    let cpus = cpus();
+    for (seed, dtype) in DType::all().enumerate() {
+        let mut random = Random(seed as u64);
+        for rows in ROW_COUNTS {
+            for cols in lengths(dtype) {
+                let case = Case::new(dtype, rows, cols, &mut random);
+                for m in BATCHES {
+                    let x = random.floats(m * cols);
+                    let want = case.reference(&x, m);
+                    for cpu in &cpus {
+                        let what = format!("{dtype} {} seed {seed} N={rows} K={cols} M={m}", cpu.isa());
+                        assert_close(&case.product(cpu, &x, m, None), &want, cols, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_results_are_the_same_bits_in_every_family() {
+    let cpus = cpus();
+    for (seed, dtype) in DType::all().filter(|dtype| dtype.is_quantized()).enumerate() {
+        let mut random = Random(100 + seed as u64);
+        let cols = 3 * dtype.block_len();
+        let case = Case::new(dtype, 35, cols, &mut random);
+        for m in [1, 3, 19] {
+            let x = random.floats(m * cols);
+            let want = case.product(cpus.last().unwrap(), &x, m, None);
+            for cpu in &cpus {
+                assert_eq!(case.product(cpu, &x, m, None), want, "{dtype} {} M={m}", cpu.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch_or_on_threads() {
+    for isa in Isa::available() {
+        let cpus: Vec<Cpu> = [1, 2, 3].map(|threads| Cpu::new(Some(threads), Some(isa)).unwrap()).into();
+        for (seed, dtype) in DType::all().enumerate() {
+            let mut random = Random(200 + seed as u64);
+            let cols = if dtype.is_quantized() { 768 } else { 777 };
+            let case = Case::new(dtype, 83, cols, &mut random);
+            let most = 150;
+            let x = random.floats(most * cols);
+            let one_by_one: Vec<f32> =
+                x.chunks_exact(cols).flat_map(|row| case.product(&cpus[0], row, 1, None)).collect();
+            for m in [2, 3, 4, 7, 11, 12, 13, 31, most] {
+                for cpu in &cpus {
+                    let got = case.product(cpu, &x[..m * cols], m, None);
+                    assert_eq!(got, one_by_one[..m * 83], "{dtype} {isa} M={m} {} threads", cpu.threads());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_mixes_formats_sizes_and_biases() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(Some(3), Some(isa)).unwrap();
+        let mut random = Random(7);
+        let cols = 512;
+        let dtypes = [DType::Q4_K, DType::F16, DType::Q6_K, DType::Q8_0, DType::BF16];
+        let cases: Vec<Case> =
+            dtypes.into_iter().zip([1, 300, 17, 64, 5]).map(|(d, n)| Case::new(d, n, cols, &mut random)).collect();
+        let weights: Vec<Matrix> =
+            cases.iter().map(|c| Matrix::pack(&cpu, c.dtype, c.rows, cols, &c.weights).unwrap()).collect();
+        let mut scratch = Scratch::default();
+        for m in [40, 1, 6] {
+            let x = random.floats(m * cols);
+            let biases: Vec<Vec<f32>> = cases.iter().map(|c| random.floats(c.rows)).collect();
+            let mut outs: Vec<Vec<f32>> = cases.iter().map(|c| vec![0.0; m * c.rows]).collect();
+            let mut group: Vec<Linear<'_>> = weights
+                .iter()
+                .zip(&mut outs)
+                .zip(&biases)
+                .map(|((weight, out), bias)| Linear { weight, bias: Some(bias), out })
+                .collect();
+            cpu.matmul(&x, m, &mut group, &mut scratch);
+            for ((case, out), bias) in cases.iter().zip(&outs).zip(&biases) {
+                assert_eq!(*out, case.product(&cpu, &x, m, Some(bias)), "{} {isa} M={m}", case.dtype);
+                let mut plain = case.product(&cpu, &x, m, None);
+                plain.iter_mut().zip(bias.iter().cycle()).for_each(|(value, bias)| *value += bias);
+                assert_eq!(*out, plain);
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_quants_do_not_saturate() {
+    for dtype in DType::all().filter(|dtype| dtype.is_quantized()) {
+        let cols = 2 * dtype.block_len();
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let mut weights = vec![byte; 16 * dtype.row_bytes(cols).unwrap()];
+            for block in weights.chunks_exact_mut(dtype.block_bytes()) {
+                for &at in half_fields(dtype) {
+                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+                }
+            }
+            let case = Case { dtype, rows: 16, cols, weights };
+            for sign in [1.0, -1.0] {
+                let x = vec![sign * 3.0; 13 * cols];
+                let want = case.reference(&x, 13);
+                for cpu in cpus() {
+                    assert_close(&case.product(&cpu, &x, 13, None), &want, cols, &format!("{dtype} {}", cpu.isa()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unusual_activations() {
+    let mut random = Random(9);
+    let case = Case::new(DType::Q4_0, 20, 64, &mut random);
+    for cpu in cpus() {
+        assert!(case.product(&cpu, &[0.0; 64], 1, None).iter().all(|&v| v == 0.0));
+        // Too small for a scale whose reciprocal is finite: zero, not infinity.
+        assert!(case.product(&cpu, &[1e-45; 64], 1, None).iter().all(|&v| v == 0.0));
+        assert!(case.product(&cpu, &[f32::MAX; 64], 1, None).iter().all(|v| !v.is_nan()));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = random.floats(2 * 64);
+            x[64 + 40] = bad;
+            let out = case.product(&cpu, &x, 2, None);
+            assert!(out[..20].iter().all(|v| v.is_finite()), "the other row is untouched");
+            assert!(out[20..].iter().all(|v| v.is_nan()), "{bad} must show in its row");
+        }
+    }
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_errors() {
+    let cpu = Cpu::new(Some(1), None).unwrap();
+    let pack = |dtype, rows, cols, bytes: usize| Matrix::pack(&cpu, dtype, rows, cols, &vec![0; bytes]);
+    assert!(pack(DType::Q4_0, 2, 32, 36).is_ok());
+    for bytes in [0, 35, 37] {
+        let error = pack(DType::Q4_0, 2, 32, bytes).err().unwrap();
+        assert!(matches!(error, KernelError::Weights(TensorError::ByteLength { want: 36, .. })), "{error}");
+    }
+    let error = pack(DType::Q4_K, 1, 32, 18).err().unwrap();
+    assert!(matches!(error, KernelError::Weights(TensorError::RowLength { block_len: 256, .. })), "{error}");
+    assert!(pack(DType::F32, usize::MAX, usize::MAX / 64, 4).is_err());
+}
+
+#[test]
+fn empty_shapes() {
+    for cpu in cpus() {
+        for dtype in [DType::F32, DType::Q4_0] {
+            let no_rows = Matrix::pack(&cpu, dtype, 0, 64, &[]).unwrap();
+            cpu.matmul(
+                &[0.0; 64],
+                1,
+                &mut [Linear { weight: &no_rows, bias: None, out: &mut [] }],
+                &mut Scratch::default(),
+            );
+            let no_cols = Matrix::pack(&cpu, dtype, 3, 0, &[]).unwrap();
+            let mut out = [7.0; 6];
+            let bias = [1.0, 2.0, 3.0];
+            let mut group = [Linear { weight: &no_cols, bias: Some(&bias), out: &mut out }];
+            cpu.matmul(&[], 2, &mut group, &mut Scratch::default());
+            assert_eq!(out, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+            let some = Matrix::pack(&cpu, dtype, 3, 32, &vec![0; 3 * dtype.row_bytes(32).unwrap()]).unwrap();
+            cpu.matmul(&[], 0, &mut [Linear { weight: &some, bias: None, out: &mut [] }], &mut Scratch::default());
+        }
+    }
+    Cpu::new(Some(1), None).unwrap().matmul(&[], 0, &mut [], &mut Scratch::default());
+}
+
+#[test]
+fn every_f16_scale_is_read_as_it_is() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(Some(1), Some(isa)).unwrap();
+        for dtype in [DType::F16, DType::Q8_0] {
+            let weights: Vec<u8> = (0..=u16::MAX)
+                .flat_map(|bits| {
+                    let mut block = vec![0; dtype.row_bytes(32).unwrap()];
+                    let at = if dtype == DType::F16 {
+                        0
+                    } else {
+                        block[2] = 1;
+                        0
+                    };
+                    block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+                    block
+                })
+                .collect();
+            let case = Case { dtype, rows: 1 << 16, cols: 32, weights };
+            let mut x = [0.0; 32];
+            x[0] = 127.0;
+            for (bits, got) in case.product(&cpu, &x, 1, None).into_iter().enumerate() {
+                let scale = half::f16::from_bits(bits as u16).to_f32();
+                let same =
+                    got == scale * 127.0 || (got.is_nan() && !scale.is_finite()) || got.is_nan() && scale.is_nan();
+                assert!(same, "{dtype} {isa} {bits:#06x}: {got}, expected 127 · {scale}");
+            }
+        }
+    }
+}
+
+#[test]
+fn names_tell_format_and_family() {
+    let cpu = Cpu::new(Some(1), Some(Isa::Scalar)).unwrap();
+    let matrix = Matrix::pack(&cpu, DType::Q4_K, 1, 256, &[0; 144]).unwrap();
+    assert!(matrix.kernel().ends_with("-q4_kq8-scalar"), "{}", matrix.kernel());
+    assert_eq!((matrix.rows(), matrix.cols(), matrix.dtype(), matrix.bytes()), (1, 256, DType::Q4_K, 16 * 144));
+}

@@ -4,8 +4,8 @@ use super::Lanes;
 
 /// Above it eˣ overflows.
 const LARGEST: f32 = 88.722_83;
-/// Below it the result is flushed to zero: just above -125.5 · ln 2, where n - 1 would leave the normal exponents.
-const SMALLEST: f32 = -86.98;
+/// Below it the result is flushed to zero: just above -125 · ln 2, where eʳ · 2ⁿ⁻¹ would leave the normal numbers.
+const SMALLEST: f32 = -86.64;
 /// ln 2 in two parts; n · LN_2_HIGH is exact for |n| ≤ 2¹⁵.
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -15,7 +15,7 @@ const FIT: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_393, 0.008_368_781, 
 
 /// eˣ = 2ⁿ · eʳ with n = round(x / ln 2), r = x - n ln 2.
 ///
-/// Numerics: within 1 ULP of the exact value for x in -86.98..=88.72, exactly 1 at 0, exactly 0 below -86.98 (and at
+/// Numerics: within 1 ULP of the exact value for x in -86.64..=88.72, exactly 1 at 0, exactly 0 below -86.64 (and at
 /// -∞), +∞ above 88.73, NaN at NaN.
 /// Source: argument reduction after Cody and Waite 1980; coefficients fitted for this file.
 #[inline(always)]

@@ -316,3 +316,15 @@ fn read_layer_types(keys: &mut Keys<'_>, count: usize) -> Result<Option<Vec<bool
     };
     list.iter().map(sliding).collect::<Result<_, _>>().map(Some)
 }
+
+#[cfg(test)]
+pub(in crate::config) mod tests {
+    use super::*;
+
+    /// A one-layer Llama; `keys` (JSON without braces) are added, and win.
+    pub(in crate::config) fn tiny(keys: &str) -> ModelConfig {
+        let base = r#"{"model_type": "llama", "hidden_size": 12, "intermediate_size": 10, "vocab_size": 11,
+            "num_hidden_layers": 1, "num_attention_heads": 2"#;
+        ModelConfig::from_hf(format!("{base}, {keys}}}").as_bytes(), Path::new("config.json")).expect("a good config")
+    }
+}

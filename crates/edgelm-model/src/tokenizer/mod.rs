@@ -12,6 +12,7 @@ mod pre;
 mod spm;
 mod stream;
 
+pub(crate) use json::TokenText;
 pub use stream::DecodeStream;
 
 use crate::ModelError;

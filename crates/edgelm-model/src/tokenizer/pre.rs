@@ -208,9 +208,7 @@ fn spelling(pattern: &str) -> String {
         rest = &rest[length..];
     }
     plain.push_str(rest);
-    plain
-        .replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-        .replace("\\p{N}{1}|", "\\p{N}|")
+    plain.replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
 }
 
 /// The character that the escape at the start of `text` stands for, if it stands for one, and its length in bytes.

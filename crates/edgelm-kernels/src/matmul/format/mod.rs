@@ -34,6 +34,7 @@ pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
 use super::lanes::{Kind, Lanes, Line, ROWS};
+use edgelm_tensor::block::IQ4_VALUES;
 
 /// What the product must know once quants and scales are unpacked:
 /// W[n, k] = scale · (quant − OFFSET) − min, with one scale and min per 32 values, or per 16.
@@ -202,9 +203,6 @@ fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize) -> [L::U; 2] {
         l.or(l.and(l.shr(rest, 4), nibble), l.and(l.shr(mins, at + 2), top)),
     ]
 }
-
-/// The 16 values of the IQ4 formats.
-const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 #[inline(always)]
 fn iq4_quants<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {

@@ -10,20 +10,21 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub(super) use scalar::Scalar;
+pub(crate) use scalar::Scalar;
 
+use crate::Isa;
 use bytemuck::{Pod, Zeroable};
 
 /// Rows of a tile, and lanes of a vector.
-pub(super) const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 
 /// One cache line of packed weights: the same word of 16 rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; ROWS]);
+pub(crate) struct Line(pub(crate) [u32; ROWS]);
 
 impl Line {
-    pub(super) const ZERO: Self = Self([0; ROWS]);
+    pub(crate) const ZERO: Self = Self([0; ROWS]);
 }
 
 // SAFETY: an array of plain integers whose size is a multiple of its alignment: no padding, all bit patterns valid.
@@ -31,9 +32,48 @@ unsafe impl Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl Pod for Line {}
 
+/// An instruction set, with the proof that this CPU has it.
+#[derive(Clone, Copy)]
+pub(crate) enum Family {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(crate::isa::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(crate::isa::Avx512),
+}
+
+/// Code that is generic over the instruction set, before one is chosen.
+pub(crate) trait LanesVisitor {
+    type Output;
+    fn visit<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+impl Family {
+    /// The kernels of a family; `Scalar` for one that this CPU lacks.
+    pub(crate) fn of(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
+            _ => Self::Scalar(Scalar),
+        }
+    }
+
+    pub(crate) fn visit<V: LanesVisitor>(self, visitor: V) -> V::Output {
+        match self {
+            Self::Scalar(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(lanes) => visitor.visit(lanes),
+        }
+    }
+}
+
 /// What the bytes of a quantized weight vector may be.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// 0 ..= this, at most 127.
     Unsigned(i32),
     /// -128 ..= 127, passed through [`Lanes::signed`].
@@ -41,7 +81,7 @@ pub(super) enum Kind {
 }
 
 /// Code to run on the lanes of one instruction set. `run` must be `#[inline(always)]`.
-pub(super) trait Job<L: Lanes> {
+pub(crate) trait Job<L: Lanes> {
     type Output;
     fn run(self, lanes: L) -> Self::Output;
 }
@@ -51,7 +91,7 @@ pub(super) trait Job<L: Lanes> {
 /// Numerics: integer operations are exact. `fma` rounds once, in every implementation; so results agree bit for bit
 /// between instruction sets wherever the order of operations is the same. The exception is `fma_wide`, which float
 /// products use: `Scalar` rounds twice there.
-pub(super) trait Lanes: Copy + Send + Sync {
+pub(crate) trait Lanes: Copy + Send + Sync {
     /// Sixteen 32-bit words, or 64 bytes.
     type U: Copy;
     /// Sixteen f32.

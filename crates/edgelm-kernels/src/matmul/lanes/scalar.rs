@@ -5,7 +5,7 @@ use half::f16;
 
 /// Always there.
 #[derive(Clone, Copy)]
-pub(in crate::matmul) struct Scalar;
+pub(crate) struct Scalar;
 
 type Words = [u32; ROWS];
 type Floats = [f32; ROWS];

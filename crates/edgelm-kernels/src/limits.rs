@@ -1,0 +1,192 @@
+//! What this machine can do at most: read bandwidth and arithmetic peaks, measured. Benchmarks report their results as
+//! fractions of these.
+
+use crate::matmul::lanes::{Family, Job, Kind, Lanes, LanesVisitor, Line, ROWS};
+use crate::{Cpu, Pool};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Bytes per second that all threads together read from memory beyond the caches. Takes about half a second.
+///
+/// Streams over a buffer of [`stream_bytes`], each thread its own part; the best of several passes.
+pub fn read_bandwidth(pool: &Pool) -> f64 {
+    let isa = crate::Isa::available()[0];
+    let lines = vec![Line([1; ROWS]); stream_bytes() / size_of::<Line>()];
+    let pass = || {
+        pool.split(lines.len(), 1, &|range| Family::of(isa).visit(ReadAll(&lines[range])));
+    };
+    pass();
+    let best = (0..4).map(|_| time(&pass)).min().unwrap_or_default();
+    size_of_val(&lines[..]) as f64 / best.as_secs_f64()
+}
+
+/// A size well beyond the last-level cache, where memory allows: a quarter of the available memory at most.
+pub(crate) fn stream_bytes() -> usize {
+    const MIB: usize = 1 << 20;
+    let beyond_cache = (2 * last_level_cache().unwrap_or(0)).clamp(256 * MIB, 1024 * MIB);
+    available_memory().map_or(256 * MIB, |available| beyond_cache.min(available / 4)).max(MIB)
+}
+
+/// Size of the third-level cache of CPU 0, where the system tells.
+fn last_level_cache() -> Option<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").ok()?;
+    Some(text.trim().strip_suffix('K')?.parse::<usize>().ok()? << 10)
+}
+
+/// `MemAvailable` of Linux.
+fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+}
+
+/// Operations per second (a multiply-add is two) of int8 products of 4-bit weights in registers, all threads together.
+pub fn int8_peak(cpu: &Cpu) -> f64 {
+    peak(cpu, &|rounds| Family::of(cpu.isa()).visit(Int8 { rounds }))
+}
+
+/// Operations per second (a multiply-add is two) of f32 multiply-adds in registers, all threads together.
+pub fn f32_peak(cpu: &Cpu) -> f64 {
+    peak(cpu, &|rounds| Family::of(cpu.isa()).visit(Float { rounds }))
+}
+
+/// Runs `work(rounds)`, which returns operations done, on all threads for about a tenth of a second.
+fn peak(cpu: &Cpu, work: &(dyn Fn(usize) -> usize + Sync)) -> f64 {
+    let mut rounds = 1000;
+    while time(&|| _ = work(rounds)) < Duration::from_millis(5) {
+        rounds *= 2;
+    }
+    let operations = work(rounds) * cpu.threads();
+    let best = (0..10).map(|_| time(&|| cpu.pool().run(&|_| _ = work(rounds)))).min().unwrap_or_default();
+    operations as f64 / best.as_secs_f64()
+}
+
+fn time(work: &dyn Fn()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// Hands a job to the lanes it is visited with.
+macro_rules! visit_by_entering {
+    ($($job:ty => $output:ty),*) => {
+        $(impl LanesVisitor for $job {
+            type Output = $output;
+            fn visit<L: Lanes>(self, l: L) -> $output {
+                l.enter(self)
+            }
+        })*
+    };
+}
+
+visit_by_entering!(ReadAll<'_> => (), Int8 => usize, Float => usize);
+
+struct ReadAll<'a>(&'a [Line]);
+
+impl<L: Lanes> Job<L> for ReadAll<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, l: L) {
+        let mut sums = [l.splat(0); 4];
+        for lines in self.0.as_chunks::<4>().0 {
+            for (sum, line) in sums.iter_mut().zip(lines) {
+                *sum = l.xor(*sum, l.load(line));
+            }
+        }
+        let mut sink = Line::ZERO;
+        for sum in sums {
+            l.store(sum, &mut sink);
+            black_box(&sink);
+        }
+    }
+}
+
+struct Int8 {
+    rounds: usize,
+}
+
+impl<L: Lanes> Job<L> for Int8 {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self, l: L) -> usize {
+        if L::TWO_TILES { int8_rounds::<L, 6, 2>(l, self.rounds) } else { int8_rounds::<L, 4, 1>(l, self.rounds) }
+    }
+}
+
+#[inline(always)]
+fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) -> usize {
+    let x = black_box([[0x0102_0304; R]; 8]);
+    let start = black_box([1; R]);
+    let weights = black_box([[Line([0x0f07_0301; ROWS]); 8]; T]);
+    let mut q = [[l.splat(0); 8]; T];
+    let mut sums = [[l.splat(0); T]; R];
+    for _ in 0..rounds {
+        let weights = black_box(&weights);
+        for t in 0..T {
+            for j in 0..8 {
+                q[t][j] = l.load(&weights[t][j]);
+            }
+        }
+        let dots = l.dot(Kind::Unsigned(15), start, &q, black_box(&x));
+        for r in 0..R {
+            for t in 0..T {
+                sums[r][t] = l.xor(sums[r][t], dots[r][t]);
+            }
+        }
+    }
+    let mut sink = Line::ZERO;
+    for sum in sums.as_flattened() {
+        l.store(*sum, &mut sink);
+        black_box(&sink);
+    }
+    rounds * R * T * ROWS * 32 * 2
+}
+
+struct Float {
+    rounds: usize,
+}
+
+impl<L: Lanes> Job<L> for Float {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self, l: L) -> usize {
+        if L::TWO_TILES { float_rounds::<L, 16>(l, self.rounds) } else { float_rounds::<L, 6>(l, self.rounds) }
+    }
+}
+
+#[inline(always)]
+fn float_rounds<L: Lanes, const R: usize>(l: L, rounds: usize) -> usize {
+    let (factor, term) = (l.splat_f32(black_box(0.5)), l.splat_f32(black_box(1.0)));
+    let mut sums = [l.splat_f32(0.0); R];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = l.fma_wide(*sum, factor, term);
+        }
+    }
+    let mut sink = [0.0; ROWS];
+    for sum in sums {
+        l.store_f32(sum, &mut sink);
+        black_box(&sink);
+    }
+    rounds * R * ROWS * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn limits_are_plausible() {
+        for isa in Isa::available() {
+            let cpu = Cpu::new(Some(1), Some(isa)).expect("available");
+            // A CPU of any kind manages more than 10 million and less than 100 trillion.
+            for peak in [int8_peak(&cpu), f32_peak(&cpu)] {
+                assert!((1e7..1e14).contains(&peak), "{isa}: {peak:e}");
+            }
+        }
+    }
+}
