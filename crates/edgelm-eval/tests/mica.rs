@@ -33,8 +33,8 @@ fn mica() -> &'static Model {
     MODEL.get_or_init(|| load(Path::new(MICA)))
 }
 
-/// A copy of the model with the low four bits of every bf16 weight cleared.
-fn coarse() -> Model {
+/// A copy of the model with the low four bits of every bf16 weight cleared, in a folder that must outlive it.
+fn coarse() -> (tempfile::TempDir, Model) {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
         fs::copy(Path::new(MICA).join(file), folder.path().join(file)).unwrap();
@@ -45,7 +45,8 @@ fn coarse() -> Model {
         *low &= 0xf0;
     }
     fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-    load(folder.path())
+    let model = load(folder.path());
+    (folder, model)
 }
 
 /// Every message and answer of the task lines, each followed by a line break.
@@ -89,7 +90,8 @@ fn perplexity_of_a_text() {
 fn divergence_from_the_parent() {
     let golden = &golden()["text"];
     let options = WindowOptions { context: 128, ..WindowOptions::default() };
-    let got = divergence(mica(), &coarse(), &text(), &options, &mut |_| ()).unwrap();
+    let (_folder, coarse) = coarse();
+    let got = divergence(mica(), &coarse, &text(), &options, &mut |_| ()).unwrap();
     assert_close(got.kl.mean, golden, "kl_divergence", 1e-3);
     assert_close(got.kl.standard_error, golden, "kl_standard_error", 1e-2);
     assert_close(got.kl.max, golden, "kl_max", 1e-2);
@@ -175,7 +177,8 @@ fn first_windows_of_wikitext2() {
     }
     let golden = &golden()["wikitext2_test_2_windows"];
     let options = WindowOptions { windows: Some(2), ..WindowOptions::default() };
-    let got = divergence(mica(), &coarse(), &read_text(&path).unwrap(), &options, &mut |_| ()).unwrap();
+    let (_folder, coarse) = coarse();
+    let got = divergence(mica(), &coarse, &read_text(&path).unwrap(), &options, &mut |_| ()).unwrap();
     assert_close(got.parent.perplexity, golden, "perplexity", 1e-4);
     assert_close(got.model.perplexity, golden, "coarse_perplexity", 1e-4);
     assert_close(got.kl.mean, golden, "kl_divergence", 1e-3);
