@@ -21,6 +21,7 @@ fn settings(hub: &Hub, cache: &Path) -> Settings {
         token: None,
         cache: cache.to_owned(),
         offline: false,
+        proxies: false,
         connect_timeout: Duration::from_secs(2),
         read_timeout: Duration::from_millis(300),
         attempts: 3,

@@ -55,6 +55,13 @@ impl Default for ServerConfig {
     }
 }
 
+impl ServerConfig {
+    fn address(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
 /// Serves a loaded model until `shutdown` completes and what was running then is done or `config.drain` is over.
 /// `on_ready` learns the bound address.
 ///
@@ -80,7 +87,7 @@ pub async fn serve_loading(
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let bind_error = |source| ServeError::Bind { address: format!("{}:{}", config.host, config.port), source };
+    let bind_error = |source| ServeError::Bind { address: config.address(), source };
     let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
     let address = listener.local_addr().map_err(bind_error)?;
     let metrics = Arc::new(Metrics::new());

@@ -105,21 +105,13 @@ async fn a_client_that_leaves_the_queue_frees_its_place() {
         let waiting = tokio::spawn(server.post(PATH, &body("left", json!({}))).send());
         eventually_queued(&server, 1).await;
         waiting.abort();
-        // The place is free when the server has seen the connection end.
-        let free = Instant::now();
-        loop {
-            let response = server.post(PATH, &body("x", json!({"n": 0}))).send().await.unwrap();
-            assert_eq!(response.status(), 400);
-            if free.elapsed() > Duration::from_millis(100) {
-                break;
-            }
-        }
+        // The place is free as soon as the server has seen the connection end.
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let last = read(server.post(PATH, &body("dddd", json!({"max_tokens": 1})))).await;
     assert_eq!((last.0, running.await.unwrap().0), (200, 200));
     let prompts: Vec<Vec<u32>> = server.fake.calls.lock().unwrap().iter().map(|(prompt, _)| prompt.clone()).collect();
     assert_eq!(prompts, [[1], [4]], "what nobody waits for is not generated");
-    assert_eq!(prompts.len(), 2);
 }
 
 #[tokio::test]
@@ -192,6 +184,31 @@ async fn a_loading_server_says_so() {
     assert_eq!(is_ready.await.unwrap().port(), port);
     assert_eq!(read(get("/health")).await.0, 200);
     server.abort();
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_loading() {
+    let load = || {
+        std::thread::sleep(Duration::from_secs(60));
+        Err("too late".into())
+    };
+    let config = ServerConfig { port: 0, ..ServerConfig::default() };
+    let shutdown = tokio::time::sleep(Duration::from_millis(50));
+    let ended = tokio::time::timeout(Duration::from_secs(5), serve_loading(config, load, shutdown, |_| ())).await;
+    assert!(matches!(ended, Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let body_timeout = Duration::from_millis(100);
+    let server = Running::start_with(Fake::default(), ServerConfig { body_timeout, ..ServerConfig::default() }).await;
+    let mut connection = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let request = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 9\r\n\r\n{";
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
 }
 
 #[tokio::test]

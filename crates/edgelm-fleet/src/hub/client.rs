@@ -54,13 +54,15 @@ impl Client {
             value.set_sensitive(true);
             Ok(value)
         });
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .user_agent(concat!("edgelm/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout)
             .read_timeout(settings.read_timeout)
-            .redirect(redirects())
-            .build()
-            .map_err(HubError::Client)?;
+            .redirect(redirects());
+        if !settings.proxies {
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(HubError::Client)?;
         Ok(Self { http, endpoint, token: token.transpose()?, settings: settings.clone() })
     }
 

@@ -51,10 +51,10 @@ impl FromStr for Reference {
             return Err(error("it names no repository `org/name`"));
         }
         let revision = revision.unwrap_or("main");
-        if !is_safe_path(revision) {
+        if !is_safe_path(revision) || !is_portable(revision) {
             return Err(error("the revision is not a branch, tag or commit"));
         }
-        if selector.is_some_and(|selector| !is_safe_path(selector)) {
+        if selector.is_some_and(|selector| !is_safe_path(selector) || !is_portable(selector)) {
             return Err(error("what follows `:` is neither a file nor a quantization"));
         }
         Ok(Self { repo: repo.to_owned(), revision: revision.to_owned(), selector: selector.map(str::to_owned) })
@@ -88,15 +88,18 @@ fn is_repo_word(word: &str) -> bool {
         && !word.contains("..")
 }
 
-/// Whether a name may be joined to a folder: relative, going down only, and the same file on every system.
+/// Whether a name may be joined to a folder: relative, and going down only.
 pub(super) fn is_safe_path(name: &str) -> bool {
+    name.split('/').all(|part| {
+        !part.is_empty() && part != "." && part != ".." && !part.chars().any(|c| c.is_control() || c == '\\')
+    })
+}
+
+/// Whether a safe name is also the same file on every system.
+pub(super) fn is_portable(name: &str) -> bool {
     name.len() <= 1024
         && name.split('/').all(|part| {
-            (1..=255).contains(&part.len())
-                && part != "."
-                && part != ".."
-                && !part.ends_with(['.', ' '])
-                && !part.chars().any(|c| c.is_control() || "\\:*?\"<>|".contains(c))
+            part.len() <= 255 && !part.ends_with(['.', ' ']) && !part.chars().any(|c| ":*?\"<>|".contains(c))
         })
 }
 

@@ -15,6 +15,8 @@ pub struct Settings {
     pub cache: PathBuf,
     /// Answer from the cache alone.
     pub offline: bool,
+    /// Use the proxies that the environment names.
+    pub proxies: bool,
     /// For a connection to be made.
     pub connect_timeout: Duration,
     /// For the next bytes to arrive.
@@ -62,6 +64,7 @@ impl Settings {
             token,
             cache,
             offline: ["EDGELM_OFFLINE", "HF_HUB_OFFLINE"].into_iter().filter_map(get).any(|value| is_true(&value)),
+            proxies: true,
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(30),
             attempts: 6,

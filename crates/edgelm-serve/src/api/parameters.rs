@@ -139,9 +139,11 @@ fn streaming(fields: &mut Fields) -> Result<Option<Streaming>, ApiError> {
     Ok(Some(Streaming { include_usage }))
 }
 
+type AsksNothing = fn(&Value) -> bool;
+
 /// Fields of the OpenAI API that this server does not have, each with the test for values that ask for nothing and may
 /// therefore pass.
-const REFUSED: &[(&str, fn(&Value) -> bool)] = &[
+const REFUSED: &[(&str, AsksNothing)] = &[
     ("audio", never),
     ("best_of", |value| value == 1),
     ("echo", is_false),
