@@ -187,22 +187,15 @@ impl Shared {
         for (choice, options) in job.choices.iter().enumerate() {
             let mut last_token: Option<Instant> = None;
             let mut on_piece = |piece: &Piece| {
-<<<<<<< HEAD
                 if piece.token.is_some() {
                     let now = Instant::now();
                     match last_token.replace(now) {
+                        // A later choice's first token has waited for the earlier choices: neither kind of latency.
+                        None if choice > 0 => {}
                         None => self.metrics.time_to_first_token.observe(seconds(now - job.received)),
                         Some(before) => self.metrics.inter_token.observe(seconds(now - before)),
                     }
                     self.metrics.generated_tokens.inc();
-=======
-                let now = Instant::now();
-                match last_token.replace(now) {
-                    // A later choice's first token has waited for the earlier choices: neither kind of latency.
-                    None if choice > 0 => {}
-                    None => self.metrics.time_to_first_token.observe(seconds(now - job.received)),
-                    Some(before) => self.metrics.inter_token.observe(seconds(now - before)),
->>>>>>> h-serve
                 }
                 let event = Event::Piece { text: piece.text.clone(), logprob: token_logprob(backend, piece) };
                 if job.events.send(event).is_err() || self.stopping.load(Ordering::Relaxed) {

@@ -104,7 +104,7 @@ impl Backend for Fake {
             text.push_str(&word);
             let top = options.logprobs.unwrap_or(0);
             let piece = Piece {
-                token,
+                token: Some(token),
                 text: word,
                 logprob: options.logprobs.map(|_| -0.5),
                 top_logprobs: (0..top).map(|rank| (token + u32::try_from(rank).unwrap(), -0.5)).collect(),
