@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask check`, `cargo xtask ladder`.
+//! Developer commands: `cargo xtask check`, `ladder`, `quality`.
 
 mod ladder;
+mod quality;
 
 use anyhow::{Context, bail};
 use std::process::Command;
@@ -10,8 +11,9 @@ fn main() -> anyhow::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["check"] => check(),
         ["ladder"] => ladder::check(),
+        ["quality", rest @ ..] => quality::run(rest),
         _ => bail!(
-            "usage: cargo xtask COMMAND\n  check   format, crate ladder, clippy (what CI runs before the tests)\n  ladder  dependencies between crates only point down"
+            "usage: cargo xtask COMMAND\n  check   format, crate ladder, clippy (what CI runs before the tests)\n  ladder  dependencies between crates only point down\n  quality MODEL TEXT TASKS CALIBRATION WINDOWS   docs/quality.md and its plot"
         ),
     }
 }

@@ -56,7 +56,8 @@ impl Windows {
         if options.context > config.context_length() {
             let what = format!(
                 "windows of {} tokens were asked for, but the model's context holds {}",
-                options.context, config.context_length()
+                options.context,
+                config.context_length()
             );
             return Err(EvalError::Option { option: "context", what });
         }

@@ -1,0 +1,153 @@
+//! `cargo xtask quality MODEL --text F …`: size against quality of every format, as a table and a plot in `docs/`.
+
+use anyhow::{Context, bail};
+use plotters::prelude::*;
+use serde_json::Value;
+use std::{fmt::Write, fs, path::Path, process::Command};
+
+/// From nearly lossless to small.
+const FORMATS: [&str; 12] =
+    ["Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K_M", "Q3_K", "Q2_K"];
+
+/// One measured file.
+struct Point {
+    name: &'static str,
+    method: &'static str,
+    bits_per_weight: f64,
+    perplexity: f64,
+    parent_perplexity: f64,
+    kl_divergence: f64,
+    top1_agreement: f64,
+    accuracy: f64,
+    seconds: f64,
+}
+
+/// Arguments: MODEL TEXT TASKS CALIBRATION WINDOWS.
+pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
+    let [model, text, tasks, calibration, windows] = arguments else {
+        bail!("usage: cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS");
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace root")?;
+    let out = std::env::temp_dir().join(format!("edgelm-quality-{}.gguf", std::process::id()));
+    let out_name = out.to_string_lossy().into_owned();
+    let mut points = Vec::new();
+    for name in FORMATS {
+        for method in ["rtn", "imatrix"] {
+            let mut quantize = vec!["quantize", model, "-o", &out_name, "--format", name, "--method", method];
+            if method == "imatrix" {
+                quantize.extend(["--calibration", calibration]);
+            }
+            let made = edgelm(&quantize)?;
+            let seen = edgelm(&[
+                "eval",
+                &out_name,
+                "--against",
+                model,
+                "--text",
+                text,
+                "--windows",
+                windows,
+                "--tasks",
+                tasks,
+                "--lines",
+                "20",
+            ])?;
+            let number = |value: &Value, key: &str| value[key].as_f64().with_context(|| format!("no `{key}`"));
+            let accuracies: Vec<f64> =
+                seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64).collect();
+            let point = Point {
+                name,
+                method,
+                bits_per_weight: number(&made, "bits_per_weight")?,
+                perplexity: number(&seen, "perplexity")?,
+                parent_perplexity: number(&seen, "parent_perplexity")?,
+                kl_divergence: number(&seen, "kl_divergence")?,
+                top1_agreement: number(&seen, "top1_agreement")?,
+                accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
+                seconds: number(&made, "seconds")?,
+            };
+            eprintln!("{name} {method}: {:.2} bits, KL {:.4}", point.bits_per_weight, point.kl_divergence);
+            points.push(point);
+        }
+    }
+    fs::remove_file(&out)?;
+    fs::write(root.join("docs/quality.md"), page(&points, model, windows))?;
+    plot(&points, &root.join("docs/quality.svg"))
+}
+
+fn edgelm(arguments: &[&str]) -> anyhow::Result<Value> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["run", "--release", "--quiet", "--package", "edgelm", "--"])
+        .args(arguments)
+        .args(["--json", "--quiet"]);
+    let output = command.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("`edgelm {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn page(points: &[Point], model: &str, windows: &str) -> String {
+    let name = Path::new(model).file_name().map_or(model.into(), |name| name.to_string_lossy());
+    let mut page = format!(
+        "# Quality of the block formats\n\nWritten by `cargo xtask quality`. Model: {name}; first {windows} windows of 1,024 tokens of the WikiText-2 test \
+         split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
+         ![KL divergence over bits per weight](quality.svg)\n\n\
+         | format | method | bits | perplexity | change | KL to parent | same top token | tasks right | s |\n|---|---|---|---|---|---|---|---|---|\n"
+    );
+    for point in points {
+        let change = (point.perplexity / point.parent_perplexity - 1.0) * 100.0;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            page,
+            "| {} | {} | {:.2} | {:.3} | {change:+.2} % | {:.4} | {:.1} % | {:.2} | {:.1} |",
+            point.name,
+            point.method,
+            point.bits_per_weight,
+            point.perplexity,
+            point.kl_divergence,
+            point.top1_agreement * 100.0,
+            point.accuracy,
+            point.seconds,
+        );
+    }
+    page
+}
+
+fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
+    let root = SVGBackend::new(path, (760, 460)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let bits = points.iter().map(|point| point.bits_per_weight);
+    let range = bits.clone().fold(f64::MAX, f64::min) - 0.3..bits.fold(0.0, f64::max) + 0.6;
+    let kl = points.iter().map(|point| point.kl_divergence);
+    let range_kl = kl.clone().fold(f64::MAX, f64::min) / 1.6..kl.fold(0.0, f64::max) * 1.8;
+    let mut chart = ChartBuilder::on(&root)
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(64)
+        .build_cartesian_2d(range, range_kl.log_scale())?;
+    chart
+        .configure_mesh()
+        .x_desc("bits per weight, everything counted")
+        .y_desc("KL divergence from the parent (log scale)")
+        .light_line_style(WHITE)
+        .draw()?;
+    for (method, color) in [("rtn", RGBColor(120, 120, 120)), ("imatrix", RGBColor(20, 90, 200))] {
+        let own = points.iter().filter(|point| point.method == method);
+        chart
+            .draw_series(own.clone().map(|p| Circle::new((p.bits_per_weight, p.kl_divergence), 4, color.filled())))?
+            .label(method)
+            .legend(move |(x, y)| Circle::new((x + 8, y), 4, color.filled()));
+        if method == "imatrix" {
+            let style = ("sans-serif", 12).into_font().color(&BLACK);
+            chart.draw_series(
+                own.map(|p| Text::new(p.name, (p.bits_per_weight + 0.07, p.kl_divergence), style.clone())),
+            )?;
+        }
+    }
+    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    root.present()?;
+    Ok(())
+}
