@@ -98,7 +98,7 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Ten
     Ok(())
 }
 
-/// Encodes one row, choosing scales that minimize Σ importance[i] · (row[i] − decoded[i])².
+/// Encodes one row, choosing scales that minimize `Σ importance[i] · (row[i] − decoded[i])²`.
 ///
 /// `importance` (same length as `row`, non-negative; `None` = every error counts the same, see `weights.rs`) is usually the mean
 /// square of the activations that meet each column. Errors on lengths, and on values that are not finite.
