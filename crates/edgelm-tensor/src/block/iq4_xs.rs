@@ -34,7 +34,7 @@ pub struct BlockIq4Xs {
 const _: () = assert!(size_of::<BlockIq4Xs>() == 136);
 
 impl BlockIq4Xs {
-    /// s[j] − 32 for the eight sub-blocks.
+    /// `s[j] − 32` for the eight sub-blocks.
     pub fn scale_codes(&self) -> [i32; 8] {
         std::array::from_fn(|j| {
             let low = self.scales_low[j / 2] >> (4 * (j % 2)) & 15;

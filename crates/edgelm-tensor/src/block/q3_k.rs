@@ -37,7 +37,7 @@ pub struct BlockQ3K {
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
 impl BlockQ3K {
-    /// s[j] − 32 for the sixteen sub-blocks.
+    /// `s[j] − 32` for the sixteen sub-blocks.
     pub fn scale_codes(&self) -> [i32; 16] {
         std::array::from_fn(|j| {
             let low = self.scales[j % 8] >> (4 * (j / 8)) & 15;
