@@ -100,7 +100,7 @@ impl DType {
     /// Bytes of a row of `len` values. Errors where `len` is not whole blocks; never overflows.
     pub fn row_bytes(self, len: usize) -> Result<usize, TensorError> {
         let error = TensorError::RowLength { dtype: self, len, block_len: self.block_len() };
-        if len % self.block_len() != 0 {
+        if !len.is_multiple_of(self.block_len()) {
             return Err(error);
         }
         (len / self.block_len()).checked_mul(self.block_bytes()).ok_or(error)

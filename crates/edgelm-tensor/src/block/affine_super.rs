@@ -67,11 +67,10 @@ fn descend<const S: usize, const N: usize, const CODE: i32>(
     dmin: f32,
 ) -> (f32, Fit<S>) {
     let code = |wish: f32, unit: f32| (wish * symmetric::inverse(unit)).round().clamp(0.0, CODE as f32) as u8;
-    let mut fit = Fit { d: finite_f16(d), dmin: finite_f16(dmin), scales: [0; S], mins: [0; S] };
-    for j in 0..S {
-        fit.scales[j] = code(wishes[j].scale, fit.d.to_f32());
-        fit.mins[j] = code(-wishes[j].min, fit.dmin.to_f32());
-    }
+    let (d, dmin) = (finite_f16(d), finite_f16(dmin));
+    let scales = wishes.map(|wish| code(wish.scale, d.to_f32()));
+    let mins = wishes.map(|wish| code(-wish.min, dmin.to_f32()));
+    let mut fit = Fit { d, dmin, scales, mins };
     let mut best = (f32::INFINITY, fit);
     for _ in 0..4 {
         let (d, dmin) = (fit.d.to_f32(), fit.dmin.to_f32());

@@ -27,8 +27,7 @@ pub(super) struct Iq4Levels;
 impl Levels for Iq4Levels {
     const LOW: f32 = IQ4_VALUES[0] as f32;
     const HIGH: f32 = IQ4_VALUES[15] as f32;
-    const STEP: f32 = 24.0;
-    const GRID: (f32, f32, f32) = (-0.6, 0.8, 0.1);
+    const RANGE: (f32, f32) = (-24.0, 40.0);
 
     // A sum of steps instead of a search: it has no branches and vectorizes.
     fn nearest(self, t: f32) -> f32 {
@@ -41,6 +40,14 @@ impl Levels for Iq4Levels {
 
     fn code(self, t: f32) -> u8 {
         BORDERS.iter().filter(|border| t > **border).count() as u8
+    }
+
+    fn level(self, code: u8) -> f32 {
+        f32::from(IQ4_VALUES[usize::from(code)])
+    }
+
+    fn border(self, code: u8) -> f32 {
+        BORDERS[usize::from(code)]
     }
 }
 
@@ -72,7 +79,7 @@ impl Block for BlockIq4Nl {
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let limit = 113.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<32>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, nibbles: [0x88; 16] };
         };
         let scale = search_f16(Iq4Levels, &x, &w);

@@ -34,7 +34,7 @@ pub struct BlockIq4Xs {
 const _: () = assert!(size_of::<BlockIq4Xs>() == 136);
 
 impl BlockIq4Xs {
-    /// s[j] − 32 for the eight sub-blocks.
+    /// `s[j] − 32` for the eight sub-blocks.
     pub fn scale_codes(&self) -> [i32; 8] {
         std::array::from_fn(|j| {
             let low = self.scales_low[j / 2] >> (4 * (j % 2)) & 15;
@@ -53,18 +53,18 @@ impl Block for BlockIq4Xs {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block = Self { d: f16::ZERO, scales_high: 0, scales_low: [0; 4], nibbles: [[0; 16]; 8] };
         let limit = 31.0 * 113.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 32]; 8] = bytemuck::cast(x);
         let fit = search_super::<_, 8, 32, -32, 31>(Iq4Levels, &x, &bytemuck::cast(w));
         block.d = fit.d;
-        for j in 0..8 {
+        for (j, x) in x.iter().enumerate() {
             let code = (fit.codes[j] + 32) as u8;
             block.scales_low[j / 2] |= (code & 15) << (4 * (j % 2));
             block.scales_high |= u16::from(code >> 4) << (2 * j);
             let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            block.nibbles[j] = nibbles::pack(&codes(Iq4Levels, &x[j], scale));
+            block.nibbles[j] = nibbles::pack(&codes(Iq4Levels, x, scale));
         }
         block
     }

@@ -60,13 +60,12 @@ pub trait Block: bytemuck::Pod {
     const LEN: usize;
     /// Bytes per block.
     const BYTES: usize = size_of::<Self>();
-    /// The error `encode` may introduce: with e = value − decoded and w the weighting (importance, or the format's
-    /// default), sqrt(Σ w·e² / Σ w) ≤ `ERROR` · max |value|, for blocks whose scales f16 holds as normal numbers.
+    /// The error `encode` may introduce: with e = value − decoded and w the weighting (importance, or 1), sqrt(Σ w·e² / Σ w) ≤ `ERROR` · max |value|, for blocks whose scales f16 holds as normal numbers.
     const ERROR: f32;
 
     /// Encodes exactly `LEN` finite values, weighting squared errors by `importance` (same length).
     ///
-    /// Weights that are negative or NaN count as zero; if none is left, the format's default weighting is used.
+    /// Weights that are negative or NaN count as zero; if none is left, all count the same.
     /// Values beyond what the format can hold are clamped to it. Panics if a length is not `LEN`.
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self;
 
@@ -99,13 +98,12 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Ten
     Ok(())
 }
 
-/// Encodes one row, choosing scales that minimize Σ importance[i] · (row[i] − decoded[i])².
+/// Encodes one row, choosing scales that minimize `Σ importance[i] · (row[i] − decoded[i])²`.
 ///
-/// `importance` (same length as `row`, non-negative; `None` = the format's default weighting) is usually the mean
+/// `importance` (same length as `row`, non-negative; `None` = every error counts the same, see `weights.rs`) is usually the mean
 /// square of the activations that meet each column. Errors on lengths, and on values that are not finite.
-/// A block whose importance is zero throughout is encoded with the default weighting.
-/// Cost: one thread encodes 10 to 100 million values per second in the simple formats and a few million in the
-/// formats with super-blocks; rows are independent, so callers spread rows over threads.
+/// A block whose importance is zero throughout counts as if none were given.
+/// Cost: one thread of a server core with SSE2 encodes 9 to 13 million values per second, 5 million in Q2_K; rows are independent, so callers spread rows over threads.
 pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), TensorError> {
     check_bytes(dtype, row.len(), out.len())?;
     if let Some(weights) = importance

@@ -46,16 +46,16 @@ impl Block for BlockQ2K {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block = Self { scales: [0; 16], crumbs: [[0; 32]; 2], d: f16::ZERO, dmin: f16::ZERO };
         let limit = 15.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::magnitude) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 16]; 16] = bytemuck::cast(x);
         let fit = search_super::<16, 16, 15>(&x, &bytemuck::cast(w), HIGH, &STARTS);
         block.d = fit.d;
         block.dmin = fit.dmin;
-        for j in 0..16 {
+        for (j, x) in x.iter().enumerate() {
             block.scales[j] = fit.scales[j] | fit.mins[j] << 4;
-            for (i, code) in codes(&x[j], HIGH, fit.pair(j)).into_iter().enumerate() {
+            for (i, code) in codes(x, HIGH, fit.pair(j)).into_iter().enumerate() {
                 let i = 16 * j + i;
                 block.crumbs[i / 128][i % 32] |= code << (2 * (i / 32 % 4));
             }

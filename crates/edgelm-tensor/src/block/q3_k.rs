@@ -37,7 +37,7 @@ pub struct BlockQ3K {
 const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
 impl BlockQ3K {
-    /// s[j] − 32 for the sixteen sub-blocks.
+    /// `s[j] − 32` for the sixteen sub-blocks.
     pub fn scale_codes(&self) -> [i32; 16] {
         std::array::from_fn(|j| {
             let low = self.scales[j % 8] >> (4 * (j / 8)) & 15;
@@ -56,18 +56,18 @@ impl Block for BlockQ3K {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block = Self { third_bits: [0; 32], crumbs: [[0; 32]; 2], scales: [0; 12], d: f16::ZERO };
         let limit = 31.0 * 4.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::magnitude) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 16]; 16] = bytemuck::cast(x);
         let fit = search_super::<_, 16, 16, -32, 31>(LEVELS, &x, &bytemuck::cast(w));
         block.d = fit.d;
-        for j in 0..16 {
+        for (j, x) in x.iter().enumerate() {
             let code = (fit.codes[j] + 32) as u8;
             block.scales[j % 8] |= (code & 15) << (4 * (j / 8));
             block.scales[8 + j % 4] |= (code >> 4) << (2 * (j / 4));
             let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            for (i, code) in codes(LEVELS, &x[j], scale).into_iter().enumerate() {
+            for (i, code) in codes(LEVELS, x, scale).into_iter().enumerate() {
                 let i = 16 * j + i;
                 block.crumbs[i / 128][i % 32] |= (code & 3) << (2 * (i / 32 % 4));
                 block.third_bits[i % 32] |= (code >> 2) << (i / 32);

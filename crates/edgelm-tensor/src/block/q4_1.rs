@@ -39,7 +39,7 @@ impl Block for BlockQ4_1 {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         // The range must not exceed 15 of the largest steps nor the minimum f16.
         let limit = f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<32>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, min: f16::ZERO, nibbles: [0; 16] };
         };
         let (scale, min) = search_f16(&x, &w, HIGH);

@@ -46,7 +46,7 @@ impl Block for BlockQ4K {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block = Self { d: f16::ZERO, dmin: f16::ZERO, scales: [0; 12], nibbles: [[0; 32]; 4] };
         let limit = 63.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::magnitude) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 32]; 8] = bytemuck::cast(x);
@@ -54,8 +54,8 @@ impl Block for BlockQ4K {
         block.d = fit.d;
         block.dmin = fit.dmin;
         block.scales = pack_k_scales(&fit.scales, &fit.mins);
-        for j in 0..8 {
-            for (byte, code) in block.nibbles[j / 2].iter_mut().zip(codes(&x[j], HIGH, fit.pair(j))) {
+        for (j, x) in x.iter().enumerate() {
+            for (byte, code) in block.nibbles[j / 2].iter_mut().zip(codes(x, HIGH, fit.pair(j))) {
                 *byte |= code << (4 * (j % 2));
             }
         }

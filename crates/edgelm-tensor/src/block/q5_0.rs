@@ -38,7 +38,7 @@ impl Block for BlockQ5_0 {
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let limit = 16.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<32>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, fifth_bits: [0xff; 4], nibbles: [0; 16] };
         };
         let scale = search_f16(LEVELS, &x, &w);

@@ -41,7 +41,7 @@ impl Block for BlockQ5_1 {
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let limit = f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<32>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, min: f16::ZERO, fifth_bits: [0; 4], nibbles: [0; 16] };
         };
         let (scale, min) = search_f16(&x, &w, HIGH);

@@ -50,7 +50,7 @@ impl Block for BlockQ5K {
         let mut block =
             Self { d: f16::ZERO, dmin: f16::ZERO, scales: [0; 12], fifth_bits: [0; 32], nibbles: [[0; 32]; 4] };
         let limit = 63.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::magnitude) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 32]; 8] = bytemuck::cast(x);
@@ -58,8 +58,8 @@ impl Block for BlockQ5K {
         block.d = fit.d;
         block.dmin = fit.dmin;
         block.scales = pack_k_scales(&fit.scales, &fit.mins);
-        for j in 0..8 {
-            for (i, code) in codes(&x[j], HIGH, fit.pair(j)).into_iter().enumerate() {
+        for (j, x) in x.iter().enumerate() {
+            for (i, code) in codes(x, HIGH, fit.pair(j)).into_iter().enumerate() {
                 block.nibbles[j / 2][i] |= (code & 15) << (4 * (j % 2));
                 block.fifth_bits[i] |= (code >> 4) << j;
             }

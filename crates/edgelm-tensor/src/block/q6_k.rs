@@ -44,16 +44,16 @@ impl Block for BlockQ6K {
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block = Self { nibbles: [[0; 64]; 2], crumbs: [[0; 32]; 2], scales: [0; 16], d: f16::ZERO };
         let limit = 127.0 * 32.0 * f16::MAX.to_f32_const();
-        let Some((x, w)) = weights::prepare::<256>(values, importance, limit, weights::uniform) else {
+        let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
         let x: [[f32; 16]; 16] = bytemuck::cast(x);
         let fit = search_super::<_, 16, 16, -128, 127>(LEVELS, &x, &bytemuck::cast(w));
         block.d = fit.d;
-        for j in 0..16 {
+        for (j, x) in x.iter().enumerate() {
             block.scales[j] = fit.codes[j] as i8;
             let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            for (i, code) in codes(LEVELS, &x[j], scale).into_iter().enumerate() {
+            for (i, code) in codes(LEVELS, x, scale).into_iter().enumerate() {
                 let i = 16 * j + i;
                 block.nibbles[i / 128][i % 64] |= (code & 15) << (4 * (i / 64 % 2));
                 block.crumbs[i / 128][i % 32] |= (code >> 4) << (2 * (i / 32 % 4));

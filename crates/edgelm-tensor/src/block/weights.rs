@@ -1,25 +1,24 @@
-//! What a squared error counts: the importance of each value of a block, or a default.
+//! What a squared error counts: the importance of each value of a block, or by default the same for every value.
+//!
+//! The uniform default is a measured choice. Divergence from the unquantized model (mica-40m, 20 windows of 512
+//! tokens of WikiText-2) by the default weight of a value x in a block of mean square m:
+//!
+//! | weight          | Q2_K  | Q3_K   | Q4_0   | Q4_K   | IQ4_XS |
+//! |-----------------|-------|--------|--------|--------|--------|
+//! | 1               | 0.316 | 0.0877 | 0.0307 | 0.0207 | 0.0259 |
+//! | sqrt(m + x²)    | 0.323 | 0.0891 | 0.0324 | 0.0208 | 0.0261 |
+//! | m/4 + x²        | 0.365 | 0.0964 | 0.0345 |        |        |
+//! | ggml's encoders | 0.423 | 0.0974 | 0.0342 | 0.0223 | 0.0272 |
+//!
+//! (Taken with a coarser search of scales than the present one; the rows differ in the weighting alone.)
+//!
+//! The same holds with importance: multiplying it by sqrt(m + x²), as ggml does, raised the divergence of Q2_K from
+//! 0.297 to 0.311 and that of Q4_0 from 0.0303 to 0.0316.
 
 use half::f16;
 
 /// Below this magnitude zero is the nearest value every format has: half of f16's smallest step.
 const ZERO_BELOW: f32 = 1.0 / (1u32 << 25) as f32;
-
-/// The default weighting of a format: the weight of a value `x` in a block of mean square `m`.
-///
-/// Large weights of a model carry more of its function than their squared error says, because the same error
-/// feedback that made them large multiplies them with large activations; so a little of the magnitude goes in.
-pub(super) type Default = fn(x: f32, rms: f32) -> f32;
-
-/// Every error counts the same.
-pub(super) fn uniform(_x: f32, _rms: f32) -> f32 {
-    1.0
-}
-
-/// rms + |x|: errors of large values count more.
-pub(super) fn magnitude(x: f32, rms: f32) -> f32 {
-    rms + x.abs()
-}
 
 /// Values and weights of a block, ready for a search: values no larger than `limit`, weights within [0, 1] and
 /// at least one of them 1. `None` where the block is zero, or so small that zero is its best encoding.
@@ -27,7 +26,6 @@ pub(super) fn prepare<const N: usize>(
     values: &[f32],
     importance: Option<&[f32]>,
     limit: f32,
-    default: Default,
 ) -> Option<([f32; N], [f32; N])> {
     assert_eq!(values.len(), N);
     let x: [f32; N] = std::array::from_fn(|i| values[i].clamp(-limit, limit));
@@ -37,17 +35,17 @@ pub(super) fn prepare<const N: usize>(
     }
     if let Some(importance) = importance {
         assert_eq!(importance.len(), N);
-        // `max` and `min` drop a NaN.
-        let mut w: [f32; N] = std::array::from_fn(|i| importance[i].max(0.0).min(f32::MAX));
+        let mut w: [f32; N] = std::array::from_fn(|i| usable(importance[i]));
         if normalize(&mut w) {
             return Some((x, w));
         }
     }
-    let mean_square = x.iter().map(|value| (value / peak).powi(2)).sum::<f32>() / N as f32;
-    let rms = mean_square.sqrt();
-    let mut w: [f32; N] = std::array::from_fn(|i| default(x[i] / peak, rms));
-    normalize(&mut w);
-    Some((x, w))
+    Some((x, [1.0; N]))
+}
+
+/// A weight as it is, without sign, NaN and infinity.
+fn usable(weight: f32) -> f32 {
+    if weight > 0.0 { weight.min(f32::MAX) } else { 0.0 }
 }
 
 /// Divides by the largest weight; false if there is none above zero.
