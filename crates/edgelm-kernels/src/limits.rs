@@ -52,7 +52,7 @@ pub fn f32_peak(cpu: &Cpu) -> f64 {
 
 /// Runs `work(rounds)`, which returns operations done, on all threads for about a tenth of a second.
 fn peak(cpu: &Cpu, work: &(dyn Fn(usize) -> usize + Sync)) -> f64 {
-    let mut rounds = 1000;
+    let mut rounds = 100;
     while time(&|| _ = work(rounds)) < Duration::from_millis(5) {
         rounds *= 2;
     }
@@ -115,20 +115,19 @@ impl<L: Lanes> Job<L> for Int8 {
     }
 }
 
+/// Words per sum: many, so that starting and ending a sum costs little beside it.
+const WORDS: usize = 32;
+
 #[inline(always)]
 fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) -> usize {
-    let x = black_box([[0x0102_0304; R]; 8]);
+    let x = black_box([[0x0102_0304; R]; WORDS]);
     let start = black_box([1; R]);
-    let weights = black_box([[Line([0x0f07_0301; ROWS]); 8]; T]);
-    let mut q = [[l.splat(0); 8]; T];
+    let mut q = [[l.splat(0); WORDS]; T];
+    for tile in &mut q {
+        *tile = [l.load(black_box(&Line([0x0f07_0301; ROWS]))); WORDS];
+    }
     let mut sums = [[l.splat(0); T]; R];
     for _ in 0..rounds {
-        let weights = black_box(&weights);
-        for t in 0..T {
-            for j in 0..8 {
-                q[t][j] = l.load(&weights[t][j]);
-            }
-        }
         let dots = l.dot(Kind::Unsigned(15), start, &q, black_box(&x));
         for r in 0..R {
             for t in 0..T {
@@ -141,7 +140,7 @@ fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) ->
         l.store(*sum, &mut sink);
         black_box(&sink);
     }
-    rounds * R * T * ROWS * 32 * 2
+    rounds * R * T * ROWS * WORDS * 4 * 2
 }
 
 struct Float {

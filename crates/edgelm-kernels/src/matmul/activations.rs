@@ -30,6 +30,12 @@ pub(super) fn cut_panels(m: usize, widths: &[usize], panels: &mut Vec<Panel>) {
     }
 }
 
+/// How many panels pass over the same unpacked weights: as many as leave room for weights and sums in an L2 of 1 MiB,
+/// with bounds that keep the unpacking cheap beside the products and the sums small. `row_bytes` is one row of x.
+pub(super) fn panels_at_once(widest: usize, row_bytes: usize) -> usize {
+    ((768 << 10) / (widest * row_bytes).max(1)).clamp(6, 64)
+}
+
 /// Rows of x in int8: x[k] ≈ scale[block] · quant[k].
 ///
 /// Numerics: scale = max|x| / 127 over 32 values; quants are rounded to nearest, ties to even, and lie in
@@ -234,11 +240,23 @@ fn interleave(panels: &[Panel], x: &[f32], cols: usize, values: &mut [f32]) {
     for panel in panels {
         let (values, tail) = rest.split_at_mut(panel.width * cols);
         rest = tail;
-        for r in 0..panel.width {
-            let row = &x[(panel.start + r) * cols..][..cols];
-            for (value, x) in values[r..].iter_mut().step_by(panel.width).zip(row) {
-                *value = *x;
-            }
+        let rows = &x[panel.start * cols..][..panel.width * cols];
+        match panel.width {
+            8 => interleave_rows::<8>(rows, cols, values),
+            6 => interleave_rows::<6>(rows, cols, values),
+            4 => interleave_rows::<4>(rows, cols, values),
+            2 => interleave_rows::<2>(rows, cols, values),
+            _ => values.copy_from_slice(rows),
+        }
+    }
+}
+
+/// values[k][r] = rows[r][k].
+fn interleave_rows<const R: usize>(rows: &[f32], cols: usize, values: &mut [f32]) {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &rows[r * cols..][..cols]);
+    for (k, values) in values.as_chunks_mut::<R>().0.iter_mut().enumerate() {
+        for (value, row) in values.iter_mut().zip(rows) {
+            *value = row[k];
         }
     }
 }

@@ -3,7 +3,7 @@
 //! out[m, n] = Σ_k fma(w[n, k], x[m, k]), in the order of k, whatever the number of rows: cutting K into chunks keeps
 //! the running sums in memory in between and changes nothing.
 
-use super::activations::{Floats, Panel};
+use super::activations::{Floats, Panel, panels_at_once};
 use super::lanes::{Job, Lanes, Line, ROWS};
 use super::output::Out;
 use super::pack::Packed;
@@ -155,15 +155,14 @@ pub(super) struct ManyRows<'a, E> {
 
 /// Values of K converted to f32 at once: with two tiles 32 KB, which stays in L1 or near it.
 const COLS_AT_ONCE: usize = 256;
-/// Panels that pass over the converted weights together; their sums and activations should fit L2.
-const PANELS_AT_ONCE: usize = 64;
 
 impl<L: Lanes, E: Element> Job<L> for ManyRows<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, l: L) {
-        for panels in self.tiles.x.panels.chunks(PANELS_AT_ONCE) {
+        let at_once = panels_at_once(L::FLOAT_PANELS[0], self.tiles.cols * 4);
+        for panels in self.tiles.x.panels.chunks(at_once) {
             if L::TWO_TILES {
                 self.tiles.strips::<L, 2>(l, panels, self.buffer);
             } else {

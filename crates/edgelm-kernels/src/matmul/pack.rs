@@ -44,14 +44,15 @@ impl Packed {
             let (half_lines, words) = lines.split_at_mut(halves);
             let half_values: &mut [[u16; ROWS]] = bytemuck::cast_slice_mut(half_lines);
             let mut row_words = vec![0; F::Words::COUNT];
-            for lane in 0..ROWS.min(rows - tile * ROWS) {
-                let row = &bytes[(tile * ROWS + lane) * blocks * block_bytes..][..blocks * block_bytes];
-                for (index, block) in row.chunks_exact(block_bytes).enumerate() {
+            let lanes = ROWS.min(rows - tile * ROWS);
+            for index in 0..blocks {
+                let block_lines = &mut words[index * F::Words::COUNT..][..F::Words::COUNT];
+                for lane in 0..lanes {
+                    let block = &bytes[((tile * ROWS + lane) * blocks + index) * block_bytes..][..block_bytes];
                     for (word, bytes) in row_words.iter_mut().zip(block[F::WORDS_AT..].as_chunks().0) {
                         *word = u32::from_le_bytes(*bytes);
                     }
                     F::arrange(&mut row_words);
-                    let block_lines = &mut words[index * F::Words::COUNT..][..F::Words::COUNT];
                     for (line, word) in block_lines.iter_mut().zip(&row_words) {
                         line.0[lane] = *word;
                     }
@@ -67,10 +68,11 @@ impl Packed {
     pub(super) fn floats<const S: usize>(pool: &Pool, rows: usize, cols: usize, bytes: &[u8]) -> Self {
         Self::fill(pool, rows, float_lines(S, cols), &|tile, lines| {
             let values: &mut [[u8; S]] = bytemuck::cast_slice_mut::<Line, u8>(lines).as_chunks_mut().0;
-            for lane in 0..ROWS.min(rows - tile * ROWS) {
-                let row = &bytes[(tile * ROWS + lane) * cols * S..][..cols * S];
-                for (to, from) in values[lane..].iter_mut().step_by(ROWS).zip(row.as_chunks().0) {
-                    *to = *from;
+            let lanes = ROWS.min(rows - tile * ROWS);
+            let rows = &bytes[tile * ROWS * cols * S..][..lanes * cols * S].as_chunks().0;
+            for (k, values) in values.as_chunks_mut::<ROWS>().0[..cols].iter_mut().enumerate() {
+                for lane in 0..lanes {
+                    values[lane] = rows[lane * cols + k];
                 }
             }
         })

@@ -5,7 +5,7 @@
 //! that stays in L1 and all rows pass over it. Both hand the same quants and scales to `accumulate`, in the same order,
 //! so a row's result does not depend on which way was taken.
 
-use super::activations::{Panel, Quantized, QuantizedPanel};
+use super::activations::{BLOCK, Panel, Quantized, QuantizedPanel, panels_at_once};
 use super::format::{Format, Rule, Scales, Words};
 use super::lanes::{Job, Kind, Lanes, Line, ROWS};
 use super::output::Out;
@@ -176,15 +176,15 @@ pub(super) struct ManyRows<'a, F> {
 
 /// Sub-blocks unpacked at once: with two tiles about 20 KB, which leaves room for activations in a 32 KB L1.
 const SUBS_AT_ONCE: usize = 16;
-/// Panels that pass over the unpacked weights together; their sums and activations should fit L2.
-const PANELS_AT_ONCE: usize = 64;
 
 impl<L: Lanes, F: Format> Job<L> for ManyRows<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, l: L) {
-        for panels in self.tiles.x.panels.chunks(PANELS_AT_ONCE) {
+        // Scales and sums add three bytes to every eight quants.
+        let at_once = panels_at_once(L::INT_PANELS[0], self.tiles.blocks * F::SUBS * BLOCK * 11 / 8);
+        for panels in self.tiles.x.panels.chunks(at_once) {
             if L::TWO_TILES {
                 self.tiles.strips::<L, 2>(l, panels, self.buffer);
             } else {
