@@ -35,13 +35,15 @@ impl<S: Stored> Tile<'_, S> {
     /// out ← c · out + Σ_s exp(score_s - m') · v_s, sum ← c · sum + Σ_s exp(score_s - m'), m ← m'.
     #[inline(always)]
     pub(super) fn step<L: Lanes>(self) {
-        let mut tokens = PAGE_TOKENS..0;
+        let (mut start, mut end) = (PAGE_TOKENS, 0);
         for seen in self.seen.iter().filter(|seen| !seen.is_empty()) {
-            tokens = tokens.start.min(seen.start)..tokens.end.max(seen.end);
+            start = start.min(seen.start);
+            end = end.max(seen.end);
         }
-        if tokens.is_empty() {
+        if start >= end {
             return;
         }
+        let tokens = start..end;
         let groups = tokens.start / GROUP_TOKENS..tokens.end.div_ceil(GROUP_TOKENS);
         let mut weights = [[[0.0; LANES]; GROUPS]; TILE_ROWS];
         let Self { stored, components, chunks, seen, q, out, max, sum } = self;

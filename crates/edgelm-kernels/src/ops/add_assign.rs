@@ -4,7 +4,7 @@ use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, LANES, Lanes, dispatch};
 
-/// A cache line's worth of values and more: below it a second thread costs more than it saves.
+/// Values per thread below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 15;
 
 /// x[i] += y[i]. Panics if lengths disagree.

@@ -88,14 +88,19 @@ pub(crate) trait Kernel {
 }
 
 /// Runs `kernel` compiled for the family of `cpu`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
     match cpu.isa() {
         // SAFETY: a `Cpu` has a family only if this CPU reported its features.
-        #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx512 | crate::Isa::Amx => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx2 => unsafe { avx2::run(kernel) },
         _ => kernel.run::<scalar::Scalar>(),
     }
+}
+
+/// Runs `kernel` over arrays, which the compiler turns into the vectors that every CPU of the target has.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn dispatch<K: Kernel>(_cpu: &Cpu, kernel: K) -> K::Output {
+    kernel.run::<scalar::Scalar>()
 }
