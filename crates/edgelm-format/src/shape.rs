@@ -8,7 +8,7 @@ use crate::fault::{Fault, malformed};
 /// hide that: `[2^40, 2^40, 0]` has no values, but counting its rows would overflow.
 pub(crate) fn bytes(shape: &[usize], type_name: &str, block_values: usize, block_bits: usize) -> Result<usize, Fault> {
     let row_len = shape.last().copied().unwrap_or(1);
-    if row_len % block_values != 0 {
+    if !row_len.is_multiple_of(block_values) {
         return malformed!("rows of {row_len} values are not whole {type_name} blocks of {block_values}");
     }
     let Some(nonzero_product) = product_of_nonzero(shape) else {
@@ -22,7 +22,7 @@ pub(crate) fn bytes(shape: &[usize], type_name: &str, block_values: usize, block
     if shape.contains(&0) {
         return Ok(0);
     }
-    if bits % 8 != 0 {
+    if !bits.is_multiple_of(8) {
         return malformed!("shape {shape:?} in {type_name} is not whole bytes");
     }
     Ok(bytes)

@@ -222,7 +222,7 @@ fn locate(
     file_bytes: usize,
 ) -> Result<(usize, Option<Range<usize>>), Fault> {
     let Declared { stored, shape, offset } = declared;
-    if offset % u64::from(alignment) != 0 {
+    if !offset.is_multiple_of(u64::from(alignment)) {
         return malformed!("offset {offset} is not a multiple of the alignment {alignment}");
     }
     let start = usize::try_from(*offset).ok().and_then(|offset| data_start.checked_add(offset));
