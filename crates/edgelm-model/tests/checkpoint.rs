@@ -134,6 +134,34 @@ fn the_demo_model_opens_embedded_and_from_disk() {
 }
 
 #[test]
+fn the_demo_model_keeps_its_text_in_gguf() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../edgelm/assets/mica-5m");
+    let before = Checkpoint::open(&folder).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mica.gguf");
+    let list: Vec<_> = before
+        .tensor_ids()
+        .iter()
+        .map(|&id| (before.config().arch.gguf_tensor_name(id), DType::BF16, before.config().tensor_shape(id).unwrap()))
+        .collect();
+    let mut writer = gguf::Writer::create(&path, &before.gguf_metadata().unwrap(), &list).unwrap();
+    for &id in before.tensor_ids() {
+        writer.write(before.tensor(id).unwrap().bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    let after = Checkpoint::open(&path).unwrap();
+    assert_eq!(after.config().eos_token_ids, [0, 2]);
+    assert_eq!(after.config().bos_token_id, Some(0));
+    let ids = |checkpoint: &Checkpoint| checkpoint.tokenizer().unwrap().encode_prompt("pump 3: 41.5 °C\n").unwrap();
+    assert_eq!(ids(&before), ids(&after));
+    let chat = |checkpoint: &Checkpoint| {
+        let messages = [json!({"role": "user", "content": "hello"})];
+        checkpoint.chat_template().unwrap().unwrap().render(&messages, true, &Default::default()).unwrap()
+    };
+    assert_eq!(chat(&before), chat(&after));
+}
+
+#[test]
 fn eos_ids_come_from_every_file() {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), &small(), |_| {});

@@ -1,5 +1,7 @@
 //! config.json → `ModelConfig`: both spellings, published configs, every refusal with its message, rotary frequencies.
 
+#![allow(clippy::unwrap_used)]
+
 use edgelm_model::{AttentionBias, ModelConfig, ModelError, RopePairs, RopeScaling, TensorId};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -66,7 +68,7 @@ fn shared_goldens_of_these_families_agree() {
             count += 1;
         } else {
             for name in ["config.json", "config.v4.json"] {
-                let text = std::fs::read(folder.join(name)).unwrap();
+                let Ok(text) = std::fs::read(folder.join(name)) else { continue };
                 let error = ModelConfig::from_hf(&text, Path::new("config.json")).unwrap_err();
                 assert!(matches!(error, ModelError::UnknownArchitecture { .. }), "{error}");
             }
@@ -236,7 +238,7 @@ fn refusals_name_key_and_value() {
             "key `partial_rotary_factor` is `0.5`: only 1 is supported for this architecture",
         ),
         (json!({"rope_theta": 0.0}), "key `rope_theta` is `0.0`: must be above 0"),
-        (json!({"rope_theta": 1}), "key `rope_theta` is `1`: must be above 1"),
+        (json!({"rope_theta": 1}), "`rope_theta` is `1`: must be above 1 and at most 1e15"),
         (
             json!({"rope_scaling": {"type": "longrope", "factor": 2.0}}),
             "key `rope_scaling.type` is `\"longrope\"`: this rope type is not supported; supported: default, linear, dynamic, llama3, yarn",
@@ -250,6 +252,10 @@ fn refusals_name_key_and_value() {
             "key `rope_scaling.factor` is absent: rope type `linear` needs it",
         ),
         (json!({"rope_scaling": {"type": "linear", "factor": 0}}), "key `rope_scaling.factor` is `0`: must be above 0"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2e-7}}),
+            "rotary scaling: `factor` is `2e-7`: must be from 1e-6 to 1e9",
+        ),
         (
             json!({"rope_scaling": {"factor": 2.0}}),
             "key `rope_scaling.rope_type` is absent: a scaling factor without a type has no meaning",
@@ -324,7 +330,7 @@ proptest::proptest! {
         let result = ModelConfig::from_hf(Value::Object(map).to_string().as_bytes(), Path::new("config.json"));
         if let Ok(config) = result {
             assert!(config.tensor_ids().len() >= 3);
-            assert!(config.rope.frequencies(1).0.iter().all(|freq| freq.is_finite()));
+            assert!(config.rope.frequencies(usize::MAX).0.iter().all(|freq| freq.is_finite()));
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::{AttentionBias, LayerTensor, TensorId, config::RopePairs};
 pub const ARCHS: &[&Arch] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.
-#[derive(Debug)]
 pub struct Arch {
     /// Short name, e.g. `qwen3`.
     pub name: &'static str,
@@ -85,6 +84,12 @@ impl PartialEq for Arch {
     /// Descriptions are constants: the name is the identity.
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
+    }
+}
+
+impl std::fmt::Debug for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Arch({})", self.name)
     }
 }
 

@@ -260,9 +260,6 @@ fn read_rope(
     factors: Option<Vec<f32>>,
 ) -> Result<RopeConfig, ModelError> {
     let theta = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    if theta <= 1.0 {
-        return Err(keys.bad("rope.freq_base", "must be above 1"));
-    }
     let rotary_dim = keys.size("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim);
     // 0 is how old converters said "none".
     let unset = |key: &str| keys.get(key).and_then(Value::as_f64) == Some(0.0);

@@ -131,7 +131,8 @@ impl ModelConfig {
             ));
         }
         for &(key, only) in ONLY {
-            if keys.get(key).is_some_and(|value| value.to_string() != only) {
+            let allowed: Option<Value> = serde_json::from_str(only).ok();
+            if keys.get(key).is_some_and(|value| Some(value) != allowed.as_ref()) {
                 return Err(keys.bad(key, &format!("only `{only}` is supported")));
             }
         }
@@ -223,7 +224,7 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
         None if !uniform => {
             return Err(keys.bad("head_dim", "must be given where layers differ in `num_attention_heads`"));
         }
-        None if hidden_size % heads[0] != 0 => {
+        None if !hidden_size.is_multiple_of(heads[0]) => {
             let what = format!("`hidden_size` {hidden_size} is not a multiple of `num_attention_heads` {}", heads[0]);
             return Err(keys.fail(what));
         }

@@ -55,9 +55,6 @@ pub(super) fn read(
         return Err(inner.bad("partial_rotary_factor", "only 1 is supported for this architecture"));
     }
     let theta = inner.positive("rope_theta")?.or(outer_theta).unwrap_or(arch.defaults.rope_theta);
-    if theta <= 1.0 {
-        return Err(keys.fail(format!("key `rope_theta` is `{theta}`: must be above 1")));
-    }
     let old_name = inner.text("type")?;
     let rope_type = inner.text("rope_type")?.or(old_name).unwrap_or("default");
     let original = match outer_original {
@@ -113,9 +110,6 @@ fn read_scaling(
                 }
                 None => yarn_mscale(factor, 1.0),
             };
-            if !(attention_factor.is_finite() && attention_factor > 0.0) {
-                return Err(keys.bad("mscale", "gives no usable attention factor"));
-            }
             // 0 means "not given" to transformers.
             let beta = |keys: &mut Keys<'_>, key: &'static str, default: f64| match keys.number(key)? {
                 Some(beta) if beta < 0.0 => Err(keys.bad(key, "must not be negative")),

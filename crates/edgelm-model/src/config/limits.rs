@@ -11,13 +11,17 @@ pub(super) const MAX_HEADS: usize = 1 << 12;
 pub(super) const MAX_HEAD_DIM: usize = 1 << 12;
 pub(super) const MAX_VOCAB: usize = 1 << 22;
 pub(super) const MAX_CONTEXT: usize = 1 << 30;
+/// Where a rotary base stops to be a number anyone meant.
+const MAX_THETA: f64 = 1e15;
+/// Scaling factors, betas and frequency factors: wide enough for any use, narrow enough that no frequency is infinite.
+const ROPE_RANGE: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
 
 impl ModelConfig {
     /// The rules that concern several fields at once. The message names the fields.
     pub(super) fn check(&self) -> Result<(), String> {
         for (index, layer) in self.layers.iter().enumerate() {
             let (heads, kv_heads) = (layer.num_attention_heads, layer.num_key_value_heads);
-            if heads % kv_heads != 0 {
+            if !heads.is_multiple_of(kv_heads) {
                 return Err(format!(
                     "layer {index}: `num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
                 ));
@@ -34,12 +38,39 @@ impl ModelConfig {
             }
         }
         let rotary = self.rope.rotary_dim;
-        if rotary % 2 != 0 || rotary == 0 {
+        if !rotary.is_multiple_of(2) || rotary == 0 {
             return Err(format!("`head_dim`: the number of rotary components is {rotary}, must be even"));
+        }
+        let theta = self.rope.theta;
+        if !(theta > 1.0 && theta <= MAX_THETA) {
+            return Err(format!("`rope_theta` is `{theta}`: must be above 1 and at most {MAX_THETA:e}"));
+        }
+        if let Some((name, value)) = rope_numbers(&self.rope.scaling).find(|(_, value)| !ROPE_RANGE.contains(value)) {
+            let (low, high) = (ROPE_RANGE.start(), ROPE_RANGE.end());
+            return Err(format!("rotary scaling: `{name}` is `{value:e}`: must be from {low:e} to {high:e}"));
         }
         if matches!(self.rope.scaling, RopeScaling::Dynamic { .. }) && rotary == 2 {
             return Err("`rope_type` `dynamic` needs more than 2 rotary components".to_owned());
         }
         Ok(())
     }
+}
+
+/// The numbers of a scaling scheme and their names.
+fn rope_numbers(scaling: &RopeScaling) -> impl Iterator<Item = (&'static str, f64)> {
+    let named = match *scaling {
+        RopeScaling::Default => vec![],
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => vec![("factor", factor)],
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
+            vec![("factor", factor), ("low_freq_factor", low_freq_factor), ("high_freq_factor", high_freq_factor)]
+        }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, .. } => vec![
+            ("factor", factor),
+            ("beta_fast", beta_fast),
+            ("beta_slow", beta_slow),
+            ("attention_factor", attention_factor),
+        ],
+        RopeScaling::Factors { attention_factor, .. } => vec![("attention_factor", attention_factor)],
+    };
+    named.into_iter()
 }
