@@ -115,7 +115,7 @@ impl More {
 /// The wanted format if rows are whole blocks of it; else the best that fits: for a super-block format the 32-value
 /// format next to it in error, and F16 for rows that 32 does not divide.
 pub(crate) fn fit(wanted: DType, row_len: usize) -> Choice {
-    if row_len % wanted.block_len() == 0 {
+    if row_len.is_multiple_of(wanted.block_len()) {
         return Choice { dtype: wanted, instead_of: None };
     }
     let small = match wanted {
@@ -124,7 +124,7 @@ pub(crate) fn fit(wanted: DType, row_len: usize) -> Choice {
         DType::Q6_K => DType::Q8_0,
         other => other,
     };
-    let dtype = if row_len % small.block_len() == 0 { small } else { DType::F16 };
+    let dtype = if row_len.is_multiple_of(small.block_len()) { small } else { DType::F16 };
     Choice { dtype, instead_of: Some(wanted) }
 }
 

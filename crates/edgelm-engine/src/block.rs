@@ -161,10 +161,6 @@ impl Block {
         let BlockScratch { matmul, normed, q, k, v, heads, update, .. } = scratch;
         let rows = table.rows();
         let head_dim = self.config.head_dim;
-        let pairs = match self.rope.pairs {
-            edgelm_model::RopePairs::Halves => edgelm_kernels::RopePairs::Halves,
-            edgelm_model::RopePairs::Interleaved => edgelm_kernels::RopePairs::Interleaved,
-        };
         normed.resize(hidden.len(), 0.0);
         rms_norm(cpu, hidden, &self.attn_norm, self.eps, normed);
         observer(&[T::Q, T::K, T::V], normed, rows);
@@ -175,7 +171,7 @@ impl Block {
                 rms_norm(cpu, x, gain, self.eps, heads);
                 std::mem::swap(x, heads);
             }
-            rope(cpu, x, head_dim, &table.cos, &table.sin, rows, pairs);
+            rope(cpu, x, head_dim, &table.cos, &table.sin, rows, self.rope.pairs);
         }
         let kv_width = self.config.num_key_value_heads * head_dim;
         let mut row = 0;

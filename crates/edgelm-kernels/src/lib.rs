@@ -19,11 +19,12 @@ mod simd;
 pub use attention::{Attention, Span};
 pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
+pub use edgelm_tensor::RopePairs;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, Scratch};
-pub use ops::{RopePairs, add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
+pub use ops::{add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
 
 /// What can go wrong before any arithmetic starts.

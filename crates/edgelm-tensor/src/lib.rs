@@ -8,8 +8,10 @@
 
 pub mod block;
 mod dtype;
+mod rope_pairs;
 
 pub use dtype::DType;
+pub use rope_pairs::RopePairs;
 
 /// What can go wrong when bytes are read as a format or values are written in one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,5 +14,5 @@ mod tests;
 pub use add_assign::add_assign;
 pub use log_sum_exp::{kl_divergence, log_sum_exp};
 pub use rms_norm::rms_norm;
-pub use rope::{RopePairs, rope};
+pub use rope::rope;
 pub use silu_mul::silu_mul;

@@ -3,18 +3,10 @@
 use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, Lanes, dispatch};
+use edgelm_tensor::RopePairs;
 
 /// Values per thread below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 14;
-
-/// Which two components of a head rotate together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RopePairs {
-    /// (i, i + R/2): Hugging Face's "rotate half", GGUF's NEOX.
-    Halves,
-    /// (2i, 2i + 1): GGUF's NORM, GPT-J.
-    Interleaved,
-}
 
 /// Rotates the first R = 2 · cos.len()/T components of every head in place:
 /// (a, b) ← (a · cos[t, i] - b · sin[t, i], b · cos[t, i] + a · sin[t, i]) for pair i of a head of row t.

@@ -11,10 +11,10 @@ mod pairs;
 mod rope;
 mod shapes;
 
+pub use edgelm_tensor::RopePairs;
 pub use generation::GenerationConfig;
 pub(crate) use gguf_read::GgufTensors;
 pub(crate) use json::parse_object;
-pub use pairs::RopePairs;
 pub use rope::{RopeConfig, RopeScaling};
 
 use crate::Arch;

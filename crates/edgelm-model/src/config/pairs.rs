@@ -2,15 +2,7 @@
 
 use super::ModelConfig;
 use crate::{LayerTensor, TensorId};
-
-/// Which two components of a head rotate together (GGUF files of some architectures store Q and K permuted).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RopePairs {
-    /// (i, i + R/2): Hugging Face's "rotate half", GGUF's NEOX.
-    Halves,
-    /// (2i, 2i + 1): GGUF's NORM, GPT-J.
-    Interleaved,
-}
+use edgelm_tensor::RopePairs;
 
 impl ModelConfig {
     /// Which row of *this* model's tensor belongs at `row` when the tensor is written to a GGUF file:
