@@ -1,5 +1,6 @@
 use super::*;
 use crate::{Cpu, Isa};
+use edgelm_tensor::RopePairs;
 
 /// Every family on one thread and on three, so that a parallel split shows.
 fn cpus() -> Vec<Cpu> {
