@@ -6,8 +6,7 @@ use serde_json::Value;
 use std::{fmt::Write, fs, path::Path, process::Command};
 
 /// From nearly lossless to small.
-const FORMATS: [&str; 12] =
-    ["Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_K", "Q4_0", "IQ4_XS", "Q3_K_M", "Q3_K", "Q2_K"];
+const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
 
 /// One measured file.
 struct Point {

@@ -148,7 +148,7 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
         let name = config.arch.gguf_tensor_name(id);
         let is_head = id == TensorId::Output || (id == TensorId::TokenEmbedding && config.tie_word_embeddings);
         let mut choice = if id.is_matrix() {
-            options.scheme.choose(id, view.row_len(), config.layers.len(), is_head)
+            options.scheme.choose(id, view.row_len(), is_head)
         } else {
             // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
             Choice { dtype: DType::F32, instead_of: None }

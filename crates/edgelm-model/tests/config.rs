@@ -192,7 +192,7 @@ fn refusals_name_key_and_value() {
             json!({"num_hidden_layers": 2_000_000_000}),
             "key `num_hidden_layers` is `2000000000`: must be a whole number from 1 to 1024",
         ),
-        (json!({"num_attention_heads": 5}), "`hidden_size` 12 is not a multiple of `num_attention_heads` 5"),
+        (json!({"num_attention_heads": 13}), "`hidden_size` 12 is less than `num_attention_heads` 13"),
         (
             json!({"num_attention_heads": [2, 1]}),
             "key `head_dim` is absent: must be given where layers differ in `num_attention_heads`",

@@ -224,10 +224,11 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
         None if !uniform => {
             return Err(keys.bad("head_dim", "must be given where layers differ in `num_attention_heads`"));
         }
-        None if !hidden_size.is_multiple_of(heads[0]) => {
-            let what = format!("`hidden_size` {hidden_size} is not a multiple of `num_attention_heads` {}", heads[0]);
+        None if hidden_size < heads[0] => {
+            let what = format!("`hidden_size` {hidden_size} is less than `num_attention_heads` {}", heads[0]);
             return Err(keys.fail(what));
         }
+        // Rounded down, as transformers does: Qwen2 checkpoints may have a hidden size that heads do not divide.
         None => hidden_size / heads[0],
     };
     if head_dim > MAX_HEAD_DIM {

@@ -2,7 +2,7 @@
 
 use crate::{commands::run::parse_kv, failure::Usage, machine, options::Global, output, progress, resolve};
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use edgelm_engine::Model;
 use edgelm_eval::{
     EvalReport, GenerationLimits, ModelFacts, OnProgress, PairScores, Progress, ReportPage, TaskScores, WindowOptions,
@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use std::path::PathBuf;
 
 #[derive(Args)]
-#[group(id = "what", required = true, multiple = true)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true))]
 pub struct EvalArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
     model: String,

@@ -2,13 +2,13 @@
 
 use crate::{commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use edgelm_engine::{Engine, Step, Want, Workspace};
 use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Args)]
-#[group(id = "input", required = true, multiple = false)]
+#[command(group = ArgGroup::new("input").required(true))]
 pub struct LogitsArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
     model: String,
