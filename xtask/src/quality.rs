@@ -18,7 +18,6 @@ struct Point {
     kl_divergence: f64,
     top1_agreement: f64,
     accuracy: f64,
-    seconds: f64,
 }
 
 /// Arguments: MODEL TEXT TASKS CALIBRATION WINDOWS.
@@ -63,7 +62,6 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
                 kl_divergence: number(&seen, "kl_divergence")?,
                 top1_agreement: number(&seen, "top1_agreement")?,
                 accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
-                seconds: number(&made, "seconds")?,
             };
             eprintln!("{name} {method}: {:.2} bits, KL {:.4}", point.bits_per_weight, point.kl_divergence);
             points.push(point);
@@ -94,14 +92,14 @@ fn page(points: &[Point], model: &str, windows: &str) -> String {
         "# Quality of the block formats\n\nWritten by `cargo xtask quality`. Model: {name}; first {windows} windows of 1,024 tokens of the WikiText-2 test \
          split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
          ![KL divergence over bits per weight](quality.svg)\n\n\
-         | format | method | bits | perplexity | change | KL to parent | same top token | tasks right | s |\n|---|---|---|---|---|---|---|---|---|\n"
+         | format | method | bits | perplexity | change | KL to parent | same top token | tasks right |\n|---|---|---|---|---|---|---|---|\n"
     );
     for point in points {
         let change = (point.perplexity / point.parent_perplexity - 1.0) * 100.0;
         // Writing to a string cannot fail.
         let _ = writeln!(
             page,
-            "| {} | {} | {:.2} | {:.3} | {change:+.2} % | {:.4} | {:.1} % | {:.2} | {:.1} |",
+            "| {} | {} | {:.2} | {:.3} | {change:+.2} % | {:.4} | {:.1} % | {:.2} |",
             point.name,
             point.method,
             point.bits_per_weight,
@@ -109,7 +107,6 @@ fn page(points: &[Point], model: &str, windows: &str) -> String {
             point.kl_divergence,
             point.top1_agreement * 100.0,
             point.accuracy,
-            point.seconds,
         );
     }
     page

@@ -9,7 +9,7 @@ use edgelm_format::gguf::{Value, Writer};
 use edgelm_model::{Checkpoint, TensorId};
 use edgelm_tensor::DType;
 use serde::Serialize;
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path, time::Instant};
 
 /// f32 values in work at a time: 16 MiB of them, with their encoded form. Large enough that threads stay busy, small
 /// beside any model worth compressing.
@@ -77,14 +77,18 @@ struct Plan {
     choice: Choice,
 }
 
-/// Writes `output` (a temporary sibling until it is complete). `on_tensor` is called with (done, total) before each.
+/// How far the work has come: (tensors done, tensors in all, name of the one in work). `Break` cancels.
+pub type OnTensor<'a> = dyn FnMut(usize, usize, &str) -> ControlFlow<()> + 'a;
+
+/// Writes `output` (a temporary sibling until it is complete, removed on any error). `on_tensor` is called before each
+/// tensor and every few million weights of a large one.
 ///
 /// Peak memory beyond mapped pages: `VALUES_AT_A_TIME` decoded and encoded values, per-thread rows, and the importance.
 pub fn quantize_to_gguf(
     checkpoint: &Checkpoint,
     output: &Path,
     options: &QuantizeOptions<'_>,
-    on_tensor: &mut dyn FnMut(usize, usize, &str),
+    on_tensor: &mut OnTensor<'_>,
 ) -> Result<QuantizeReport, CompressError> {
     let begin = Instant::now();
     refuse_overwriting_input(checkpoint, output)?;
@@ -107,8 +111,11 @@ pub fn quantize_to_gguf(
     let mut tensors = Vec::with_capacity(plans.len());
     let mut notes = checkpoint.gguf_notes();
     for (index, plan) in plans.iter().enumerate() {
-        on_tensor(index, plans.len(), &plan.name);
-        let report = write_tensor(checkpoint, plan, options.importance, &mut writer)?;
+        let mut go_on = || match on_tensor(index, plans.len(), &plan.name) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(CompressError::Cancelled),
+        };
+        let report = write_tensor(checkpoint, plan, options.importance, &mut writer, &mut go_on)?;
         if let Some(wanted) = report.instead_of {
             let row_len = checkpoint.tensor(plan.id)?.row_len();
             notes.push(format!(
@@ -172,6 +179,7 @@ fn write_tensor(
     plan: &Plan,
     importance: Option<&Importance>,
     writer: &mut Writer,
+    go_on: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<TensorReport, CompressError> {
     let view = checkpoint.tensor(plan.id)?;
     let named = |source| CompressError::Tensor { name: checkpoint.stored_name(plan.id), source };
@@ -189,6 +197,7 @@ fn write_tensor(
     let mut bytes = 0;
     let mut out = Vec::new();
     for start in (0..rows).step_by(rows_at_a_time) {
+        go_on()?;
         let end = (start + rows_at_a_time).min(rows);
         let source = |row| &view.bytes[checkpoint.config().gguf_row_source(plan.id, row) * row_bytes..][..row_bytes];
         let sources: Vec<&[u8]> = (start..end).map(source).collect();

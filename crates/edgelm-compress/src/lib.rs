@@ -11,7 +11,7 @@ mod scheme;
 mod tensor_pass;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
-pub use gguf_out::{QuantizeOptions, QuantizeReport, TensorReport, quantize_to_gguf};
+pub use gguf_out::{OnTensor, QuantizeOptions, QuantizeReport, TensorReport, quantize_to_gguf};
 pub use importance::{Importance, measure_importance};
 pub use scheme::{Choice, Keep, Scheme};
 
@@ -61,6 +61,9 @@ pub enum CompressError {
         /// Line and reason.
         what: String,
     },
+    /// The progress callback said so.
+    #[error("interrupted; nothing was written")]
+    Cancelled,
     /// The output would overwrite the input.
     #[error("`{path}` is the model being read")]
     OutputIsInput {

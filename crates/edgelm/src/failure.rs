@@ -1,22 +1,11 @@
 //! How failures look: one line `error: …`, then `hint: …` where the next step is known.
 
+use edgelm_compress::CompressError;
 use edgelm_engine::EngineError;
 use edgelm_fleet::hub::HubError;
 use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
 use std::process::ExitCode;
-
-/// A failed quality gate (exit status 3).
-#[derive(Debug)]
-pub struct GateFailed(pub String);
-
-impl std::fmt::Display for GateFailed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for GateFailed {}
 
 /// A combination of arguments that has no meaning (exit status 2).
 #[derive(Debug)]
@@ -50,8 +39,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = error.chain().find_map(hint) {
         eprintln!("hint: {hint}");
     }
-    if error.is::<GateFailed>() {
-        ExitCode::from(3)
+    if matches!(error.downcast_ref(), Some(CompressError::Cancelled)) {
+        ExitCode::from(crate::interrupt::STATUS)
     } else if error.is::<Usage>() || error.chain().any(is_bad_option) {
         ExitCode::from(2)
     } else {

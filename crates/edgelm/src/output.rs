@@ -1,7 +1,7 @@
 //! Results to stdout, everything else to stderr.
 
 use crate::options::Global;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// Logs go to stderr; `RUST_LOG` wins over `-v` and `-q`.
 pub fn start_logging(global: &Global) {
@@ -14,7 +14,9 @@ pub fn start_logging(global: &Global) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(!plain);
+    let is_colored = !plain && std::io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = logs.with_ansi(is_colored).without_time().with_target(false);
     // Fails only if a logger is already there.
     let _ = logs.try_init();
 }

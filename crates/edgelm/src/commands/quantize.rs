@@ -1,6 +1,6 @@
 //! `edgelm quantize`: one-step quantization to a GGUF file.
 
-use crate::{failure::Usage, machine, options::Global, output, progress, resolve};
+use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, progress, resolve};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
@@ -9,7 +9,10 @@ use edgelm_compress::{
 };
 use edgelm_model::Checkpoint;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 #[derive(Args)]
 pub struct QuantizeArgs {
@@ -83,11 +86,13 @@ pub fn write(
     let threads = machine::cpu(global)?.threads();
     let pool = edgelm_compress::thread_pool(threads).context("cannot start threads")?;
     let bar = progress::bar(0, "quantize", global.quiet);
+    let work = Work::begin();
     let report = pool.install(|| {
         quantize_to_gguf(checkpoint, path, options, &mut |done, total, name| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(name.to_owned());
+            if work.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
     });
     bar.finish_and_clear();

@@ -1,20 +1,14 @@
 //! Interactive chat: history, streaming, Ctrl-C stops an answer.
 
 use super::with_model_limit;
-use crate::{options::Global, output};
+use crate::{interrupt::Work, options::Global, output};
 use edgelm_engine::{GenerateOptions, Model};
 use edgelm_model::Message;
 use serde_json::json;
 use std::{
     io::{BufRead, Write},
     ops::ControlFlow,
-    sync::atomic::{AtomicBool, Ordering},
 };
-
-/// Set by Ctrl-C while an answer is generated.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// An answer is being generated: Ctrl-C stops it instead of the program.
-static ANSWERING: AtomicBool = AtomicBool::new(false);
 
 const HELP: &str = "/clear forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends";
 
@@ -28,7 +22,6 @@ pub(super) fn run(
     if !raw && model.chat_template()?.is_none() {
         return Err(edgelm_engine::EngineError::NoChatTemplate.into());
     }
-    catch_interrupts()?;
     if !global.quiet {
         eprintln!("{}: {HELP}; Ctrl-C stops an answer", model.name());
     }
@@ -81,11 +74,10 @@ fn answer(
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> anyhow::Result<String> {
-    INTERRUPTED.store(false, Ordering::Relaxed);
-    ANSWERING.store(true, Ordering::Relaxed);
+    let work = Work::begin();
     let options = with_model_limit(model, prompt.len(), options);
     let mut on_piece = |piece: &edgelm_engine::Piece| {
-        if output::stream(&piece.text).is_err() || INTERRUPTED.load(Ordering::Relaxed) {
+        if output::stream(&piece.text).is_err() || work.is_interrupted() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -96,27 +88,7 @@ fn answer(
     } else {
         model.generate_in(sequence, prompt, &options, &mut on_piece)
     };
-    ANSWERING.store(false, Ordering::Relaxed);
     let generation = generation?;
     output::line("")?;
     Ok(generation.text)
-}
-
-/// A thread that waits for Ctrl-C.
-fn catch_interrupts() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                if ANSWERING.load(Ordering::Relaxed) {
-                    INTERRUPTED.store(true, Ordering::Relaxed);
-                } else {
-                    eprintln!();
-                    // As a shell reports a program that Ctrl-C ended.
-                    std::process::exit(130);
-                }
-            }
-        });
-    });
-    Ok(())
 }
