@@ -3,7 +3,7 @@
 use crate::{options::Global, progress};
 use anyhow::{Context, bail};
 use edgelm_fleet::hub;
-use edgelm_model::{Checkpoint, Embedded};
+use edgelm_model::{Checkpoint, Embedded, Texts};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,6 +26,14 @@ pub fn checkpoint(model: &str, global: &Global) -> anyhow::Result<Arc<Checkpoint
         Checkpoint::open(&path(model, global)?)?
     };
     Ok(Arc::new(checkpoint))
+}
+
+/// Opens only the text side of MODEL: no weights and no config are needed.
+pub fn texts(model: &str, global: &Global) -> anyhow::Result<Texts> {
+    if model == "demo" {
+        return Ok(Texts::open_embedded("demo", DEMO));
+    }
+    Ok(Texts::open(&path(model, global)?)?)
 }
 
 /// The file or folder that MODEL means, downloaded if need be.

@@ -15,12 +15,12 @@ impl Checkpoint {
     pub fn gguf_metadata(&self) -> Result<Metadata, ModelError> {
         let mut out = match &self.store {
             Store::Gguf(file) => copied(file.metadata()),
-            Store::Safetensors(_, files) => {
+            Store::Safetensors(_) => {
                 let mut out = self.config.gguf_metadata()?;
                 out.insert(1, ("general.type".to_owned(), Value::String("model".to_owned())));
                 out.insert(2, ("general.name".to_owned(), Value::String(self.name.clone())));
                 out.extend(self.generation.to_gguf());
-                if files.read("tokenizer.json")?.is_some() {
+                if self.has_tokenizer() {
                     out.extend(self.tokenizer()?.to_gguf(self.config.vocab_size)?);
                 } else {
                     out.push(("tokenizer.ggml.model".to_owned(), Value::String("none".to_owned())));
@@ -44,8 +44,8 @@ impl Checkpoint {
     /// What llama.cpp will do otherwise with a GGUF file of this model, or refuse. One sentence each; empty is usual.
     pub fn gguf_notes(&self) -> Vec<String> {
         let mut notes = self.config.gguf_notes();
-        if let Store::Safetensors(_, files) = &self.store {
-            if !files.names().iter().any(|name| name == "tokenizer.json") {
+        if let Store::Safetensors(_) = &self.store {
+            if !self.has_tokenizer() {
                 notes.push("no `tokenizer.json`: the file has no tokenizer and takes token ids only".to_owned());
             }
             if self.config.eos_token_ids.len() > EOS_KINDS.len() {

@@ -6,18 +6,17 @@
 mod export;
 mod files;
 mod open;
+mod texts;
 mod verify;
 
+pub use texts::Texts;
+
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{
-    Source, TensorView,
-    gguf::{GgufFile, Value},
-    safetensors::SafeTensors,
-};
+use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
 use files::Files;
 use std::{
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::Arc,
 };
 
 /// A model compiled into the program: file name and bytes, as they would lie in a Hugging Face folder.
@@ -31,30 +30,37 @@ pub enum StorageKind {
     Gguf,
 }
 
-/// The weight files, and beside safetensors the folder that the texts lie in.
+/// The weight files.
 enum Store {
-    Safetensors(SafeTensors, Files),
-    Gguf(GgufFile),
+    Safetensors(SafeTensors),
+    Gguf(Arc<GgufFile>),
 }
 
 impl Store {
+    fn kind(&self) -> StorageKind {
+        match self {
+            Store::Safetensors(_) => StorageKind::Safetensors,
+            Store::Gguf(_) => StorageKind::Gguf,
+        }
+    }
+
     fn get(&self, name: &str) -> Result<Option<TensorView<'_>>, ModelError> {
         Ok(match self {
-            Store::Safetensors(file, _) => file.get(name)?,
+            Store::Safetensors(file) => file.get(name)?,
             Store::Gguf(file) => file.get(name)?,
         })
     }
 
     fn names(&self) -> Vec<&str> {
         match self {
-            Store::Safetensors(file, _) => file.names().collect(),
+            Store::Safetensors(file) => file.names().collect(),
             Store::Gguf(file) => file.names().collect(),
         }
     }
 
     fn source_of(&self, name: &str) -> Option<&Source> {
         match self {
-            Store::Safetensors(file, _) => file.source_of(name),
+            Store::Safetensors(file) => file.source_of(name),
             Store::Gguf(file) => file.source_of(name),
         }
     }
@@ -68,8 +74,7 @@ pub struct Checkpoint {
     generation: GenerationConfig,
     store: Store,
     ids: Vec<TensorId>,
-    tokenizer: OnceLock<Tokenizer>,
-    template: OnceLock<Option<ChatTemplate>>,
+    texts: Texts,
 }
 
 impl Checkpoint {
@@ -99,10 +104,7 @@ impl Checkpoint {
 
     /// Which kind of file.
     pub fn storage(&self) -> StorageKind {
-        match self.store {
-            Store::Safetensors(..) => StorageKind::Safetensors,
-            Store::Gguf(_) => StorageKind::Gguf,
-        }
+        self.store.kind()
     }
 
     /// Name for messages and `/v1/models`: folder name or file stem.
@@ -156,54 +158,24 @@ impl Checkpoint {
     /// Bytes of the weight files.
     pub fn file_bytes(&self) -> u64 {
         match &self.store {
-            Store::Safetensors(file, _) => file.file_bytes(),
+            Store::Safetensors(file) => file.file_bytes(),
             Store::Gguf(file) => file.file_bytes(),
         }
     }
 
     /// True if the model came with a tokenizer (which may still turn out to be unreadable).
     pub fn has_tokenizer(&self) -> bool {
-        match &self.store {
-            Store::Safetensors(_, files) => files.names().iter().any(|name| name == "tokenizer.json"),
-            Store::Gguf(file) => {
-                file.get_meta("tokenizer.ggml.model").and_then(Value::as_str).is_some_and(|model| model != "none")
-            }
-        }
+        self.texts.has_tokenizer()
     }
 
     /// The tokenizer; an error that says what is missing where there is none. Built once.
     pub fn tokenizer(&self) -> Result<&Tokenizer, ModelError> {
-        if let Some(tokenizer) = self.tokenizer.get() {
-            return Ok(tokenizer);
-        }
-        let built = match &self.store {
-            Store::Safetensors(_, files) => {
-                let text = files.read("tokenizer.json")?.ok_or_else(|| {
-                    ModelError::Tokenizer(format!("no `tokenizer.json` in `{}`", self.path.display()))
-                })?;
-                Tokenizer::from_json(&text, files.read("tokenizer_config.json")?.as_deref())?
-            }
-            Store::Gguf(file) => Tokenizer::from_gguf(file.metadata())?,
-        };
-        // If another thread was faster its tokenizer is kept; they are equal.
-        Ok(self.tokenizer.get_or_init(|| built))
+        self.texts.tokenizer()
     }
 
     /// The chat template, if the model has one.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, ModelError> {
-        if let Some(template) = self.template.get() {
-            return Ok(template.as_ref());
-        }
-        let built = match &self.store {
-            Store::Safetensors(_, files) => {
-                match (files.read("tokenizer_config.json")?, files.read_text("chat_template.jinja")?) {
-                    (None, None) => None,
-                    (config, jinja) => ChatTemplate::from_hf(config.as_deref(), jinja.as_deref())?,
-                }
-            }
-            Store::Gguf(file) => gguf_template(file)?,
-        };
-        Ok(self.template.get_or_init(|| built).as_ref())
+        self.texts.chat_template()
     }
 }
 
@@ -212,15 +184,4 @@ fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> Stri
         StorageKind::Safetensors => config.arch.hf_tensor_name(id),
         StorageKind::Gguf => config.arch.gguf_tensor_name(id),
     }
-}
-
-/// The template of a GGUF file, with the texts of the special tokens it may write.
-fn gguf_template(file: &GgufFile) -> Result<Option<ChatTemplate>, ModelError> {
-    let Some(source) = file.get_meta("tokenizer.chat_template").and_then(Value::as_str) else { return Ok(None) };
-    let text = |kind: &str| {
-        let id = file.get_meta(&format!("tokenizer.ggml.{kind}_token_id")).and_then(Value::as_u64)?;
-        let tokens = file.get_meta("tokenizer.ggml.tokens").and_then(Value::as_strings)?;
-        tokens.get(usize::try_from(id).ok()?).map(String::as_str)
-    };
-    ChatTemplate::new(source, text("bos"), text("eos")).map(Some)
 }

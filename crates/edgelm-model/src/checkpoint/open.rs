@@ -1,21 +1,26 @@
 //! From a path to a checked checkpoint.
 
-use super::{Checkpoint, StorageKind, Store, files::Files, verify};
+use super::{Checkpoint, Store, Texts, files::Files, verify};
 use crate::{GenerationConfig, ModelConfig, ModelError, Tokenizer, config::GgufTensors, config::parse_object};
 use edgelm_format::{FormatError, gguf::GgufFile};
 use edgelm_tensor::DType;
 use serde_json::Value;
-use std::{io::Read, path::Path, sync::OnceLock};
+use std::{io::Read, path::Path, sync::Arc};
 
 pub(super) fn from_path(path: &Path) -> Result<Checkpoint, ModelError> {
+    if is_gguf(path)? { from_gguf(path) } else { from_folder(name_of(path), Files::Folder(path.to_owned())) }
+}
+
+/// True for a GGUF file, false for a folder; an error for anything else.
+pub(super) fn is_gguf(path: &Path) -> Result<bool, ModelError> {
     let failed = |source| FormatError::Io { path: path.to_owned(), action: "opening", source };
     if std::fs::metadata(path).map_err(failed)?.is_dir() {
-        return from_folder(name_of(path), Files::Folder(path.to_owned()));
+        return Ok(false);
     }
     let mut magic = Vec::new();
     std::fs::File::open(path).map_err(failed)?.take(4).read_to_end(&mut magic).map_err(failed)?;
     if magic == b"GGUF" || path.extension().is_some_and(|extension| extension == "gguf") {
-        return from_gguf(path);
+        return Ok(true);
     }
     let what = match path.parent() {
         Some(folder) if folder.join("config.json").is_file() => {
@@ -45,38 +50,29 @@ pub(super) fn from_folder(name: String, files: Files) -> Result<Checkpoint, Mode
     config.eos_token_ids.extend(tokenizer_eos(&files)?);
     config.eos_token_ids.sort_unstable();
     config.eos_token_ids.dedup();
-    let store = Store::Safetensors(files.open_weights()?, files);
-    finish(&root, name, config, generation, store, StorageKind::Safetensors)
+    let store = Store::Safetensors(files.open_weights()?);
+    finish(&root, name, (config, generation), store, Texts::of_folder(files))
 }
 
 fn from_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
-    let file = GgufFile::open(path)?;
+    let file = Arc::new(GgufFile::open(path)?);
     let shape = |name: &str| file.info(name).map(|info| info.shape.to_vec());
     let tensors = GgufTensors { shape: &shape, rope_factors: rope_factors(&file)? };
     let config = ModelConfig::from_gguf(file.metadata(), tensors, path)?;
     let generation = GenerationConfig::from_gguf(file.metadata());
-    finish(path, gguf_name(path), config, generation, Store::Gguf(file), StorageKind::Gguf)
+    let texts = Texts::of_gguf(path, Arc::clone(&file));
+    finish(path, gguf_name(path), (config, generation), Store::Gguf(file), texts)
 }
 
 fn finish(
     path: &Path,
     name: String,
-    config: ModelConfig,
-    generation: GenerationConfig,
+    (config, generation): (ModelConfig, GenerationConfig),
     store: Store,
-    storage: StorageKind,
+    texts: Texts,
 ) -> Result<Checkpoint, ModelError> {
-    let ids = verify::tensors(&config, &store, storage, path)?;
-    Ok(Checkpoint {
-        path: path.to_owned(),
-        name,
-        config,
-        generation,
-        store,
-        ids,
-        tokenizer: OnceLock::new(),
-        template: OnceLock::new(),
-    })
+    let ids = verify::tensors(&config, &store, path)?;
+    Ok(Checkpoint { path: path.to_owned(), name, config, generation, store, ids, texts })
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.

@@ -8,12 +8,8 @@ use std::{collections::HashSet, path::Path};
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Checks the tensor directory; returns the ids in walk order.
-pub(super) fn tensors(
-    config: &ModelConfig,
-    store: &Store,
-    storage: StorageKind,
-    path: &Path,
-) -> Result<Vec<TensorId>, ModelError> {
+pub(super) fn tensors(config: &ModelConfig, store: &Store, path: &Path) -> Result<Vec<TensorId>, ModelError> {
+    let storage = store.kind();
     let ids = config.tensor_ids();
     let names: HashSet<&str> = store.names().into_iter().collect();
     let mut expected: HashSet<String> = HashSet::new();

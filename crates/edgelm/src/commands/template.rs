@@ -23,8 +23,8 @@ pub struct TemplateArgs {
 }
 
 pub fn run(args: TemplateArgs, global: &Global) -> anyhow::Result<()> {
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let template = checkpoint.chat_template()?.ok_or(edgelm_engine::EngineError::NoChatTemplate)?;
+    let texts = resolve::texts(&args.model, global)?;
+    let template = texts.chat_template()?.ok_or(edgelm_engine::EngineError::NoChatTemplate)?;
     let messages = read_messages(&args.messages)?;
     let arguments: Map<String, Value> = match &args.arguments {
         Some(text) => {

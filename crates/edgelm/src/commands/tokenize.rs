@@ -17,8 +17,8 @@ pub struct TokenizeArgs {
 }
 
 pub fn tokenize(args: TokenizeArgs, global: &Global) -> anyhow::Result<()> {
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let tokenizer = checkpoint.tokenizer()?;
+    let texts = resolve::texts(&args.model, global)?;
+    let tokenizer = texts.tokenizer()?;
     let tokens =
         if args.add_special { tokenizer.encode_prompt(&args.text)? } else { tokenizer.encode(&args.text, false)? };
     if global.json {
@@ -41,8 +41,8 @@ pub struct DetokenizeArgs {
 }
 
 pub fn detokenize(args: DetokenizeArgs, global: &Global) -> anyhow::Result<()> {
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let text = checkpoint.tokenizer()?.decode(&parse_ids(&args.ids.join(","))?, args.skip_special)?;
+    let texts = resolve::texts(&args.model, global)?;
+    let text = texts.tokenizer()?.decode(&parse_ids(&args.ids.join(","))?, args.skip_special)?;
     if global.json {
         return output::json(&json!({ "text": text }));
     }
