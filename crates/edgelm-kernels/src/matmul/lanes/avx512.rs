@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 impl Lanes for Avx512 {
     type U = __m512i;
     type F = __m512;
+    type Simd = crate::simd::Avx512;
 
     /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
     const SIGNED_OFFSET: i32 = 128;
@@ -108,6 +109,17 @@ impl Lanes for Avx512 {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, sum: __m512i, bytes: __m512i, x: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(sum, bytes, self.splat(x)) }
+    }
+    #[inline(always)]
+    fn dot_unsigned(self, sum: __m512i, bytes: __m512i, x: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(sum, self.splat(x), bytes) }
     }
 
     #[inline(always)]
