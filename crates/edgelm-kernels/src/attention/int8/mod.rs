@@ -65,38 +65,30 @@ impl Queries {
         let row = self.totals.len();
         let fit = Quantizer::fit(q);
         let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut self.bytes[row * self.lines..][..self.lines]);
-        let mut total = 0;
         for (to, piece) in bytes.as_chunks_mut::<LANES>().0.iter_mut().zip(q.chunks(LANES)) {
             *to = fit.bytes(piece);
-            total += to.iter().map(|&byte| i32::from(byte)).sum::<i32>();
         }
-        self.totals.push(total);
+        self.totals.push(bytes.iter().map(|&byte| i32::from(byte)).sum());
         self.factors.push(fit.scale * scale * std::f32::consts::LOG2_E);
     }
 }
 
 /// Intermediate values of a tile.
+#[derive(Default)]
 pub(super) struct Room {
-    /// Integer sums.
-    scores: [[Line; GROUPS]; TILE_ROWS],
+    /// Integer sums `[row][group]`.
+    scores: Vec<[Line; GROUPS]>,
     /// 64 bytes per row.
-    weights: [Line; TILE_ROWS],
-    /// `[row][chunk]`, integer sums.
+    weights: Vec<Line>,
+    /// Integer sums `[row][chunk]`.
     products: Vec<Line>,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self { scores: [[Line::ZERO; GROUPS]; TILE_ROWS], weights: [Line::ZERO; TILE_ROWS], products: Vec::new() }
-    }
 }
 
 impl Room {
     pub(super) fn fit(&mut self, head_dim: usize) {
-        let len = TILE_ROWS * value_chunks(head_dim);
-        if self.products.len() < len {
-            self.products.resize(len, Line::ZERO);
-        }
+        self.scores.resize(TILE_ROWS, [Line::ZERO; GROUPS]);
+        self.weights.resize(TILE_ROWS, Line::ZERO);
+        self.products.resize(TILE_ROWS * value_chunks(head_dim), Line::ZERO);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The two integer products of a tile of rows with a page, on vector lanes. Exact, so their order does not matter.
 
-use super::{Page, Room, TILE_ROWS};
+use super::{Page, Room};
 use crate::kv::{GROUPS, TOKEN_QUADS};
 use crate::matmul::lanes::{Lanes, Line, ROWS};
 use std::ops::Range;
@@ -85,7 +85,7 @@ fn across<L: Lanes, const R: usize, const T: usize>(
 struct Scores<'a> {
     page: &'a Page<'a>,
     queries: &'a Queries<'a>,
-    scores: &'a mut [[Line; GROUPS]; TILE_ROWS],
+    scores: &'a mut [[Line; GROUPS]],
 }
 
 impl Product for Scores<'_> {
@@ -125,7 +125,7 @@ impl Product for Scores<'_> {
 struct Values<'a> {
     page: &'a Page<'a>,
     quads: &'a Range<usize>,
-    weights: &'a [Line; TILE_ROWS],
+    weights: &'a [Line],
     products: &'a mut [Line],
 }
 
