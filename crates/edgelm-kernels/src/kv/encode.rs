@@ -16,17 +16,13 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
         for (token, (k, v)) in (token..).zip(rows) {
             match &mut part {
                 HeadPageMut::F32 { k: keys, v: values } => {
-                    interleave::<_, 1>(group(keys, token, head_dim), token, k);
+                    interleave(group(keys, token, head_dim), token, k);
                     values[values_at(token)..][..head_dim].copy_from_slice(v);
                 }
                 HeadPageMut::F16 { k: keys, v: values } => {
                     let keys = group(keys, token, head_dim);
                     for (index, piece) in k.chunks(LANES).enumerate() {
-                        interleave::<_, 1>(
-                            &mut keys[index * LANES * GROUP_TOKENS..],
-                            token,
-                            &halves(piece)[..piece.len()],
-                        );
+                        interleave(&mut keys[index * LANES * GROUP_TOKENS..], token, &halves(piece)[..piece.len()]);
                     }
                     let values = &mut values[values_at(token)..][..head_dim];
                     for (to, piece) in values.chunks_mut(LANES).zip(v.chunks(LANES)) {
@@ -39,10 +35,14 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
                     // Weights are multiplied by the scales of values and then rounded to bytes, which could hide a fault; a score
                     // cannot.
                     k_scales[token] = if value_fit.scale.is_nan() { f32::NAN } else { key_fit.scale };
-                    let keys = group(keys, token, head_dim);
-                    for (index, piece) in k.chunks(LANES).enumerate() {
+                    let quads = component_rows(head_dim) / 4;
+                    let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
+                    let mut lines = keys[group * quads..][..quads].iter_mut();
+                    for piece in k.chunks(LANES) {
                         let bytes = key_fit.bytes(piece);
-                        interleave::<_, 4>(&mut keys[index * LANES * GROUP_TOKENS..], token, &bytes);
+                        for (word, line) in bytes.as_chunks::<4>().0.iter().zip(&mut lines) {
+                            line.0[lane] = u32::from_le_bytes(word.map(|byte| byte as u8));
+                        }
                     }
                     let line = token / 4 * value_chunks(head_dim);
                     for (to, piece) in values[line..].iter_mut().zip(v.chunks(LANES)) {
@@ -63,11 +63,10 @@ fn group<T>(keys: &mut [T], token: usize, head_dim: usize) -> &mut [T] {
     &mut keys[token / GROUP_TOKENS * len..][..len]
 }
 
-/// Puts the components of one token into its lane, `WIDTH` of them side by side.
-fn interleave<T: Copy, const WIDTH: usize>(keys: &mut [T], token: usize, row: &[T]) {
-    let lane = token % GROUP_TOKENS * WIDTH;
-    for (slot, piece) in keys.chunks_exact_mut(GROUP_TOKENS * WIDTH).zip(row.chunks(WIDTH)) {
-        slot[lane..lane + piece.len()].copy_from_slice(piece);
+/// Puts the components of one token into its lane.
+fn interleave<T: Copy>(keys: &mut [T], token: usize, row: &[T]) {
+    for (slot, &x) in keys.chunks_exact_mut(GROUP_TOKENS).zip(row) {
+        slot[token % GROUP_TOKENS] = x;
     }
 }
 

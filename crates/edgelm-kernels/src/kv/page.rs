@@ -64,11 +64,11 @@ pub(crate) enum HeadPage<'a> {
     Q8 { k: &'a [Words], v: &'a [Words], k_scales: &'a PageRow, v_scales: &'a PageRow },
 }
 
-/// [`HeadPage`] for writing, elements one by one except for the values of Q8.
+/// [`HeadPage`] for writing, elements one by one where they do not come in words.
 pub(super) enum HeadPageMut<'a> {
     F32 { k: &'a mut [f32], v: &'a mut [f32] },
     F16 { k: &'a mut [u16], v: &'a mut [u16] },
-    Q8 { k: &'a mut [i8], v: &'a mut [Words], k_scales: &'a mut [f32], v_scales: &'a mut [f32] },
+    Q8 { k: &'a mut [Words], v: &'a mut [Words], k_scales: &'a mut [f32], v_scales: &'a mut [f32] },
 }
 
 /// Where things lie in the pages of a layer.

@@ -14,6 +14,9 @@
 //! at most u/2 · Σ_s |v̂_s| over the tokens of each page, that is 1/510 of the page's largest p_s · max|v_s| per token.
 //! Sixteen lanes of tokens, or of components, and four bytes of the other in each: what `vpdpbusd`, `sdot` and tiles take.
 
+// Loops over rows, columns and groups index several arrays of constant size at once.
+#![allow(clippy::needless_range_loop)]
+
 mod products;
 mod softmax;
 
