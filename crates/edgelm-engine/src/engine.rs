@@ -123,9 +123,10 @@ impl Engine {
         &self.cpu
     }
 
-    /// f32 for unquantized weights (exact), f16 otherwise.
+    /// f32 for unquantized weights (exact), int8 otherwise: a quarter of the bytes, integer products, and a perplexity 0.013 %
+    /// higher than with f32 (mica-40m in Q8_0, 48 windows of WikiText-2).
     pub fn default_kv(&self) -> KvDtype {
-        if self.is_quantized { KvDtype::F16 } else { KvDtype::F32 }
+        if self.is_quantized { KvDtype::Q8 } else { KvDtype::F32 }
     }
 
     /// Cache shape per layer.

@@ -26,7 +26,7 @@ pub struct BenchArgs {
     /// Timed repeats of each test, after one that is not counted
     #[arg(short = 'r', value_name = "REPEATS", default_value_t = 5)]
     repeats: usize,
-    /// Cache format [default: f32 for unquantized weights, else f16]
+    /// Cache format [default: f32 for unquantized weights, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
 }
