@@ -1,6 +1,6 @@
 //! Kernel families and how this CPU's are found.
 //!
-//! A token type (`Avx2`, `Avx512`) exists only if the CPU reported its features, so holding one is the proof that
+//! A token type (`Avx2`, `Neon`, …) exists only if the CPU reported its features, so holding one is the proof that
 //! calling a function compiled for them is sound.
 
 use crate::KernelError;
@@ -49,7 +49,15 @@ fn detect() -> Vec<Isa> {
     avx512.into_iter().chain(avx2).collect()
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect() -> Vec<Isa> {
+    let i8mm = I8mm::detect().map(|_| Isa::I8mm);
+    let dotprod = Dotprod::detect().map(|_| Isa::Dotprod);
+    let neon = Neon::detect().map(|_| Isa::Neon);
+    i8mm.into_iter().chain(dotprod).chain(neon).collect()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> Vec<Isa> {
     Vec::new()
 }
@@ -98,6 +106,47 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vnni");
+        has.then_some(Self(()))
+    }
+}
+
+/// Proof of NEON, which every 64-bit Arm processor that runs Linux has.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    /// `Some` only if the CPU has it.
+    pub(crate) fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+/// Proof of `sdot` and `udot`, and of [`Neon`].
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dotprod(());
+
+#[cfg(target_arch = "aarch64")]
+impl Dotprod {
+    /// `Some` only if the CPU has both.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Neon::detect().is_some() && std::arch::is_aarch64_feature_detected!("dotprod");
+        has.then_some(Self(()))
+    }
+}
+
+/// Proof of the int8 matrix instructions, and of [`Dotprod`].
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct I8mm(());
+
+#[cfg(target_arch = "aarch64")]
+impl I8mm {
+    /// `Some` only if the CPU has both.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Dotprod::detect().is_some() && std::arch::is_aarch64_feature_detected!("i8mm");
         has.then_some(Self(()))
     }
 }

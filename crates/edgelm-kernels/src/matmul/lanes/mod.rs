@@ -5,10 +5,18 @@
 
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub(crate) use scalar::Scalar;
 
@@ -40,6 +48,12 @@ pub(crate) enum Family {
     Avx2(crate::isa::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(crate::isa::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(crate::isa::Neon),
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(crate::isa::Dotprod),
+    #[cfg(target_arch = "aarch64")]
+    I8mm(crate::isa::I8mm),
 }
 
 /// Code that is generic over the instruction set, before one is chosen.
@@ -56,6 +70,12 @@ impl Family {
             Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => crate::isa::Neon::detect().map_or(Self::Scalar(Scalar), Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => crate::isa::Dotprod::detect().map_or(Self::Scalar(Scalar), Self::Dotprod),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => crate::isa::I8mm::detect().map_or(Self::Scalar(Scalar), Self::I8mm),
             _ => Self::Scalar(Scalar),
         }
     }
@@ -67,6 +87,12 @@ impl Family {
             Self::Avx2(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm(lanes) => visitor.visit(lanes),
         }
     }
 }
