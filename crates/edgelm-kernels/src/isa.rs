@@ -165,6 +165,14 @@ mod tests {
         assert!(matches!("sse9".parse::<Isa>(), Err(KernelError::UnknownIsa(name)) if name == "sse9"));
     }
 
+    /// A run under an emulator says which family its processor must come out as.
+    #[test]
+    fn the_best_family_is_the_expected_one() {
+        if let Some(expected) = std::env::var_os("EDGELM_EXPECT_ISA").filter(|name| !name.is_empty()) {
+            assert_eq!(expected, Isa::available()[0].name());
+        }
+    }
+
     #[test]
     fn scalar_is_always_last() {
         assert_eq!(Isa::available().last(), Some(&Isa::Scalar));

@@ -31,6 +31,24 @@ pub(super) trait Products: Copy + Send + Sync {
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R];
+
+    /// See [`Lanes::pair_words`].
+    #[inline(always)]
+    fn pair_words(self, q: [Words; 8]) -> [Words; 8] {
+        q
+    }
+
+    /// See [`Lanes::dot_paired`].
+    #[inline(always)]
+    fn dot_paired<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Words; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Words; T]; R] {
+        Products::dot(self, kind, start, q, x)
+    }
 }
 
 /// Applies a function to each register.
@@ -41,7 +59,7 @@ fn each<A: Copy, B>(a: [A; 4], f: impl Fn(A) -> B) -> [B; 4] {
 
 /// Applies a function to each pair of registers.
 #[inline(always)]
-fn pairs<A: Copy, B>(a: [A; 4], b: [A; 4], f: impl Fn(A, A) -> B) -> [B; 4] {
+pub(super) fn pairs<A: Copy, B>(a: [A; 4], b: [A; 4], f: impl Fn(A, A) -> B) -> [B; 4] {
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
@@ -116,6 +134,13 @@ impl<P: Products> Lanes for P {
         each(a, |a| unsafe { vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a), vdupq_n_s32(-(bits as i32)))) })
     }
     #[inline(always)]
+    fn byte_bits(self, a: Words, shift: u32, mask: u8) -> Words {
+        // SAFETY: see above. Bytes shift by themselves, so that the highest bits need no mask.
+        let shifted =
+            each(a, |a| unsafe { vreinterpretq_u32_u8(vshlq_u8(vreinterpretq_u8_u32(a), vdupq_n_s8(-(shift as i8)))) });
+        if mask == 0xff >> shift { shifted } else { self.and(shifted, self.splat(u32::from_ne_bytes([mask; 4]))) }
+    }
+    #[inline(always)]
     fn sub(self, a: Words, b: Words) -> Words {
         // SAFETY: see above.
         pairs(a, b, |a, b| unsafe { vsubq_u32(a, b) })
@@ -142,6 +167,20 @@ impl<P: Products> Lanes for P {
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
         Products::dot(self, kind, start, q, x)
+    }
+    #[inline(always)]
+    fn pair_words(self, q: [Words; 8]) -> [Words; 8] {
+        Products::pair_words(self, q)
+    }
+    #[inline(always)]
+    fn dot_paired<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Words; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Words; T]; R] {
+        Products::dot_paired(self, kind, start, q, x)
     }
 
     #[inline(always)]

@@ -33,11 +33,12 @@ impl Products for Dotprod {
     }
 }
 
-/// `sdot` with one word of `x`.
-macro_rules! sdot_element {
+/// `sdot` with word `$element` of `x`.
+macro_rules! sdot {
     ($element:literal, $sum:expr, $q:expr, $x:expr) => {{
         let sum: uint32x4_t;
         asm!(
+            ".arch_extension dotprod",
             concat!("sdot {sum:v}.4s, {q:v}.16b, {x:v}.4b[", $element, "]"),
             sum = inlateout(vreg) $sum => sum,
             q = in(vreg) $q,
@@ -48,7 +49,7 @@ macro_rules! sdot_element {
     }};
 }
 
-/// [`Lanes::dot`] by `sdot`, four rows of W at a time.
+/// [`Lanes::dot`] by `sdot`.
 #[inline(always)]
 pub(super) fn dot<P: Products, const R: usize, const T: usize, const W: usize>(
     lanes: P,
@@ -56,42 +57,54 @@ pub(super) fn dot<P: Products, const R: usize, const T: usize, const W: usize>(
     q: &[[Words; W]; T],
     x: &[[u32; R]; W],
 ) -> [[Words; T]; R] {
-    let x = x.as_flattened();
     let mut sums = [[lanes.splat(0); T]; R];
     for t in 0..T {
-        for four in 0..4 {
-            for r in 0..R {
-                sums[r][t][four] = lanes.splat(start[r] as u32)[four];
-            }
-            // Rows of x innermost: that many independent sums hide the latency of `sdot`.
-            for w in 0..W {
-                for r in 0..R {
-                    // SAFETY: `Products` of this function's callers prove `sdot`.
-                    sums[r][t][four] = unsafe { sdot(sums[r][t][four], q[t][w][four], x, w * R + r) };
-                }
-            }
+        // SAFETY: the `Products` of this function's callers prove `sdot`.
+        let dots = unsafe {
+            [
+                dot_four(start, &q[t], 0, x),
+                dot_four(start, &q[t], 1, x),
+                dot_four(start, &q[t], 2, x),
+                dot_four(start, &q[t], 3, x),
+            ]
+        };
+        for r in 0..R {
+            sums[r][t] = [dots[0][r], dots[1][r], dots[2][r], dots[3][r]];
         }
     }
     sums
 }
 
-/// sum[i] + Σ_b q[i].byte(b) · x[index].byte(b).
+/// Lanes 4 · four .. of all rows of x, which are innermost: that many independent sums hide the latency of `sdot`.
 ///
 /// # Safety
 /// The CPU has `sdot`.
 #[inline(always)]
-unsafe fn sdot(sum: uint32x4_t, q: uint32x4_t, x: &[u32], index: usize) -> uint32x4_t {
+unsafe fn dot_four<const R: usize, const W: usize>(
+    start: [i32; R],
+    q: &[Words; W],
+    four: usize,
+    x: &[[u32; R]; W],
+) -> [uint32x4_t; R] {
+    let (fours, rest) = x.as_flattened().as_chunks::<4>();
     // SAFETY: the caller has `sdot`; the load reads the four words of its array.
     unsafe {
-        let Some(four) = x.as_chunks::<4>().0.get(index / 4) else {
-            return sdot_element!(0, sum, q, vdupq_n_u32(x[index]));
-        };
-        let x = vld1q_u32(four.as_ptr());
-        match index % 4 {
-            0 => sdot_element!(0, sum, q, x),
-            1 => sdot_element!(1, sum, q, x),
-            2 => sdot_element!(2, sum, q, x),
-            _ => sdot_element!(3, sum, q, x),
+        let mut sums = [vdupq_n_u32(0); R];
+        for r in 0..R {
+            sums[r] = vdupq_n_u32(start[r] as u32);
         }
+        for (i, x) in fours.iter().enumerate() {
+            let x = vld1q_u32(x.as_ptr());
+            let (a, b, c, d) = (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3);
+            sums[a % R] = sdot!(0, sums[a % R], q[a / R][four], x);
+            sums[b % R] = sdot!(1, sums[b % R], q[b / R][four], x);
+            sums[c % R] = sdot!(2, sums[c % R], q[c / R][four], x);
+            sums[d % R] = sdot!(3, sums[d % R], q[d / R][four], x);
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            let at = 4 * fours.len() + i;
+            sums[at % R] = sdot!(0, sums[at % R], q[at / R][four], vdupq_n_u32(x));
+        }
+        sums
     }
 }

@@ -147,6 +147,11 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn shr(self, a: Self::U, bits: u32) -> Self::U;
     /// Arithmetic right shift of each word by fewer than 32 bits.
     fn sar(self, a: Self::U, bits: u32) -> Self::U;
+    /// Bits `shift ..` of each byte under `mask`.
+    #[inline(always)]
+    fn byte_bits(self, a: Self::U, shift: u32, mask: u8) -> Self::U {
+        self.and(self.shr(a, shift), self.splat(u32::from_ne_bytes([mask; 4])))
+    }
     /// Subtraction of words, wrapping.
     fn sub(self, a: Self::U, b: Self::U) -> Self::U;
     /// table[byte] for each byte, all of them below 16.
@@ -163,6 +168,24 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         q: &[[Self::U; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
+
+    /// Rearranges unpacked weights that many rows of x will pass over, for [`Lanes::dot_paired`].
+    #[inline(always)]
+    fn pair_words(self, q: [Self::U; 8]) -> [Self::U; 8] {
+        q
+    }
+
+    /// `dot` of rearranged weights, or of their first or last four words.
+    #[inline(always)]
+    fn dot_paired<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Self::U; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Self::U; T]; R] {
+        self.dot(kind, start, q, x)
+    }
 
     /// Each word, as i32, to f32.
     fn to_f32(self, a: Self::U) -> Self::F;

@@ -7,6 +7,7 @@ use super::arm::{Products, Words};
 use super::{Job, Kind, Lanes};
 use crate::isa::Neon;
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 impl Products for Neon {
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
@@ -30,30 +31,35 @@ impl Products for Neon {
     ) -> [[Words; T]; R] {
         let mut sums = [[self.splat(0); T]; R];
         for t in 0..T {
-            for four in 0..4 {
-                for r in 0..R {
-                    // SAFETY: `self` proves NEON.
-                    sums[r][t][four] = unsafe { dot_four(kind, start[r], &q[t], four, x, r) };
-                }
+            // SAFETY: `self` proves NEON.
+            let dots = unsafe {
+                [
+                    dot_four(kind, start, &q[t], 0, x),
+                    dot_four(kind, start, &q[t], 1, x),
+                    dot_four(kind, start, &q[t], 2, x),
+                    dot_four(kind, start, &q[t], 3, x),
+                ]
+            };
+            for r in 0..R {
+                sums[r][t] = [dots[0][r], dots[1][r], dots[2][r], dots[3][r]];
             }
         }
         sums
     }
 }
 
-/// Four lanes of one dot product.
+/// Lanes 4 · four .. of all rows of x.
 ///
 /// # Safety
 /// The CPU has NEON.
 #[inline(always)]
 unsafe fn dot_four<const R: usize, const W: usize>(
     kind: Kind,
-    start: i32,
+    start: [i32; R],
     q: &[Words; W],
     four: usize,
     x: &[[u32; R]; W],
-    r: usize,
-) -> uint32x4_t {
+) -> [uint32x4_t; R] {
     // |−128| · 127 is the largest product of signed bytes; two of them still fit.
     let largest = match kind {
         Kind::Unsigned(max) => 127 * max,
@@ -63,33 +69,85 @@ unsafe fn dot_four<const R: usize, const W: usize>(
     let pairs_fit = 2 * group as i32 * largest <= i32::from(i16::MAX);
     // SAFETY: the caller has NEON.
     unsafe {
-        let mut sum = vdupq_n_s32(start);
-        // Two more sums, of the pairs of rows that one 8-byte product covers.
-        let mut two = [vdupq_n_s32(0); 2];
+        let mut sums = [vdupq_n_s32(0); R];
+        for r in 0..R {
+            sums[r] = vdupq_n_s32(start[r]);
+        }
+        // A product of 8 bytes covers two rows of W, so it takes two sums of products to make one of rows.
+        let mut halves = [[vdupq_n_s32(0); 2]; R];
         let mut w = 0;
         while w < W {
-            let mut narrow = [vdupq_n_s16(0); 2];
             let end = if w + group < W { w + group } else { W };
+            let mut narrow = [[vdupq_n_s16(0); 2]; R];
             for i in w..end {
-                let x = vreinterpretq_s8_u32(vdupq_n_u32(x[i][r]));
                 let q = vreinterpretq_s8_u32(q[i][four]);
-                if i == w {
-                    narrow = [vmull_s8(vget_low_s8(q), vget_low_s8(x)), vmull_high_s8(q, x)];
-                } else {
-                    narrow[0] = vmlal_s8(narrow[0], vget_low_s8(q), vget_low_s8(x));
-                    narrow[1] = vmlal_high_s8(narrow[1], q, x);
+                for r in 0..R {
+                    let x = vreinterpretq_s8_u32(vdupq_n_u32(x[i][r]));
+                    narrow[r] = if i == w {
+                        [vmull_s8(vget_low_s8(q), vget_low_s8(x)), smull2(q, x)]
+                    } else {
+                        [vmlal_s8(narrow[r][0], vget_low_s8(q), vget_low_s8(x)), smlal2(narrow[r][1], q, x)]
+                    };
                 }
             }
-            if pairs_fit {
-                sum = vpadalq_s16(sum, vpaddq_s16(narrow[0], narrow[1]));
-            } else {
-                two = [vpadalq_s16(two[0], narrow[0]), vpadalq_s16(two[1], narrow[1])];
+            for r in 0..R {
+                let [low, high] = narrow[r];
+                if pairs_fit {
+                    sums[r] = vpadalq_s16(sums[r], vpaddq_s16(low, high));
+                } else {
+                    halves[r] = [vpadalq_s16(halves[r][0], low), vpadalq_s16(halves[r][1], high)];
+                }
             }
             w = end;
         }
-        if !pairs_fit {
-            sum = vaddq_s32(sum, vpaddq_s32(two[0], two[1]));
+        let mut out = [vdupq_n_u32(0); R];
+        for r in 0..R {
+            let sum = if pairs_fit { sums[r] } else { vaddq_s32(sums[r], vpaddq_s32(halves[r][0], halves[r][1])) };
+            out[r] = vreinterpretq_u32_s32(sum);
         }
-        vreinterpretq_u32_s32(sum)
+        out
     }
+}
+
+// The compiler makes two instructions of the intrinsics for these: it sees that the upper half of a repeated word is its
+// lower half, and no longer that the one instruction takes the upper half of both.
+
+/// a[i + 8] · b[i + 8].
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn smull2(a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    let product: int16x8_t;
+    // SAFETY: the caller has the instruction, which touches nothing but its registers.
+    unsafe {
+        asm!(
+            "smull2 {product:v}.8h, {a:v}.16b, {b:v}.16b",
+            product = lateout(vreg) product,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    product
+}
+
+/// sum[i] + a[i + 8] · b[i + 8].
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn smlal2(sum: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    let out: int16x8_t;
+    // SAFETY: the caller has the instruction, which touches nothing but its registers.
+    unsafe {
+        asm!(
+            "smlal2 {sum:v}.8h, {a:v}.16b, {b:v}.16b",
+            sum = inlateout(vreg) sum => out,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    out
 }
