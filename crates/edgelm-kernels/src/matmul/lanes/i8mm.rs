@@ -86,6 +86,7 @@ unsafe fn dot_four<const R: usize, const W: usize>(
     four: usize,
     x: &[[u32; R]; W],
 ) -> [uint32x4_t; R] {
+    const { assert!(W % 2 == 0, "words come in pairs") };
     // SAFETY: the caller has NEON and `smmla`.
     unsafe {
         let mut sums = [[vdupq_n_u32(0); 2]; R];

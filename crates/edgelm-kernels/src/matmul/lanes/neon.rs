@@ -60,52 +60,118 @@ unsafe fn dot_four<const R: usize, const W: usize>(
     four: usize,
     x: &[[u32; R]; W],
 ) -> [uint32x4_t; R] {
-    // |−128| · 127 is the largest product of signed bytes; two of them still fit.
-    let largest = match kind {
-        Kind::Unsigned(max) => 127 * max,
-        Kind::Signed => 127 * 128,
-    };
-    let group = (i32::from(i16::MAX) / largest).clamp(1, W as i32) as usize;
-    let pairs_fit = 2 * group as i32 * largest <= i32::from(i16::MAX);
+    const { assert!(W % 4 == 0, "words come in fours") };
     // SAFETY: the caller has NEON.
     unsafe {
-        let mut sums = [vdupq_n_s32(0); R];
-        for r in 0..R {
-            sums[r] = vdupq_n_s32(start[r]);
+        let mut sums = Sums::new(kind, start);
+        // By hand up to 8, the usual number: the compiler gives up on the loop.
+        sums.add_four(0, q, four, x);
+        if W > 4 {
+            sums.add_four(4, q, four, x);
         }
-        // A product of 8 bytes covers two rows of W, so it takes two sums of products to make one of rows.
-        let mut halves = [[vdupq_n_s32(0); 2]; R];
-        let mut w = 0;
-        while w < W {
-            let end = if w + group < W { w + group } else { W };
-            let mut narrow = [[vdupq_n_s16(0); 2]; R];
-            for i in w..end {
-                let q = vreinterpretq_s8_u32(q[i][four]);
-                for r in 0..R {
-                    let x = vreinterpretq_s8_u32(vdupq_n_u32(x[i][r]));
-                    narrow[r] = if i == w {
-                        [vmull_s8(vget_low_s8(q), vget_low_s8(x)), smull2(q, x)]
-                    } else {
-                        [vmlal_s8(narrow[r][0], vget_low_s8(q), vget_low_s8(x)), smlal2(narrow[r][1], q, x)]
-                    };
-                }
-            }
+        for w in (8..W).step_by(4) {
+            sums.add_four(w, q, four, x);
+        }
+        sums.finish()
+    }
+}
+
+/// Sums of four rows of W with each row of x.
+struct Sums<const R: usize> {
+    /// Words whose products may be added in 16 bits.
+    group: usize,
+    /// Whether two neighbours of `narrow` may be added in 16 bits once a group is complete.
+    pairs_fit: bool,
+    /// The open group: two rows of W with four bytes each, and two more.
+    narrow: [[int16x8_t; 2]; R],
+    /// Closed groups, likewise, where pairs do not fit.
+    halves: [[int32x4_t; 2]; R],
+    /// Closed groups where pairs fit.
+    whole: [int32x4_t; R],
+}
+
+impl<const R: usize> Sums<R> {
+    /// # Safety
+    /// The CPU has NEON.
+    #[inline(always)]
+    unsafe fn new(kind: Kind, start: [i32; R]) -> Self {
+        // |−128| · 127 is the largest product of signed bytes; two of them still fit.
+        let largest = match kind {
+            Kind::Unsigned(max) => 127 * max,
+            Kind::Signed => 127 * 128,
+        };
+        let group = (i32::from(i16::MAX) / largest).clamp(1, 8);
+        let pairs_fit = 2 * group * largest <= i32::from(i16::MAX);
+        // SAFETY: the caller has NEON.
+        unsafe {
+            let mut whole = [vdupq_n_s32(0); R];
             for r in 0..R {
-                let [low, high] = narrow[r];
-                if pairs_fit {
-                    sums[r] = vpadalq_s16(sums[r], vpaddq_s16(low, high));
+                whole[r] = vdupq_n_s32(start[r]);
+            }
+            let (narrow, halves) = ([[vdupq_n_s16(0); 2]; R], [[vdupq_n_s32(0); 2]; R]);
+            Self { group: group as usize, pairs_fit, narrow, halves, whole }
+        }
+    }
+
+    /// Adds the products of words w .. w + 4.
+    ///
+    /// # Safety
+    /// The CPU has NEON.
+    #[inline(always)]
+    unsafe fn add_four<const W: usize>(&mut self, w: usize, q: &[Words; W], four: usize, x: &[[u32; R]; W]) {
+        // SAFETY: the caller has NEON.
+        unsafe {
+            self.add(w, false, q[w][four], &x[w]);
+            self.add(w + 1, false, q[w + 1][four], &x[w + 1]);
+            self.add(w + 2, false, q[w + 2][four], &x[w + 2]);
+            self.add(w + 3, w + 4 == W, q[w + 3][four], &x[w + 3]);
+        }
+    }
+
+    /// Adds the products of one word.
+    ///
+    /// # Safety
+    /// The CPU has NEON.
+    #[inline(always)]
+    unsafe fn add(&mut self, index: usize, is_last: bool, q: uint32x4_t, x: &[u32; R]) {
+        let (opens, closes) = (index % self.group == 0, index % self.group + 1 == self.group || is_last);
+        for r in 0..R {
+            // SAFETY: the caller has NEON.
+            unsafe {
+                let (q, x) = (vreinterpretq_s8_u32(q), vreinterpretq_s8_u32(vdupq_n_u32(x[r])));
+                let (low_q, low_x) = (vget_low_s8(q), vget_low_s8(x));
+                let [low, high] = self.narrow[r];
+                let [low, high] = if opens {
+                    [vmull_s8(low_q, low_x), smull2(q, x)]
                 } else {
-                    halves[r] = [vpadalq_s16(halves[r][0], low), vpadalq_s16(halves[r][1], high)];
+                    [vmlal_s8(low, low_q, low_x), smlal2(high, q, x)]
+                };
+                self.narrow[r] = [low, high];
+                if closes && self.pairs_fit {
+                    self.whole[r] = vpadalq_s16(self.whole[r], vpaddq_s16(low, high));
+                } else if closes {
+                    self.halves[r] = [vpadalq_s16(self.halves[r][0], low), vpadalq_s16(self.halves[r][1], high)];
                 }
             }
-            w = end;
         }
-        let mut out = [vdupq_n_u32(0); R];
-        for r in 0..R {
-            let sum = if pairs_fit { sums[r] } else { vaddq_s32(sums[r], vpaddq_s32(halves[r][0], halves[r][1])) };
-            out[r] = vreinterpretq_u32_s32(sum);
+    }
+
+    /// # Safety
+    /// The CPU has NEON.
+    #[inline(always)]
+    unsafe fn finish(self) -> [uint32x4_t; R] {
+        // SAFETY: the caller has NEON.
+        unsafe {
+            let mut out = [vdupq_n_u32(0); R];
+            for r in 0..R {
+                let mut sum = self.whole[r];
+                if !self.pairs_fit {
+                    sum = vaddq_s32(sum, vpaddq_s32(self.halves[r][0], self.halves[r][1]));
+                }
+                out[r] = vreinterpretq_u32_s32(sum);
+            }
+            out
         }
-        out
     }
 }
 
