@@ -128,7 +128,7 @@ fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) ->
     }
     let mut sums = [[l.splat(0); T]; R];
     for _ in 0..rounds {
-        let dots = l.dot(Kind::Unsigned(15), start, &q, black_box(&x));
+        let dots = l.dot_paired(Kind::Unsigned(15), start, &q, black_box(&x));
         for r in 0..R {
             for t in 0..T {
                 sums[r][t] = l.xor(sums[r][t], dots[r][t]);

@@ -209,6 +209,12 @@ macro_rules! kernel_names {
                     (DType::$dtype, Family::Avx512(_)) => concat!(arch!(), "-", $types, "-avx512vnni"),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Amx(_)) => concat!(arch!(), "-", $types, "-amx"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::Neon(_)) => concat!(arch!(), "-", $types, "-neon"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::Dotprod(_)) => concat!(arch!(), "-", $types, "-dotprod"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::I8mm(_)) => concat!(arch!(), "-", $types, "-i8mm"),
                 )*
             }
         }

@@ -133,18 +133,18 @@ fn split_nibbles<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
     let mut q = [l.splat(0); 8];
     for j in 0..4 {
         let word = l.load(&words[j]);
-        q[j] = l.and(word, l.splat(0x0f0f_0f0f));
-        q[j + 4] = l.and(l.shr(word, 4), l.splat(0x0f0f_0f0f));
+        q[j] = l.byte_bits(word, 0, 0x0f);
+        q[j + 4] = l.byte_bits(word, 4, 0x0f);
     }
     q
 }
 
 /// Bits `shift ..` under `mask` of the bytes of 8 consecutive words.
 #[inline(always)]
-fn bits<L: Lanes>(l: L, words: &[Line], shift: usize, mask: u32) -> [L::U; 8] {
+fn bits<L: Lanes>(l: L, words: &[Line], shift: usize, mask: u8) -> [L::U; 8] {
     let mut q = [l.splat(0); 8];
     for j in 0..8 {
-        q[j] = l.and(l.shr(l.load(&words[j]), shift as u32), l.splat(mask));
+        q[j] = l.byte_bits(l.load(&words[j]), shift as u32, mask);
     }
     q
 }
