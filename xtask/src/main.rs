@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask check`, `ladder`, `quality`.
 
 mod ladder;
+mod program;
 mod quality;
 
 use anyhow::{Context, bail};
