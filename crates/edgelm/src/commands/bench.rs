@@ -149,7 +149,12 @@ fn print(rows: &[Value], is_versus: bool, limits: &Machine, ttft_ms: f64, rss: O
         table.add_row(cells);
     }
     output::line(table)?;
-    output::line(format!("{} peak of these kernels: {:.2} TOPS", limits.arithmetic(), limits.peak / 1e12))?;
+    let Machine { bandwidth, peak, .. } = limits;
+    let (bandwidth, peak) = (bandwidth / 1e9, peak / 1e12);
+    output::line(format!(
+        "this machine at the start: {bandwidth:.1} GB/s read, {peak:.2} TOPS {}",
+        limits.arithmetic()
+    ))?;
     let memory = rss.map_or(String::new(), |bytes| format!("; peak memory {}", output::bytes(bytes)));
     output::line(format!("first token of a {SHORT_PROMPT}-token prompt after {ttft_ms:.1} ms{memory}"))
 }

@@ -6,8 +6,10 @@ use edgelm_kernels::{Cpu, f32_peak, int8_peak, read_bandwidth};
 use edgelm_model::{LayerTensor, TensorId};
 use serde_json::json;
 
-/// Arithmetic peak and model size: what does not change while the benchmark runs.
+/// Limits as measured at the start, and the size of the model.
 pub(super) struct Machine {
+    /// Bytes per second read from memory.
+    pub bandwidth: f64,
     /// Operations per second of the instructions that this model's products use.
     pub peak: f64,
     /// Weights of the decoder layers: each is multiplied and added once per token of a prompt. (The output head is not
@@ -28,7 +30,7 @@ impl Machine {
             }
         }
         let peak = if is_int8 { int8_peak(engine.cpu()) } else { f32_peak(engine.cpu()) };
-        Ok(Self { peak, layer_weights, is_int8 })
+        Ok(Self { bandwidth: read_bandwidth(engine.cpu().pool()), peak, layer_weights, is_int8 })
     }
 
     /// `int8` or `f32`.
