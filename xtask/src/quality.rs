@@ -106,6 +106,7 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
     let range_kl = kl.clone().fold(f64::MAX, f64::min) / 1.6..kl.fold(0.0, f64::max) * 1.8;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
+        .caption("size against quality: left is smaller, down is better", ("sans-serif", 15))
         .x_label_area_size(40)
         .y_label_area_size(64)
         .build_cartesian_2d(range, range_kl.log_scale())?;
@@ -128,7 +129,8 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
             )?;
         }
     }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    let labels = SeriesLabelPosition::UpperRight;
+    chart.configure_series_labels().position(labels).border_style(BLACK).background_style(WHITE).draw()?;
     root.present()?;
     Ok(())
 }
