@@ -39,7 +39,9 @@ pub(crate) enum Family {
     #[cfg(target_arch = "x86_64")]
     Avx2(crate::isa::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(crate::isa::Avx512),
+    Avx512(crate::isa::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(crate::isa::Avx512<true>),
 }
 
 /// Code that is generic over the instruction set, before one is chosen.
@@ -56,6 +58,8 @@ impl Family {
             Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Amx),
             _ => Self::Scalar(Scalar),
         }
     }
@@ -67,6 +71,8 @@ impl Family {
             Self::Avx2(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(lanes) => visitor.visit(lanes),
         }
     }
 }
@@ -105,6 +111,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const FLOAT_PANELS: &'static [usize];
     /// Whether two tiles at once fit the registers.
     const TWO_TILES: bool;
+    /// Whether there are matrix registers: the `matrix_` methods work, and many rows go through them.
+    const MATRIX: bool = false;
 
     /// Runs `job` as code compiled for this instruction set.
     fn enter<J: Job<Self>>(self, job: J) -> J::Output;
@@ -137,6 +145,33 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         q: &[[Self::U; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
+
+    /// Makes the matrix registers ready for sums over `k_bytes` bytes, 16 or 32.
+    fn matrix_begin(self, k_bytes: usize) {
+        let _ = k_bytes;
+    }
+    /// Starts sum number `index`: c[row][lane] = Σ_b x.row.byte(b) · q.lane.byte(b) over the signed bytes b of
+    /// `matrix_begin`, exactly. `x` are 16 rows, 32 bytes apart; `q` is one line per 4 bytes.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` and `matrix_end`; the rows and lines are readable memory.
+    unsafe fn matrix_dot(self, index: usize, x: *const u8, q: *const Line) {
+        let _ = (index, x, q);
+    }
+    /// Writes sum number `index`, one of the last four that were started.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` and `matrix_end`.
+    unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
+        let _ = (index, to);
+    }
+    /// Gives the matrix registers up.
+    fn matrix_end(self) {}
+    /// Quants as `matrix_dot` takes them: signed, `offset` subtracted, and without what `signed` added.
+    fn matrix_quants(self, kind: Kind, offset: i32, q: Self::U) -> Self::U {
+        let _ = (kind, offset);
+        q
+    }
 
     /// Each word, as i32, to f32.
     fn to_f32(self, a: Self::U) -> Self::F;
