@@ -28,8 +28,6 @@ pub struct Row {
     pub figures: Value,
     /// Cache format.
     pub kv: &'static str,
-    /// Sequences together.
-    pub batch: usize,
     pub file_bytes: u64,
 }
 
@@ -85,7 +83,7 @@ impl Plan<'_> {
         file_bytes: u64,
         rows: &mut Vec<Row>,
     ) -> anyhow::Result<()> {
-        let mut bench = |flags: &[&str], kv, batch, vs: Option<&str>| {
+        let mut bench = |flags: &[&str], kv, vs: Option<&str>| {
             let mut arguments = vec!["bench", model, "-r", self.repeats];
             arguments.extend(flags);
             if let Some(vs) = vs {
@@ -93,7 +91,7 @@ impl Plan<'_> {
             }
             let got = program.json(&arguments)?;
             for figures in got.as_array().context("`bench` prints a list")? {
-                let row = Row { format, figures: figures.clone(), kv, batch, file_bytes };
+                let row = Row { format, figures: figures.clone(), kv, file_bytes };
                 let speed = row.number("tokens_per_second").unwrap_or_default();
                 eprintln!("{format} {}: {speed:.1} tokens/s, {} threads", row.test(), figures["threads"]);
                 rows.push(row);
@@ -102,12 +100,11 @@ impl Plan<'_> {
         };
         let n = self.generate;
         for threads in ["1", "2"] {
-            bench(&["-p", self.prompt, "-n", n, "--threads", threads], "f16", 1, self.vs)?;
+            bench(&["-p", self.prompt, "-n", n, "--threads", threads], "f16", self.vs)?;
         }
-        bench(&["-p", "0", "-n", n, "-d", self.depth, "--kv", "q8", "--threads", "2"], "q8", 1, self.vs)?;
+        bench(&["-p", "0", "-n", n, "-d", self.depth, "--kv", "q8", "--threads", "2"], "q8", self.vs)?;
         // llama-bench decodes one sequence at a time.
-        bench(&["-p", "0", "-n", n, "-b", "4", "--threads", "2"], "f16", 4, None)?;
-        bench(&["-p", "0", "-n", n, "-b", "8", "--threads", "2"], "f16", 8, None)
+        bench(&["-p", "0", "-n", n, "-b", "4,8", "--threads", "2"], "f16", None)
     }
 
     fn page(&self, rows: &[Row], arguments: &[&str]) -> anyhow::Result<String> {

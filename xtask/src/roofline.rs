@@ -7,12 +7,13 @@ use anyhow::Context;
 use plotters::prelude::*;
 use std::path::Path;
 
-const OWN: RGBColor = RGBColor(20, 90, 200);
-const OTHER: RGBColor = RGBColor(150, 150, 150);
+const COLORS: [(&str, RGBColor); 3] =
+    [("Q4_0", RGBColor(20, 90, 200)), ("Q4_K_M", RGBColor(210, 110, 10)), ("Q8_0", RGBColor(30, 140, 70))];
 
 /// One measurement.
 struct Point {
-    label: String,
+    format: &'static str,
+    test: String,
     /// Operations per byte of weights.
     intensity: f64,
     /// Operations per second, in 10⁹; and the other program's.
@@ -41,7 +42,7 @@ pub fn plot(rows: &[Row], shape: &Shape, prompt: usize, path: &Path) -> anyhow::
         .caption(format!("{}, 2 threads: nearer to the line is better", shape.name), ("sans-serif", 15))
         .x_label_area_size(40)
         .y_label_area_size(64)
-        .build_cartesian_2d((1.0..right).log_scale(), (lowest / 3.0..highest * 2.0).log_scale())?;
+        .build_cartesian_2d((1.0..right).log_scale(), (lowest / 3.0..highest * 3.0).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("operations per byte of weights (log scale)")
@@ -54,22 +55,30 @@ pub fn plot(rows: &[Row], shape: &Shape, prompt: usize, path: &Path) -> anyhow::
         .draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?
         .label(format!("limit: {bandwidth:.0} GB/s, {:.1} TOPS", peak / 1e3))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.stroke_width(2)));
-    let others = points.iter().filter_map(|point| Some((point.intensity, point.other_gops?)));
-    if others.clone().next().is_some() {
+    for (format, color) in COLORS {
+        let own = points.iter().filter(|point| point.format == format);
+        let others = own.clone().filter_map(|point| Some((point.intensity, point.other_gops?)));
         chart
-            .draw_series(others.map(|at| Circle::new(at, 4, OTHER.filled())))?
-            .label("llama.cpp")
-            .legend(|(x, y)| Circle::new((x + 8, y), 4, OTHER.filled()));
+            .draw_series(own.map(|point| Circle::new((point.intensity, point.gops), 4, color.filled())))?
+            .label(format)
+            .legend(move |(x, y)| Circle::new((x + 8, y), 4, color.filled()));
+        chart.draw_series(others.map(|at| Circle::new(at, 4, color.stroke_width(2))))?;
     }
-    chart
-        .draw_series(points.iter().map(|point| Circle::new((point.intensity, point.gops), 4, OWN.filled())))?
-        .label("EdgeLM")
-        .legend(|(x, y)| Circle::new((x + 8, y), 4, OWN.filled()));
+    if points.iter().any(|point| point.other_gops.is_some()) {
+        let hollow = BLACK.stroke_width(2);
+        chart
+            .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
+            .label("hollow: llama.cpp")
+            .legend(move |(x, y)| Circle::new((x + 8, y), 4, hollow));
+    }
+    // The formats of a test stand close together: one label for them, over the fastest.
     let style = ("sans-serif", 11).into_font().color(&BLACK);
+    let is_fastest = |point: &&Point| points.iter().all(|p| p.test != point.test || p.gops <= point.gops);
     chart.draw_series(
         points
             .iter()
-            .map(|point| Text::new(point.label.clone(), (point.intensity * 1.12, point.gops / 1.06), style.clone())),
+            .filter(is_fastest)
+            .map(|point| Text::new(point.test.clone(), (point.intensity / 1.1, point.gops * 1.35), style.clone())),
     )?;
     let position = SeriesLabelPosition::LowerRight;
     chart.configure_series_labels().position(position).border_style(BLACK).background_style(WHITE).draw()?;
@@ -90,7 +99,5 @@ fn point(row: &Row, shape: &Shape, prompt: usize) -> Option<Point> {
         (gops, gops / row.number("gb_per_second")?)
     };
     let other_gops = row.number("vs_tokens_per_second").map(|other| gops * other / rate);
-    let batch = if row.batch > 1 { format!(" b{}", row.batch) } else { String::new() };
-    let kind = row.test().split_whitespace().next().unwrap_or_default();
-    Some(Point { label: format!("{} {kind}{batch}", row.format), intensity, gops, other_gops })
+    Some(Point { format: row.format, test: row.test().to_owned(), intensity, gops, other_gops })
 }
