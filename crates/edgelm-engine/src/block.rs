@@ -160,6 +160,7 @@ impl Block {
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) {
+        cpu.trace_layer(Some(layer));
         self.attention(cpu, hidden, layer, spans, table, scratch, observer);
         self.feed_forward(cpu, hidden, table.rows(), scratch, observer);
     }

@@ -163,6 +163,7 @@ impl Engine {
     /// Errors, before anything is changed, on empty steps, ids outside the vocabulary and an over-full context.
     pub fn forward(&self, batch: &mut [Step<'_>], workspace: &mut Workspace) -> Result<(), EngineError> {
         self.check(batch)?;
+        let _step = self.cpu.trace_step(batch.len(), batch.iter().map(|step| step.tokens.len()).sum());
         workspace.logits.clear();
         let mut group = Vec::new();
         let mut rows = 0;
@@ -253,6 +254,7 @@ impl Engine {
             );
         }
         drop(spans);
+        self.cpu.trace_layer(None);
         self.head(batch, group, workspace);
         Ok(())
     }

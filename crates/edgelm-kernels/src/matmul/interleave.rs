@@ -37,7 +37,7 @@ pub(super) fn words(isa: Isa, rows: Rows<'_>, at: usize, count: usize, out: &mut
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx if crate::isa::Avx512::detect().is_some() => {
+        Isa::Avx512 | Isa::Amx if crate::isa::Avx512::<false>::detect().is_some() => {
             // SAFETY: the features were just detected.
             unsafe { x86::words_avx512(rows, at, count, out) }
         }

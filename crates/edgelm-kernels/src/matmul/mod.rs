@@ -286,7 +286,19 @@ impl Cpu {
             assert_eq!(linear.out.len(), m * linear.weight.rows, "out is not [{m}, {}]", linear.weight.rows);
             assert!(linear.bias.is_none_or(|bias| bias.len() == linear.weight.rows), "bias is not [N]");
         }
-        first.weight.family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
+        let family = first.weight.family;
+        let _operator = self.operator("matmul", || work_of(group, m));
+        family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
+    }
+}
+
+/// For traces: the weights read and the operations of a group.
+fn work_of(group: &[Linear<'_>], m: usize) -> crate::Work {
+    let weights = || group.iter().map(|linear| linear.weight);
+    crate::Work {
+        bytes: weights().map(|weight| weight.bytes() as u64).sum(),
+        operations: weights().map(|weight| 2 * (m * weight.rows * weight.cols) as u64).sum(),
+        is_int8: weights().any(|weight| weight.dtype.is_quantized()),
     }
 }
 
