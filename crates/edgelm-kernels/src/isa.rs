@@ -110,6 +110,11 @@ impl<const AMX: bool> Avx512<AMX> {
             && (!AMX || crate::amx::permitted());
         has.then_some(Self(()))
     }
+
+    /// The proof of everything but AMX.
+    pub(crate) fn plain(self) -> Avx512<false> {
+        Avx512(())
+    }
 }
 
 /// Proof of NEON, which every 64-bit Arm processor that runs Linux has.

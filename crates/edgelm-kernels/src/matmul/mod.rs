@@ -320,7 +320,7 @@ impl LanesVisitor for Matmul<'_, '_> {
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
             let widths = if many { L::INT_PANELS } else { quantized::FEW_PANELS };
-            scratch.quantized.fill(l, pool, x, m, cols, widths);
+            scratch.quantized.fill(l.vector(), pool, x, m, cols, widths);
         }
         if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
             let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };
@@ -418,7 +418,7 @@ impl Work<'_> {
         if many {
             l.enter(quantized::ManyRows { tiles, buffer: &mut buffers.unpacked });
         } else {
-            l.enter(quantized::FewRows(tiles));
+            l.vector().enter(quantized::FewRows(tiles));
         }
     }
 
@@ -439,9 +439,9 @@ impl Work<'_> {
             element: PhantomData,
         };
         if many {
-            l.enter(float::ManyRows { tiles, buffer: &mut buffers.converted });
+            l.vector().enter(float::ManyRows { tiles, buffer: &mut buffers.converted });
         } else {
-            l.enter(float::FewRows(tiles));
+            l.vector().enter(float::FewRows(tiles));
         }
     }
 }

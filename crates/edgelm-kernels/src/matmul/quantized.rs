@@ -244,18 +244,19 @@ impl<F: Format> Tiles<'_, F> {
                 for &panel in panels {
                     let sums = &mut buffer.sums[(panel.start - rows.start) * T..][..panel.width * T];
                     let sums = sums.as_chunks_mut().0;
-                    match panel.width {
-                        // A guard keeps the compiler from making code for widths that a family never uses.
-                        ROWS if L::MATRIX => {
-                            let x = self.x.panel(panel);
-                            matrix::multiply::<L, F::Rule, T>(l, unpacked, x, first_sub, sums, &mut buffer.ring);
+                    // Constant conditions keep the compiler from making code for widths that a family never uses.
+                    if L::MATRIX {
+                        let x = self.x.panel(panel);
+                        matrix::multiply::<L, F::Rule, T>(l, unpacked, x, first_sub, sums, &mut buffer.ring);
+                    } else {
+                        match panel.width {
+                            6 if L::INT_PANELS[0] >= 6 => {
+                                multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), first_sub, sums)
+                            }
+                            4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
+                            2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
+                            _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
                         }
-                        6 if L::INT_PANELS[0] >= 6 => {
-                            multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), first_sub, sums)
-                        }
-                        4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
-                        2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
-                        _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
                     }
                 }
             }

@@ -66,6 +66,7 @@ pub(super) fn pairs<A: Copy, B>(a: [A; 4], b: [A; 4], f: impl Fn(A, A) -> B) -> 
 impl<P: Products> Lanes for P {
     type U = Words;
     type F = Floats;
+    type Vector = Self;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = P::INT_PANELS;
@@ -74,6 +75,10 @@ impl<P: Products> Lanes for P {
     const TWO_TILES: bool = false;
 
     #[inline(always)]
+    fn vector(self) -> Self::Vector {
+        self
+    }
+
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         Products::enter(self, job)
     }

@@ -128,6 +128,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     type U: Copy;
     /// Sixteen f32.
     type F: Copy;
+    /// The same without matrix registers, so that what does not use them is compiled once for both.
+    type Vector: Lanes;
     /// The elementwise lanes to use beside these.
     type Simd: crate::simd::Lanes;
 
@@ -141,6 +143,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const TWO_TILES: bool;
     /// Whether there are matrix registers: the `matrix_` methods work, and many rows go through them.
     const MATRIX: bool = false;
+
+    /// The proof that the CPU has the vector instructions alone.
+    fn vector(self) -> Self::Vector;
 
     /// Runs `job` as code compiled for this instruction set.
     fn enter<J: Job<Self>>(self, job: J) -> J::Output;
