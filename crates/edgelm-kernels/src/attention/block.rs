@@ -1,33 +1,42 @@
-//! A block of query rows of one KV head against all pages that any of them sees.
+//! A block of query rows of one KV head against the pages that any of them sees.
 
 use super::Span;
-use super::page::{Bytes, Floats, Halves, Stored, Unpacked};
-use super::tile::{TILE_ROWS, Tile};
-use crate::disjoint::Disjoint;
+use super::int8::{self, Queries};
+use super::page::{Floats, Halves, Stored, Unpacked};
+use super::plan::Plan;
+use super::state::{Base, State};
+use super::tile::{self, Tile};
+use crate::KvDtype;
 use crate::kv::{HeadPage, PAGE_TOKENS, component_rows, value_chunks};
-use crate::simd::{Kernel, LANES, Lanes};
+use crate::matmul::lanes::{Job, Lanes, LanesVisitor};
+use crate::simd::LANES;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// What one call of the kernel computes.
+/// Pages whose keys add up on their own before they are joined with those before: the part of a long sequence that one
+/// thread takes when there are fewer blocks than threads. Counted from position 0, so that everybody cuts at the same
+/// places. Joining costs one part in forty of the work on eight pages.
+pub(super) const SEGMENT_PAGES: usize = 8;
+
+/// Some positions of a sequence, all query heads of one KV head.
 pub(super) struct Block<'a> {
+    pub(super) plan: &'a Plan<'a>,
     pub(super) span: &'a Span<'a>,
-    pub(super) layer: usize,
     pub(super) kv_head: usize,
-    /// Query heads of the KV head: H/G.
-    pub(super) group: usize,
-    pub(super) num_attention_heads: usize,
-    pub(super) head_dim: usize,
     /// The first position's row in `q` and `out`.
     pub(super) row: usize,
     /// Of the queries, in the sequence.
     pub(super) positions: Range<usize>,
-    /// `[ΣT, H, E]`.
-    pub(super) q: &'a [f32],
-    pub(super) scale: f32,
-    pub(super) window: Option<usize>,
-    /// `[ΣT, H, E]`; this block fills its rows of its heads.
-    pub(super) out: &'a Disjoint<'a, f32>,
+}
+
+/// A block, or a step of it.
+pub(super) enum Task<'a> {
+    /// From the queries to the result.
+    Whole(Block<'a>),
+    /// The state of one segment, left in `state`.
+    Segment { block: Block<'a>, segment: usize, state: &'a mut [[f32; LANES]] },
+    /// The result from the states of all segments, in order.
+    Join { block: Block<'a>, states: &'a mut [[f32; LANES]] },
 }
 
 /// Buffers of one thread, kept between calls.
@@ -35,133 +44,248 @@ pub(super) struct Block<'a> {
 struct Buffers {
     /// Scaled queries `[row][component_rows]`.
     q: Vec<f32>,
-    /// Unnormalized results `[row][value_chunks]`.
-    out: Vec<[f32; LANES]>,
-    /// Largest score so far, per row.
-    max: Vec<f32>,
-    /// Sum of exponentials by lane (token mod 16), per row.
-    sum: Vec<[f32; LANES]>,
+    /// The same for int8 caches.
+    queries: Queries,
+    /// States of everything so far and of the segment.
+    states: Vec<[f32; LANES]>,
     /// The page in f32, when it is stored otherwise.
     page: Unpacked,
+    room: int8::Room,
 }
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-impl Kernel for Block<'_> {
+impl LanesVisitor for Task<'_> {
+    type Output = ();
+    fn visit<L: Lanes>(self, lanes: L) {
+        lanes.enter(self);
+    }
+}
+
+impl<L: Lanes> Job<L> for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run(self, l: L) {
         // Taken out and put back, because a closure given to `LocalKey` would be compiled without the vector features.
         let mut buffers = BUFFERS.take();
-        attend::<L>(&self, &mut buffers);
+        match self {
+            Self::Whole(block) => {
+                block.prepare(&mut buffers);
+                block.whole(l, &mut buffers);
+            }
+            Self::Segment { block, segment, state } => {
+                block.prepare(&mut buffers);
+                let mut state = State::new(state, block.rows(), value_chunks(block.plan.head_dim));
+                block.walk(l, segment, &mut state, &mut buffers);
+            }
+            Self::Join { block, states } => {
+                let len = block.state_len();
+                let mut total = block.total(&mut buffers.states);
+                for state in states.chunks_exact_mut(len) {
+                    let state = State::new(state, block.rows(), value_chunks(block.plan.head_dim));
+                    total.join::<L::Simd>(&state, block.base());
+                }
+                block.finish::<L>(&total);
+            }
+        }
         BUFFERS.set(buffers);
     }
 }
 
 /// Row `i` of the block is head `i % group` of position `positions.start + i / group`.
-#[inline(always)]
-fn attend<L: Lanes>(block: &Block<'_>, buffers: &mut Buffers) {
-    let Block { group, head_dim, .. } = *block;
-    let rows = block.positions.len() * group;
-    let (components, chunks) = (component_rows(head_dim), value_chunks(head_dim));
-
-    buffers.q.clear();
-    buffers.q.resize(rows * components, 0.0);
-    for (row, scaled) in buffers.q.chunks_exact_mut(components).enumerate() {
-        for (to, x) in scaled.iter_mut().zip(&block.q[block.offset(row)..][..head_dim]) {
-            *to = x * block.scale;
-        }
+impl Block<'_> {
+    fn rows(&self) -> usize {
+        self.positions.len() * self.plan.group
     }
-    buffers.out.clear();
-    buffers.out.resize(rows * chunks, [0.0; LANES]);
-    buffers.max.clear();
-    buffers.max.resize(rows, f32::NEG_INFINITY);
-    buffers.sum.clear();
-    buffers.sum.resize(rows, [0.0; LANES]);
 
-    let seen = block.seen(0).start..block.seen(rows - 1).end;
-    for page in seen.start / PAGE_TOKENS..seen.end.div_ceil(PAGE_TOKENS) {
-        let tokens = within(&seen, page);
-        let stored = block.span.cache.head_page(block.layer, page, block.kv_head);
-        let Buffers { q, out, max, sum, page: room } = &mut *buffers;
-        let rows = Rows { block, page, q, out, max, sum };
-        match stored {
-            HeadPage::F32 { k, v } => rows.against::<L>(Floats { k, v, components, chunks }),
-            HeadPage::F16 { k, v } => {
-                rows.against_packed::<L>(Halves { k, v, components, chunks }, &tokens, room);
-            }
-            HeadPage::Q8 { k, v, k_scales, v_scales } => {
-                rows.against_packed::<L>(Bytes { k, v, k_scales, v_scales, components, chunks }, &tokens, room);
-            }
+    /// Vectors of the state of all rows.
+    pub(super) fn state_len(&self) -> usize {
+        State::len(self.rows(), value_chunks(self.plan.head_dim))
+    }
+
+    fn base(&self) -> Base {
+        match self.span.cache.dtype() {
+            KvDtype::F32 | KvDtype::F16 => Base::E,
+            KvDtype::Q8 => Base::Two,
         }
     }
 
-    for row in 0..rows {
-        let inverse = 1.0 / L::load(&buffers.sum[row]).sum();
-        let from = block.offset(row);
-        // SAFETY: rows of a block, and blocks, are different (position, head) pairs.
-        #[allow(unsafe_code)]
-        let out = unsafe { block.out.part(from..from + head_dim) };
-        for (to, x) in out.iter_mut().zip(buffers.out[row * chunks..][..chunks].as_flattened()) {
-            *to = x * inverse;
-        }
-    }
-}
-
-/// All rows of a block and the page that they look at now.
-struct Rows<'a> {
-    block: &'a Block<'a>,
-    page: usize,
-    q: &'a [f32],
-    out: &'a mut [[f32; LANES]],
-    max: &'a mut [f32],
-    sum: &'a mut [[f32; LANES]],
-}
-
-/// Up to this many rows read a packed page as it is; more rows have it unpacked first. Decoding 4 heads of 64 components
-/// per KV head on AVX-512 goes through 1.6 times as many tokens in the same time when it reads F16 directly.
-const DIRECT_ROWS: usize = 4;
-
-impl Rows<'_> {
+    /// Keys that a row sees.
     #[inline(always)]
-    fn against_packed<L: Lanes>(self, stored: impl Stored, tokens: &Range<usize>, room: &mut Unpacked) {
-        if self.max.len() <= DIRECT_ROWS {
-            self.against::<L>(stored);
-        } else {
-            let head_dim = self.block.head_dim;
-            let unpacked = room.fill::<L>(stored, tokens, component_rows(head_dim), value_chunks(head_dim));
-            self.against::<L>(unpacked);
+    fn seen(&self, row: usize) -> Range<usize> {
+        let position = self.positions.start + row / self.plan.group;
+        self.plan.seen(&(position..position + 1))
+    }
+
+    /// Where a row stands in `q` and `out`.
+    #[inline(always)]
+    fn offset(&self, row: usize) -> usize {
+        let Plan { kv_heads, group, head_dim, .. } = *self.plan;
+        ((self.row + row / group) * kv_heads * group + self.kv_head * group + row % group) * head_dim
+    }
+
+    /// Queries as the cache's arithmetic takes them.
+    #[inline(always)]
+    fn prepare(&self, buffers: &mut Buffers) {
+        let head_dim = self.plan.head_dim;
+        if self.span.cache.dtype() == KvDtype::Q8 {
+            buffers.room.fit(head_dim);
+            buffers.queries.clear(self.rows(), head_dim);
+            for row in 0..self.rows() {
+                buffers.queries.push(&self.plan.q[self.offset(row)..][..head_dim], self.plan.scale);
+            }
+            return;
+        }
+        let components = component_rows(head_dim);
+        buffers.q.clear();
+        buffers.q.resize(self.rows() * components, 0.0);
+        for (row, scaled) in buffers.q.chunks_exact_mut(components).enumerate() {
+            for (to, x) in scaled.iter_mut().zip(&self.plan.q[self.offset(row)..][..head_dim]) {
+                *to = x * self.plan.scale;
+            }
         }
     }
 
     #[inline(always)]
-    fn against<L: Lanes>(self, stored: impl Stored) {
-        let (components, chunks) = (component_rows(self.block.head_dim), value_chunks(self.block.head_dim));
-        let rows = self.max.len();
-        let mut row = 0;
-        while row < rows {
-            let count = (rows - row).min(TILE_ROWS);
-            let mut seen = [const { 0..0 }; TILE_ROWS];
-            for (index, seen) in seen[..count].iter_mut().enumerate() {
-                *seen = within(&self.block.seen(row + index), self.page);
+    fn whole<L: Lanes>(&self, l: L, buffers: &mut Buffers) {
+        let (rows, chunks, len) = (self.rows(), value_chunks(self.plan.head_dim), self.state_len());
+        let mut states = std::mem::take(&mut buffers.states);
+        if states.len() < 2 * len {
+            states.resize(2 * len, [0.0; LANES]);
+        }
+        let (total, segment_state) = states.split_at_mut(len);
+        let mut total = State::new(total, rows, chunks);
+        let mut state = State::new(&mut segment_state[..len], rows, chunks);
+        total.clear();
+        for segment in segments(&self.plan.seen(&self.positions)) {
+            self.walk(l, segment, &mut state, buffers);
+            total.join::<L::Simd>(&state, self.base());
+        }
+        self.finish::<L>(&total);
+        buffers.states = states;
+    }
+
+    /// An empty state in the front of a buffer.
+    #[inline(always)]
+    fn total<'b>(&self, states: &'b mut Vec<[f32; LANES]>) -> State<'b> {
+        let len = self.state_len();
+        if states.len() < len {
+            states.resize(len, [0.0; LANES]);
+        }
+        let mut total = State::new(&mut states[..len], self.rows(), value_chunks(self.plan.head_dim));
+        total.clear();
+        total
+    }
+
+    #[inline(always)]
+    fn finish<L: Lanes>(&self, total: &State<'_>) {
+        for row in 0..self.rows() {
+            let from = self.offset(row);
+            // SAFETY: rows of a block, and blocks, are different (position, head) pairs.
+            #[allow(unsafe_code)]
+            unsafe {
+                total.finish::<L::Simd>(row, &self.plan.out, from..from + self.plan.head_dim);
             }
+        }
+    }
+
+    /// The state of the keys of one segment.
+    #[inline(always)]
+    fn walk<L: Lanes>(&self, l: L, segment: usize, state: &mut State<'_>, buffers: &mut Buffers) {
+        let (components, chunks) = (component_rows(self.plan.head_dim), value_chunks(self.plan.head_dim));
+        state.clear();
+        let seen = self.plan.seen(&self.positions);
+        let pages = seen.start / PAGE_TOKENS..seen.end.div_ceil(PAGE_TOKENS);
+        let first = segment * SEGMENT_PAGES;
+        for page in pages.start.max(first)..pages.end.min(first + SEGMENT_PAGES) {
+            let tokens = within(&seen, page);
+            match self.span.cache.head_page(self.plan.layer, page, self.kv_head) {
+                HeadPage::F32 { k, v } => {
+                    self.against::<L::Simd>(page, Floats { k, v, components, chunks }, &buffers.q, state);
+                }
+                HeadPage::F16 { k, v } => {
+                    let halves = Halves { k, v, components, chunks };
+                    if self.rows() <= DIRECT_ROWS {
+                        self.against::<L::Simd>(page, halves, &buffers.q, state);
+                    } else {
+                        let unpacked = buffers.page.fill::<L::Simd>(halves, &tokens, components, chunks);
+                        self.against::<L::Simd>(page, unpacked, &buffers.q, state);
+                    }
+                }
+                HeadPage::Q8 { k, v, k_scales, v_scales } => {
+                    let bytes = int8::Page { k, v, k_scales, v_scales, quads: components / 4, chunks };
+                    self.against_bytes(l, page, bytes, buffers, state);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn against<S: crate::simd::Lanes>(&self, page: usize, stored: impl Stored, q: &[f32], state: &mut State<'_>) {
+        let (components, chunks) = (component_rows(self.plan.head_dim), value_chunks(self.plan.head_dim));
+        for row in (0..self.rows()).step_by(tile::TILE_ROWS) {
+            let count = (self.rows() - row).min(tile::TILE_ROWS);
             Tile {
                 stored,
                 components,
                 chunks,
-                seen: &seen[..count],
-                q: &self.q[row * components..][..count * components],
-                out: &mut self.out[row * chunks..][..count * chunks],
-                max: &mut self.max[row..][..count],
-                sum: &mut self.sum[row..][..count],
+                seen: &self.seen_within::<{ tile::TILE_ROWS }>(row, page)[..count],
+                q: &q[row * components..][..count * components],
+                out: &mut state.out[row * chunks..][..count * chunks],
+                max: &mut state.max[row..][..count],
+                sum: &mut state.sum[row..][..count],
             }
-            .step::<L>();
-            row += count;
+            .step::<S>();
         }
     }
+
+    #[inline(always)]
+    fn against_bytes<L: Lanes>(
+        &self,
+        l: L,
+        page: usize,
+        bytes: int8::Page<'_>,
+        buffers: &mut Buffers,
+        state: &mut State<'_>,
+    ) {
+        let chunks = bytes.chunks;
+        for row in (0..self.rows()).step_by(int8::TILE_ROWS) {
+            let count = (self.rows() - row).min(int8::TILE_ROWS);
+            int8::Tile {
+                page: bytes,
+                queries: &buffers.queries,
+                row,
+                seen: &self.seen_within::<{ int8::TILE_ROWS }>(row, page)[..count],
+                out: &mut state.out[row * chunks..][..count * chunks],
+                max: &mut state.max[row..][..count],
+                sum: &mut state.sum[row..][..count],
+            }
+            .step(l, &mut buffers.room);
+        }
+    }
+
+    /// Tokens of a page that N rows from `row` on see; nothing for rows beyond the last.
+    #[inline(always)]
+    fn seen_within<const N: usize>(&self, row: usize, page: usize) -> [Range<usize>; N] {
+        let mut seen = [const { 0..0 }; N];
+        for (row, seen) in (row..self.rows()).zip(&mut seen) {
+            *seen = within(&self.seen(row), page);
+        }
+        seen
+    }
+}
+
+/// Up to this many rows read a page of F16 as it is; more rows have it unpacked first. Decoding 4 heads of 64 components
+/// per KV head on AVX-512 goes through 1.6 times as many tokens in the same time when it reads F16 directly.
+const DIRECT_ROWS: usize = 4;
+
+/// Segments that positions lie in.
+pub(super) fn segments(seen: &Range<usize>) -> Range<usize> {
+    const TOKENS: usize = SEGMENT_PAGES * PAGE_TOKENS;
+    seen.start / TOKENS..seen.end.div_ceil(TOKENS)
 }
 
 /// The part of `positions` that lies in a page, counted from its first token; empty at 0 if there is none.
@@ -171,20 +295,4 @@ fn within(positions: &Range<usize>, page: usize) -> Range<usize> {
     let start = positions.start.max(first);
     let end = positions.end.min(first + PAGE_TOKENS);
     if start < end { start - first..end - first } else { 0..0 }
-}
-
-impl Block<'_> {
-    /// Keys that a row sees.
-    #[inline(always)]
-    fn seen(&self, row: usize) -> Range<usize> {
-        let end = self.positions.start + row / self.group + 1;
-        self.window.map_or(0, |window| end.saturating_sub(window))..end
-    }
-
-    /// Where a row stands in `q` and `out`.
-    #[inline(always)]
-    fn offset(&self, row: usize) -> usize {
-        let head = self.kv_head * self.group + row % self.group;
-        ((self.row + row / self.group) * self.num_attention_heads + head) * self.head_dim
-    }
 }

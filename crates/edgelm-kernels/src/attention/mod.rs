@@ -2,21 +2,22 @@
 //!
 //! The unit of work is a block of query rows of one sequence that share a KV head: all H/G query heads of it, several
 //! positions. Blocks are independent, and nothing that a row computes depends on which rows stand beside it: keys are
-//! taken page by page from absolute position 0, each page is one step of the online softmax, and a page or a key that
-//! a row does not see leaves its state as it was, bit for bit. So the result depends neither on the number of threads
-//! nor on the batch nor on how a prompt was cut into chunks.
+//! taken page by page from absolute position 0, each page is one step of the online softmax, segments of a fixed number
+//! of pages are joined in order, and a page or a key that a row does not see leaves its state as it was, bit for bit. So
+//! the result depends neither on the number of threads nor on the batch nor on how a prompt was cut into chunks.
 
 mod block;
+mod int8;
 mod page;
+mod plan;
+mod state;
 #[cfg(test)]
 mod tests;
 mod tile;
 
 use crate::disjoint::Disjoint;
-use crate::simd::dispatch;
 use crate::{Cpu, KvCache};
-use block::Block;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use plan::Plan;
 
 /// Rows of the batch that belong to one sequence.
 pub struct Span<'a> {
@@ -50,16 +51,14 @@ pub struct Attention<'a> {
 /// sums and a page stay in the first two cache levels.
 const BLOCK_ROWS: usize = 64;
 
-/// Below this many multiply-adds one thread is done before a second one has woken up.
-const PARALLEL_WORK: usize = 1 << 17;
-
 impl Cpu {
     /// out[t, h] = Σ_s softmax_s(scale · q[t, h] · k[s, g]) v[s, g], s ≤ position of t, inside the window; g = h / (H/G).
     ///
     /// Shapes: `q`, `out` [ΣT, H, E] over the spans in order; each cache holds `start + rows` positions or more of `layer`.
-    /// Numerics: f32; the query is multiplied by `scale` first; q·k sums components in index order; exponentials within
-    /// 1 ULP; values add in order of position, page by page. Each row's bits depend only on its query and the keys
-    /// and values it sees, not on threads, batch or chunks. Scalar, AVX2 and AVX-512 differ by fused multiply-add only.
+    /// Numerics: F32 and F16 caches in f32: the query is multiplied by `scale` first; q·k sums components in index order;
+    /// exponentials within 1 ULP; values add in order of position, page by page; scalar differs from AVX2 and AVX-512 by
+    /// fused multiply-add only. Q8 caches with integer products, see [`int8`], the same bits on every instruction set.
+    /// Each row's bits depend only on its query and the keys and values it sees, not on threads, batch or chunks.
     /// Panics if lengths or shapes disagree, H is no multiple of G, or the window is 0.
     /// Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; blocks of queries against blocks of keys,
     /// Dao et al. 2022, arXiv:2205.14135.
@@ -81,53 +80,24 @@ impl Cpu {
             assert!(span.start + span.rows <= span.cache.layer_len(layer), "the cache lacks these positions");
         }
 
+        let _operator = self.operator("attention", || work_of(spans, layer, num_attention_heads, window));
         let group = num_attention_heads / kv_heads;
         let positions = (BLOCK_ROWS / group).max(1);
-        let blocks = |span: &Span<'_>| span.rows.div_ceil(positions) * kv_heads;
-        let total: usize = spans.iter().map(blocks).sum();
         let out = Disjoint::new(out);
-        let run = |mut index: usize| {
-            let mut row = 0;
-            for span in spans {
-                if index < blocks(span) {
-                    // Late rows see the most keys; they go first so that no thread is left alone with one at the end.
-                    let from = (span.rows.div_ceil(positions) - 1 - index / kv_heads) * positions;
-                    let block = Block {
-                        span,
-                        layer,
-                        kv_head: index % kv_heads,
-                        group,
-                        num_attention_heads,
-                        head_dim,
-                        row: row + from,
-                        positions: span.start + from..span.start + span.rows.min(from + positions),
-                        q,
-                        scale,
-                        window,
-                        out: &out,
-                    };
-                    return dispatch(self, block);
-                }
-                index -= blocks(span);
-                row += span.rows;
-            }
-        };
-
-        let seen =
-            |span: &Span<'_>| span.rows * window.map_or(span.start + span.rows, |w| w.min(span.start + span.rows));
-        let work = spans.iter().map(seen).sum::<usize>() * num_attention_heads * head_dim * 2;
-        if self.threads() == 1 || total == 1 || work < PARALLEL_WORK {
-            return (0..total).for_each(run);
-        }
-        let next = AtomicUsize::new(0);
-        self.pool().run(&|_worker| {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= total {
-                    return;
-                }
-                run(index);
-            }
-        });
+        Plan { spans, layer, kv_heads, group, head_dim, positions, q, scale, window, out }.run(self);
     }
+}
+
+/// For traces: the keys and values read, and two products over the positions that each row sees.
+fn work_of(spans: &[Span<'_>], layer: usize, num_attention_heads: usize, window: Option<usize>) -> crate::Work {
+    let mut work = crate::Work::default();
+    for span in spans {
+        let shape = span.cache.shape(layer);
+        let seen = |position: usize| window.map_or(position + 1, |window| window.min(position + 1));
+        let positions = span.start..span.start + span.rows;
+        let held = positions.end - window.map_or(0, |window| (span.start + 1).saturating_sub(window));
+        work.bytes += (held * KvCache::bytes_per_token(&[shape], span.cache.dtype())) as u64;
+        work.operations += (4 * num_attention_heads * shape.head_dim * positions.map(seen).sum::<usize>()) as u64;
+    }
+    work
 }

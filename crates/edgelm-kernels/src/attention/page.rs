@@ -54,30 +54,6 @@ impl Stored for Halves<'_> {
     }
 }
 
-/// [`crate::kv::HeadPage::Q8`].
-#[derive(Clone, Copy)]
-pub(super) struct Bytes<'a> {
-    pub(super) k: &'a [[i8; 4 * LANES]],
-    pub(super) v: &'a [[i8; LANES]],
-    pub(super) k_scales: &'a [[f32; LANES]],
-    pub(super) v_scales: &'a [f32],
-    pub(super) components: usize,
-    pub(super) chunks: usize,
-}
-
-impl Stored for Bytes<'_> {
-    #[inline(always)]
-    fn keys<L: Lanes>(&self, group: usize, quad: usize) -> [L; 4] {
-        let [a, b, c, d] = L::load_i8x4(&self.k[group * self.components / 4 + quad]);
-        let scales = L::load(&self.k_scales[group]);
-        [a.mul(scales), b.mul(scales), c.mul(scales), d.mul(scales)]
-    }
-    #[inline(always)]
-    fn values<L: Lanes>(&self, token: usize, chunk: usize) -> L {
-        L::load_i8(&self.v[token * self.chunks + chunk]).mul(L::splat(self.v_scales[token]))
-    }
-}
-
 #[inline(always)]
 fn four<T>(rows: &[T], first: usize) -> &[T; 4] {
     rows[first..].first_chunk().expect("components come in fours")

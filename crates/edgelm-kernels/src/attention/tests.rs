@@ -1,6 +1,8 @@
 use super::*;
 use crate::{Isa, KvDtype, KvShape};
 
+mod int8;
+
 fn cpu(threads: usize, isa: Isa) -> Cpu {
     Cpu::new(Some(threads), Some(isa)).expect("available")
 }
@@ -78,6 +80,12 @@ impl Sequence {
         out
     }
 
+    /// Keys and values as a Q8 cache holds them.
+    fn rounded(&self) -> Self {
+        let round = |rows: &[f32]| rows.chunks(self.case.head_dim).flat_map(int8::rounded).collect();
+        Self { case: self.case, q: self.q.clone(), k: round(&self.k), v: round(&self.v) }
+    }
+
     /// The definition: two passes in f64, straight from the formula.
     fn reference(&self) -> Vec<f64> {
         let Case { len, heads, kv_heads, head_dim, window, .. } = self.case;
@@ -126,10 +134,11 @@ fn cases() -> Vec<Case> {
     for len in [0, 1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 131] {
         cases.push(Case { len, heads: 2, kv_heads: 2, head_dim: 24, ..BASE });
     }
-    for head_dim in [1, 7, 8, 12, 16, 24, 64, 80, 96, 128] {
+    for head_dim in [1, 4, 7, 8, 12, 16, 24, 33, 64, 66, 80, 96, 100, 128, 250, 256] {
         cases.push(Case { len: 37, heads: 2, head_dim, ..BASE });
     }
-    for (heads, kv_heads) in [(1, 1), (2, 1), (4, 1), (6, 3), (7, 1), (8, 2), (14, 2), (9, 3), (71, 1)] {
+    for (heads, kv_heads) in [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 3), (7, 1), (8, 2), (14, 2), (9, 3), (71, 1)]
+    {
         cases.push(Case { len: 70, heads, kv_heads, head_dim: 12, ..BASE });
     }
     for window in [1, 2, 5, 16, 32, 63, 64, 65, 1000] {
@@ -191,11 +200,14 @@ fn chunks_of_a_prompt_do_not_show() {
 #[test]
 fn threads_do_not_show() {
     for isa in Isa::available() {
-        let case = Case { len: 300, heads: 6, kv_heads: 2, head_dim: 32, ..BASE };
-        let sequence = Sequence::new(case, 5);
-        let one = sequence.run(&cpu(1, isa), [300]);
-        for threads in [2, 3, 5] {
-            assert_same_bits(&sequence.run(&cpu(threads, isa), [300]), &one, &format!("{isa}, {threads} threads"));
+        for dtype in [KvDtype::F32, KvDtype::Q8] {
+            let case = Case { len: 300, heads: 6, kv_heads: 2, head_dim: 32, dtype, ..BASE };
+            let sequence = Sequence::new(case, 5);
+            let one = sequence.run(&cpu(1, isa), [300]);
+            for threads in [2, 3, 5] {
+                let many = sequence.run(&cpu(threads, isa), [300]);
+                assert_same_bits(&many, &one, &format!("{isa} {dtype:?}, {threads} threads"));
+            }
         }
     }
 }
@@ -208,6 +220,58 @@ fn avx2_and_avx512_agree_bit_for_bit() {
         let results: Vec<_> = vector.iter().map(|isa| sequence.run(&cpu(1, *isa), [case.len])).collect();
         for (isa, result) in vector.iter().zip(&results) {
             assert_same_bits(result, &results[0], &format!("{isa} {case:?}"));
+        }
+    }
+}
+
+#[test]
+fn segments_of_a_long_sequence_do_not_show() {
+    // Fewer KV heads than threads, so that one row's keys are cut; in the window, rows see one, two or three segments.
+    for isa in Isa::available() {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+            for (kv_heads, window) in [(1, None), (3, None), (1, Some(600)), (1, Some(1100))] {
+                let case = Case { len: 1700, heads: 3, kv_heads, head_dim: 12, window, dtype };
+                let sequence = Sequence::new(case, 31);
+                let whole = sequence.run(&cpu(1, isa), [1700]);
+                for threads in [2, 4, 7] {
+                    let what = format!("{isa} {case:?} {threads} threads");
+                    let cpu = cpu(threads, isa);
+                    assert_same_bits(&sequence.run(&cpu, [1700]), &whole, &what);
+                    let decode = sequence.run(&cpu, std::iter::once(1650).chain(std::iter::repeat_n(1, 50)));
+                    assert_same_bits(&decode, &whole, &format!("{what}, token by token"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_that_share_pages_give_what_they_give_alone() {
+    for isa in Isa::available() {
+        let cpu = cpu(2, isa);
+        let case = Case { len: 100, heads: 4, kv_heads: 2, head_dim: 20, dtype: KvDtype::Q8, ..BASE };
+        let (one, mut other) = (Sequence::new(case, 41), Sequence::new(case, 42));
+        let row = case.kv_heads * case.head_dim;
+        // The first 70 positions are the same: one whole page, and a part of the next.
+        other.k[..70 * row].copy_from_slice(&one.k[..70 * row]);
+        other.v[..70 * row].copy_from_slice(&one.v[..70 * row]);
+        let mut shared = one.cache();
+        shared.write(1, 0, &one.k[..70 * row], &one.v[..70 * row]);
+        for sequence in [&one, &other] {
+            let mut cache = shared.clone();
+            cache.write(1, 70, &sequence.k[70 * row..], &sequence.v[70 * row..]);
+            let q_row = case.heads * case.head_dim;
+            let mut out = vec![0.0; 30 * q_row];
+            cpu.attention(Attention {
+                spans: &[Span { cache: &cache, start: 70, rows: 30 }],
+                layer: 1,
+                num_attention_heads: case.heads,
+                q: &sequence.q[70 * q_row..],
+                scale: sequence.scale(),
+                window: None,
+                out: &mut out,
+            });
+            assert_same_bits(&out, &sequence.run(&cpu, [100])[70 * q_row..], &format!("{isa}"));
         }
     }
 }
@@ -254,7 +318,7 @@ fn the_batch_around_a_sequence_does_not_show() {
 fn what_lies_beyond_the_last_position_is_never_read() {
     for isa in Isa::available() {
         let cpu = cpu(1, isa);
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
             let case = Case { len: 75, heads: 4, kv_heads: 2, head_dim: 12, dtype, ..BASE };
             let sequence = Sequence::new(case, 9);
             let row = case.kv_heads * case.head_dim;
@@ -279,13 +343,20 @@ fn what_lies_beyond_the_last_position_is_never_read() {
 #[test]
 fn large_scores_neither_overflow_nor_vanish() {
     for isa in Isa::available() {
-        let case = Case { len: 130, heads: 2, kv_heads: 1, head_dim: 8, ..BASE };
-        let mut sequence = Sequence::new(case, 13);
-        sequence.q.iter_mut().for_each(|q| *q *= 1e4);
-        // Scores differ by thousands: the softmax picks one value, up to ties that do not occur here.
-        let want = sequence.reference();
-        let off = largest_difference(&sequence.run(&cpu(1, isa), [130]), &want);
-        assert!(off < 1e-2, "{isa}: {off}");
+        for (dtype, scale) in [(KvDtype::F32, 1e4), (KvDtype::Q8, 1e8)] {
+            let case = Case { len: 130, heads: 2, kv_heads: 1, head_dim: 8, dtype, ..BASE };
+            let mut sequence = Sequence::new(case, 13);
+            sequence.q.iter_mut().for_each(|q| *q *= scale);
+            // Scores differ by thousands: the softmax picks one value, up to ties that do not occur here.
+            if dtype == KvDtype::Q8 {
+                // A rounding error times 1e8 would decide which.
+                sequence = sequence.rounded();
+                sequence.q = sequence.q.chunks(case.head_dim).flat_map(int8::rounded).collect();
+            }
+            let want = sequence.reference();
+            let off = largest_difference(&sequence.run(&cpu(1, isa), [130]), &want);
+            assert!(off < 1e-2, "{isa} {dtype:?}: {off}");
+        }
     }
 }
 

@@ -5,16 +5,12 @@
 //! without a key for the row rescales by exactly 1.
 
 use super::page::Stored;
-use crate::kv::{GROUP_TOKENS, PAGE_TOKENS};
+use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS, PageRow};
 use crate::simd::{LANES, Lanes, exp};
 use std::ops::Range;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 8;
-const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
-
-/// Scores or weights of a row against the page.
-type PageRow = [[f32; LANES]; GROUPS];
 
 pub(super) struct Tile<'a, S> {
     pub(super) stored: S,

@@ -16,17 +16,13 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
         for (token, (k, v)) in (token..).zip(rows) {
             match &mut part {
                 HeadPageMut::F32 { k: keys, v: values } => {
-                    interleave::<_, 1>(group(keys, token, head_dim), token, k);
+                    interleave(group(keys, token, head_dim), token, k);
                     values[values_at(token)..][..head_dim].copy_from_slice(v);
                 }
                 HeadPageMut::F16 { k: keys, v: values } => {
                     let keys = group(keys, token, head_dim);
                     for (index, piece) in k.chunks(LANES).enumerate() {
-                        interleave::<_, 1>(
-                            &mut keys[index * LANES * GROUP_TOKENS..],
-                            token,
-                            &halves(piece)[..piece.len()],
-                        );
+                        interleave(&mut keys[index * LANES * GROUP_TOKENS..], token, &halves(piece)[..piece.len()]);
                     }
                     let values = &mut values[values_at(token)..][..head_dim];
                     for (to, piece) in values.chunks_mut(LANES).zip(v.chunks(LANES)) {
@@ -34,17 +30,26 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
                     }
                 }
                 HeadPageMut::Q8 { k: keys, v: values, k_scales, v_scales } => {
-                    let quantizer = Quantizer::fit(k);
-                    k_scales[token] = quantizer.scale;
-                    let keys = group(keys, token, head_dim);
-                    for (index, piece) in k.chunks(4).enumerate() {
-                        let bytes = std::array::from_fn::<i8, 4, _>(|j| piece.get(j).map_or(0, |&x| quantizer.byte(x)));
-                        interleave::<_, 4>(&mut keys[index * 4 * GROUP_TOKENS..], token, &bytes);
+                    let (key_fit, value_fit) = (Quantizer::fit(k), Quantizer::fit(v));
+                    v_scales[token] = value_fit.scale;
+                    // Weights are multiplied by the scales of values and then rounded to bytes, which could hide a fault; a score
+                    // cannot.
+                    k_scales[token] = if value_fit.scale.is_nan() { f32::NAN } else { key_fit.scale };
+                    let quads = component_rows(head_dim) / 4;
+                    let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
+                    let mut lines = keys[group * quads..][..quads].iter_mut();
+                    for piece in k.chunks(LANES) {
+                        let bytes = key_fit.bytes(piece);
+                        for (word, line) in bytes.as_chunks::<4>().0.iter().zip(&mut lines) {
+                            line.0[lane] = u32::from_le_bytes(word.map(|byte| byte as u8));
+                        }
                     }
-                    let quantizer = Quantizer::fit(v);
-                    v_scales[token] = quantizer.scale;
-                    for (to, &x) in values[values_at(token)..][..head_dim].iter_mut().zip(v) {
-                        *to = quantizer.byte(x);
+                    let line = token / 4 * value_chunks(head_dim);
+                    for (to, piece) in values[line..].iter_mut().zip(v.chunks(LANES)) {
+                        let shift = 8 * (token % 4);
+                        for (word, byte) in to.0.iter_mut().zip(value_fit.bytes(piece)) {
+                            *word = *word & !(0xFF << shift) | u32::from(byte as u8) << shift;
+                        }
                     }
                 }
             }
@@ -58,11 +63,10 @@ fn group<T>(keys: &mut [T], token: usize, head_dim: usize) -> &mut [T] {
     &mut keys[token / GROUP_TOKENS * len..][..len]
 }
 
-/// Puts the components of one token into its lane, `WIDTH` of them side by side.
-fn interleave<T: Copy, const WIDTH: usize>(keys: &mut [T], token: usize, row: &[T]) {
-    let lane = token % GROUP_TOKENS * WIDTH;
-    for (slot, piece) in keys.chunks_exact_mut(GROUP_TOKENS * WIDTH).zip(row.chunks(WIDTH)) {
-        slot[lane..lane + piece.len()].copy_from_slice(piece);
+/// Puts the components of one token into its lane.
+fn interleave<T: Copy>(keys: &mut [T], token: usize, row: &[T]) {
+    for (slot, &x) in keys.chunks_exact_mut(GROUP_TOKENS).zip(row) {
+        slot[token % GROUP_TOKENS] = x;
     }
 }
 
@@ -82,17 +86,20 @@ fn halves(piece: &[f32]) -> [u16; LANES] {
 /// byte = round(x / scale), ties to even, with scale = max|x| / 127.
 ///
 /// Numerics: x is off by at most scale / 2. A row below 3.8e-37 becomes zeros; a row with an infinity or a NaN gets a NaN
-/// scale, so that the fault stays visible.
-struct Quantizer {
-    scale: f32,
+/// scale, so that the fault stays visible. The same bits on every CPU.
+pub(crate) struct Quantizer {
+    pub(crate) scale: f32,
     inverse: f32,
 }
 
 impl Quantizer {
-    fn fit(row: &[f32]) -> Self {
-        let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    #[inline(always)]
+    pub(crate) fn fit(row: &[f32]) -> Self {
+        // As integers magnitudes compare the same way, and NaN exceeds infinity exceeds the rest.
+        let magnitude = row.iter().fold(0, |largest: i32, x| largest.max((x.to_bits() & 0x7FFF_FFFF) as i32));
+        let largest = f32::from_bits(magnitude as u32);
         let inverse = 127.0 / largest;
-        if !row.iter().all(|x| x.is_finite()) {
+        if !largest.is_finite() {
             Self { scale: f32::NAN, inverse: 0.0 }
         } else if inverse.is_finite() {
             Self { scale: largest / 127.0, inverse }
@@ -101,9 +108,13 @@ impl Quantizer {
         }
     }
 
-    fn byte(&self, x: f32) -> i8 {
-        // Adding 1.5 · 2²³ leaves no bits for a fraction; `round_ties_even` is a library call before SSE4.1.
+    /// Up to sixteen numbers of the row; zeros follow.
+    #[inline(always)]
+    pub(crate) fn bytes(&self, piece: &[f32]) -> [i8; LANES] {
+        // Adding 1.5 · 2²³ leaves no bits for a fraction, and the integer in the low ones.
         const SHIFT: f32 = 12_582_912.0;
-        ((x * self.inverse + SHIFT) - SHIFT) as i8
+        let mut row = [0.0; LANES];
+        row[..piece.len()].copy_from_slice(piece);
+        row.map(|x| (x * self.inverse + SHIFT).to_bits() as i8)
     }
 }

@@ -8,7 +8,10 @@ mod page;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use page::{GROUP_TOKENS, HeadPage, PAGE_TOKENS, component_rows, value_chunks};
+pub(crate) use encode::Quantizer;
+pub(crate) use page::{
+    GROUP_TOKENS, GROUPS, HeadPage, PAGE_TOKENS, PageRow, TOKEN_QUADS, component_rows, value_chunks,
+};
 
 use page::{Layout, Page};
 use std::sync::Arc;

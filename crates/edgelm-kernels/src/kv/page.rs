@@ -3,22 +3,28 @@
 //! | part | F32, F16 | Q8 |
 //! | --- | --- | --- |
 //! | keys | `[4 groups][component][16 tokens]` | `[4 groups][component / 4][16 tokens][4 components]` |
-//! | values | `[64 tokens][component]` | the same |
+//! | values | `[64 tokens][component]` | `[token / 4][component / 16][16 components][4 tokens]` |
 //! | scales of keys, of values | none | `[64 tokens]` each |
 //!
 //! A score needs one key component of many tokens at a time and a result needs all components of one value at a time,
-//! so lanes are tokens in the keys and components in the values: neither ever sums across lanes. Components are padded
-//! with zeros, to a multiple of 4 in the keys and of 16 in the values.
+//! so lanes are tokens in the keys and components in the values: neither ever sums across lanes. What is summed lies in
+//! fours in the bytes, side by side in a 32-bit word, as the integer dot products of every instruction set take it; sixteen
+//! lines of keys, or of values a chunk apart, are one tile of a matrix unit. Components are padded with zeros, to a multiple
+//! of 4 in the keys and of 16 in the values.
 #![allow(unsafe_code)]
 
 use super::{KvDtype, KvShape};
+use crate::matmul::lanes::Line as Words;
 use crate::simd::LANES;
 
 /// Tokens of a page.
 pub(crate) const PAGE_TOKENS: usize = 64;
 /// Tokens whose key components lie side by side.
 pub(crate) const GROUP_TOKENS: usize = LANES;
-const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
+/// Groups of a page.
+pub(crate) const GROUPS: usize = PAGE_TOKENS / GROUP_TOKENS;
+/// Fours of tokens of a page.
+pub(crate) const TOKEN_QUADS: usize = PAGE_TOKENS / 4;
 
 /// Components of a stored key: `head_dim` with its padding.
 pub(crate) fn component_rows(head_dim: usize) -> usize {
@@ -44,21 +50,25 @@ unsafe impl bytemuck::Pod for Line {}
 #[derive(Clone)]
 pub(super) struct Page(Box<[Line]>);
 
+/// A number per token of a page.
+pub(crate) type PageRow = [[f32; LANES]; GROUPS];
+
 /// Keys and values of one head in one page.
 pub(crate) enum HeadPage<'a> {
     /// `k[group · rows + component][token]`, `v[token · chunks + chunk][component]`.
     F32 { k: &'a [[f32; LANES]], v: &'a [[f32; LANES]] },
     /// The same in half precision.
     F16 { k: &'a [[u16; LANES]], v: &'a [[u16; LANES]] },
-    /// `k[group · rows / 4 + component / 4][4 · token + component % 4]`; scales by group and by token.
-    Q8 { k: &'a [[i8; 4 * LANES]], v: &'a [[i8; LANES]], k_scales: &'a [[f32; LANES]], v_scales: &'a [f32] },
+    /// Byte `component % 4` of `k[group · rows / 4 + component / 4][token]`, byte `token % 4` of
+    /// `v[token / 4 · chunks + component / 16][component % 16]`; scales by group.
+    Q8 { k: &'a [Words], v: &'a [Words], k_scales: &'a PageRow, v_scales: &'a PageRow },
 }
 
-/// [`HeadPage`] for writing, keys as single elements.
+/// [`HeadPage`] for writing, elements one by one where they do not come in words.
 pub(super) enum HeadPageMut<'a> {
     F32 { k: &'a mut [f32], v: &'a mut [f32] },
     F16 { k: &'a mut [u16], v: &'a mut [u16] },
-    Q8 { k: &'a mut [i8], v: &'a mut [i8], k_scales: &'a mut [f32], v_scales: &'a mut [f32] },
+    Q8 { k: &'a mut [Words], v: &'a mut [Words], k_scales: &'a mut [f32], v_scales: &'a mut [f32] },
 }
 
 /// Where things lie in the pages of a layer.
@@ -118,8 +128,8 @@ impl Layout {
                 HeadPage::Q8 {
                     k: bytemuck::cast_slice(k),
                     v: bytemuck::cast_slice(v),
-                    k_scales: bytemuck::cast_slice(k_scales),
-                    v_scales: bytemuck::cast_slice(v_scales),
+                    k_scales: bytemuck::from_bytes(bytemuck::cast_slice(k_scales)),
+                    v_scales: bytemuck::from_bytes(bytemuck::cast_slice(v_scales)),
                 }
             }
         }

@@ -20,13 +20,15 @@ fn read(cache: &KvCache, layer: usize, position: usize, head: usize) -> (Vec<f32
         HeadPage::F32 { k, .. } => k[group * rows + e][lane],
         HeadPage::F16 { k, .. } => half(k[group * rows + e][lane]),
         HeadPage::Q8 { k, k_scales, .. } => {
-            f32::from(k[group * rows / 4 + e / 4][4 * lane + e % 4]) * k_scales[group][lane]
+            f32::from(k[group * rows / 4 + e / 4].0[lane].to_le_bytes()[e % 4] as i8) * k_scales[group][lane]
         }
     };
     let value = |e: usize| match page {
         HeadPage::F32 { v, .. } => v[token * chunks + e / 16][e % 16],
         HeadPage::F16 { v, .. } => half(v[token * chunks + e / 16][e % 16]),
-        HeadPage::Q8 { v, v_scales, .. } => f32::from(v[token * chunks + e / 16][e % 16]) * v_scales[token],
+        HeadPage::Q8 { v, v_scales, .. } => {
+            f32::from(v[token / 4 * chunks + e / 16].0[e % 16].to_le_bytes()[token % 4] as i8) * v_scales[group][lane]
+        }
     };
     let padding = (head_dim..rows).map(key).chain((head_dim..chunks * 16).map(value));
     assert!(padding.into_iter().all(|x| x == 0.0 || x.is_nan()), "padding stays zero, times a scale that may be NaN");

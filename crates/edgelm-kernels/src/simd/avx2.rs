@@ -12,7 +12,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 
 /// Lanes 0..8, then 8..16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2(__m256, __m256);
 
 // SAFETY of every block below: values of this type exist only inside `run`, whose caller has the features; pointers
 // come from array references of exactly the size that is read or written.
@@ -45,25 +45,24 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn load_i8(from: &[i8; LANES]) -> Self {
+    fn load_i32(from: &[u32; LANES]) -> Self {
         unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            let low = _mm256_cvtepi8_epi32(bytes);
-            let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+            let low = _mm256_loadu_si256(from.as_ptr().cast());
+            let high = _mm256_loadu_si256(from.as_ptr().add(8).cast());
             Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
         }
     }
     #[inline(always)]
-    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4] {
+    fn store_bytes(self, to: &mut [u8; LANES]) {
         unsafe {
-            let low = _mm256_loadu_si256(from.as_ptr().cast());
-            let high = _mm256_loadu_si256(from.as_ptr().add(32).cast());
-            [
-                Self(byte(_mm256_slli_epi32::<24>(low)), byte(_mm256_slli_epi32::<24>(high))),
-                Self(byte(_mm256_slli_epi32::<16>(low)), byte(_mm256_slli_epi32::<16>(high))),
-                Self(byte(_mm256_slli_epi32::<8>(low)), byte(_mm256_slli_epi32::<8>(high))),
-                Self(byte(low), byte(high)),
-            ]
+            // Masked to a byte, so that no packing saturates; packing works per 128-bit half, which the permutation by
+            // 0, 2, 1, 3 undoes.
+            let mask = _mm256_set1_epi32(0xFF);
+            let low = _mm256_and_si256(_mm256_cvtps_epi32(self.0), mask);
+            let high = _mm256_and_si256(_mm256_cvtps_epi32(self.1), mask);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
         }
     }
     #[inline(always)]
@@ -104,6 +103,10 @@ impl Lanes for Avx2 {
         unsafe { Self(exp2_integer(self.0), exp2_integer(self.1)) }
     }
     #[inline(always)]
+    fn scale_by_power(self, n: Self) -> Self {
+        self.mul(n.exp2_integer())
+    }
+    #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
         unsafe {
             let low = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
@@ -141,13 +144,6 @@ impl Lanes for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
-}
-
-/// The top byte of each word, as f32.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn byte(words: __m256i) -> __m256 {
-    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(words))
 }
 
 #[inline]

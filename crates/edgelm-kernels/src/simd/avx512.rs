@@ -11,7 +11,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(crate) struct Avx512(__m512);
 
 // SAFETY of every block below: values of this type exist only inside `run`, whose caller has the features; pointers
 // come from array references of exactly the size that is read or written.
@@ -36,20 +36,12 @@ impl Lanes for Avx512 {
         Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
     }
     #[inline(always)]
-    fn load_i8(from: &[i8; LANES]) -> Self {
-        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) })
+    fn load_i32(from: &[u32; LANES]) -> Self {
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())) })
     }
     #[inline(always)]
-    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4] {
-        unsafe {
-            let words = _mm512_loadu_si512(from.as_ptr().cast());
-            [
-                Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(words)))),
-                Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(words)))),
-                Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(words)))),
-                Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(words))),
-            ]
-        }
+    fn store_bytes(self, to: &mut [u8; LANES]) {
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -89,6 +81,10 @@ impl Lanes for Avx512 {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
         }
+    }
+    #[inline(always)]
+    fn scale_by_power(self, n: Self) -> Self {
+        Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
     }
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {

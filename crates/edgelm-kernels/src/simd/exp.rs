@@ -1,4 +1,4 @@
-//! The exponential of every kernel here: softmax, SiLU, log-sum-exp.
+//! The exponentials of every kernel here: softmax, SiLU, log-sum-exp.
 
 use super::Lanes;
 
@@ -34,4 +34,26 @@ pub(crate) fn exp<L: Lanes>(x: L) -> L {
     let half = power.mul(n.sub(L::splat(1.0)).exp2_integer());
     let result = half.add(half);
     x.select_less(L::splat(SMALLEST), L::splat(0.0), result)
+}
+
+/// Least-maximum fit of (2ᶠ - 1) / f on |f| ≤ 1/2, weighted for the relative error of 2ᶠ.
+const FIT_2: [f32; 5] = [0.693_142_83, 0.240_223_51, 0.055_574_004, 0.009_666_283, 0.001_112_550_7];
+/// 2^-125 · 2^-½ is the smallest result; below 2^-126 numbers lose bits.
+const SMALLEST_2: f32 = -125.0;
+
+/// 2ˣ = 2ⁿ · 2ᶠ with n = round(x), f = x - n, for x ≤ 0.
+///
+/// Numerics: relative error at most 7e-7, exactly 1 at 0, 2^-125 below -125 (and at -∞), NaN at NaN. No fused operations:
+/// every instruction set gives the same bits.
+#[inline(always)]
+pub(crate) fn exp2_negative<L: Lanes>(x: L) -> L {
+    // The constant goes first: `max` gives its second operand when one is NaN.
+    let inside = L::splat(SMALLEST_2).max(x);
+    let n = inside.round();
+    let f = inside.sub(n);
+    let mut fit = L::splat(FIT_2[4]);
+    for coefficient in [FIT_2[3], FIT_2[2], FIT_2[1], FIT_2[0]] {
+        fit = fit.mul(f).add(L::splat(coefficient));
+    }
+    fit.mul(f).add(L::splat(1.0)).scale_by_power(n)
 }

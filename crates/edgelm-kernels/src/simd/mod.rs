@@ -16,7 +16,12 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use exp::exp;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use {avx2::Avx2, avx512::Avx512};
+pub(crate) use {
+    exp::{exp, exp2_negative},
+    scalar::Scalar,
+};
 
 use crate::Cpu;
 
@@ -25,8 +30,8 @@ pub(crate) const LANES: usize = 16;
 
 /// Sixteen f32 values.
 ///
-/// The implementations are private to this module and generic code is only entered through [`dispatch`], so whoever
-/// holds one runs on a CPU that has its instructions; that is what makes the methods safe.
+/// Generic code is only entered through [`dispatch`] or through the integer lanes that name one of these types as their own,
+/// so whoever holds one runs on a CPU that has its instructions; that is what makes the methods safe.
 pub(crate) trait Lanes: Copy {
     /// Sums of this type that stay in registers with room for operands: 2, 4 or 16.
     const ACCUMULATORS: usize;
@@ -36,9 +41,10 @@ pub(crate) trait Lanes: Copy {
     fn store(self, to: &mut [f32; LANES]);
     /// IEEE half precision, exactly.
     fn load_f16(from: &[u16; LANES]) -> Self;
-    fn load_i8(from: &[i8; LANES]) -> Self;
-    /// Byte 4·lane + j of the input is lane `lane` of result j.
-    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4];
+    /// Rounded to nearest, ties to even, beyond 2²⁴.
+    fn load_i32(from: &[u32; LANES]) -> Self;
+    /// The low byte of each lane rounded to the nearest integer, ties to even; magnitudes below 2²².
+    fn store_bytes(self, to: &mut [u8; LANES]);
 
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
@@ -54,6 +60,8 @@ pub(crate) trait Lanes: Copy {
     fn round(self) -> Self;
     /// 2^self for integers in -126..=127; +∞ for 128.
     fn exp2_integer(self) -> Self;
+    /// self · 2^n for integers n, where neither 2^n nor the result leaves the normal numbers.
+    fn scale_by_power(self, n: Self) -> Self;
     /// `then` where self < bound, else (NaN included) `otherwise`.
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
     /// Lanes `from..to` of self, `fill` elsewhere.

@@ -3,7 +3,7 @@
 use super::{LANES, Lanes};
 
 #[derive(Clone, Copy)]
-pub(super) struct Scalar([f32; LANES]);
+pub(crate) struct Scalar([f32; LANES]);
 
 impl Scalar {
     #[inline(always)]
@@ -50,12 +50,13 @@ impl Lanes for Scalar {
         }))
     }
     #[inline(always)]
-    fn load_i8(from: &[i8; LANES]) -> Self {
-        Self(from.map(f32::from))
+    fn load_i32(from: &[u32; LANES]) -> Self {
+        Self(from.map(|word| word as i32 as f32))
     }
     #[inline(always)]
-    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4] {
-        std::array::from_fn(|j| Self(std::array::from_fn(|lane| f32::from(from[4 * lane + j]))))
+    fn store_bytes(self, to: &mut [u8; LANES]) {
+        // The sum with 1.5 · 2²³ holds the integer in its low bits.
+        *to = self.0.map(|x| (x + 12_582_912.0).to_bits() as u8);
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -95,6 +96,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn exp2_integer(self) -> Self {
         Self(self.0.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32)))
+    }
+    #[inline(always)]
+    fn scale_by_power(self, n: Self) -> Self {
+        self.mul(n.exp2_integer())
     }
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {

@@ -44,6 +44,36 @@ fn exp_is_within_one_ulp_over_its_range() {
     }
 }
 
+/// Runs `exp2_negative` over a slice.
+struct Exp2<'a>(&'a [f32]);
+
+impl Kernel for Exp2<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.0.len()];
+        for (x, out) in self.0.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            store_partial(exp2_negative(load_partial::<L>(x, 0.0)), out);
+        }
+        out
+    }
+}
+
+#[test]
+fn exp2_keeps_its_bound_and_its_special_values() {
+    let grid: Vec<f32> = (0..1_000_000u32).map(|i| i as f32 * -1.25e-4).collect();
+    for cpu in cpus() {
+        for (&got, &x) in dispatch(&cpu, Exp2(&grid)).iter().zip(&grid) {
+            let want = f64::from(x).exp2();
+            assert!((f64::from(got) / want - 1.0).abs() < 7e-7, "{} 2^{x}: {got}", cpu.isa());
+        }
+        let got = dispatch(&cpu, Exp2(&[0.0, -0.0, f32::NEG_INFINITY, -1e30, f32::NAN]));
+        let least = (-125.0f32).exp2();
+        assert_eq!(got[..4], [1.0, 1.0, least, least], "{}", cpu.isa());
+        assert!(got[4].is_nan(), "{}", cpu.isa());
+    }
+}
+
 #[test]
 fn exp_of_the_extremes() {
     for cpu in cpus() {
@@ -69,9 +99,7 @@ impl Kernel for Everything<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) -> Self::Output {
         let (a, b) = (L::load(self.0), L::load(self.1));
-        let bytes: [i8; 64] = std::array::from_fn(|i| (i as i32 * 37 - 128) as i8);
-        let [b0, b1, b2, b3] = L::load_i8x4(&bytes);
-        let low = bytes.first_chunk().expect("64 bytes");
+        let words: [u32; LANES] = std::array::from_fn(|i| (i as i32 * 1_234_567 - 9_000_000) as u32);
         let clamped = a.max(L::splat(-126.0)).min(L::splat(127.0));
         let vectors = [
             L::splat(3.5),
@@ -90,15 +118,13 @@ impl Kernel for Everything<'_> {
             a.keep(-64, -64, -1.0),
             a.keep(9, 9, -1.0),
             a.keep(16, 20, -1.0),
-            L::load_i8(low),
+            L::load_i32(&words),
+            clamped.scale_by_power(L::splat(-3.0)),
+            exp2_negative(a.min(L::splat(0.0))),
             L::splat(a.sum()),
             L::splat(a.largest()),
             // Exact either way, so that fusing does not show.
             L::splat(3.0).mul_add(L::splat(0.5), L::splat(1.0)),
-            b0,
-            b1,
-            b2,
-            b3,
         ];
         let bits = |vector: L| {
             let mut lanes = [0.0; LANES];
@@ -109,6 +135,9 @@ impl Kernel for Everything<'_> {
         for vector in vectors {
             out.push(bits(vector));
         }
+        let mut bytes = [0; LANES];
+        clamped.mul(L::splat(2.0)).store_bytes(&mut bytes);
+        out.push(bytes.map(u32::from));
         out
     }
 }

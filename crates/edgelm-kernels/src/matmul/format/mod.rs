@@ -101,8 +101,8 @@ pub(super) trait Format {
     /// Where the f16 that belongs to no word stands.
     const HALF_AT: Option<usize> = None;
 
-    /// Rearranges the words of one row's block, once, at packing time.
-    fn arrange(words: &mut [u32]) {
+    /// Rearranges the words of a block, the same in every lane, once, at packing time.
+    fn arrange(words: &mut [Line]) {
         let _ = words;
     }
 
@@ -173,11 +173,22 @@ fn fifth_bits<L: Lanes>(l: L, word: &Line) -> [L::U; 8] {
 
 /// GGUF keeps the fifth bit of value 4j + b at bit 4j + b; here it moves to bit j of byte b, so that the four bits of
 /// one vector are one shift and mask away from their bytes.
-fn arrange_fifth_bits(word: u32) -> u32 {
-    (0..32).fold(0, |arranged, value| {
+fn arrange_fifth_bits(line: &mut Line) {
+    let mut arranged = Line::ZERO;
+    for value in 0..32 {
         let (vector, byte) = (value / 4, value % 4);
-        arranged | (word >> value & 1) << (8 * byte + vector)
-    })
+        for (to, from) in arranged.0.iter_mut().zip(line.0) {
+            *to |= (from >> value & 1) << (8 * byte + vector);
+        }
+    }
+    *line = arranged;
+}
+
+/// Q4_1 and Q5_1 add their min; the products subtract one.
+fn negate_high_half(line: &mut Line) {
+    for word in &mut line.0 {
+        *word ^= 0x8000_0000;
+    }
 }
 
 /// Byte `index` of 16 bytes kept in 4 words, as an unsigned word.

@@ -16,6 +16,7 @@ type Floats = [__m256; 2];
 impl Lanes for Avx2 {
     type U = Words;
     type F = Floats;
+    type Simd = crate::simd::Avx2;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
@@ -124,6 +125,24 @@ impl Lanes for Avx2 {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, sum: Words, bytes: Words, x: u32) -> Words {
+        // In 16 bits, even and odd bytes apart: `vpmaddubsw` would saturate. Splitting `bytes` is shared by all x.
+        // SAFETY: see above.
+        unsafe {
+            let even = _mm256_set1_epi32((x & 0x00ff_00ff) as i32);
+            let odd = _mm256_set1_epi32((x >> 8 & 0x00ff_00ff) as i32);
+            let mut sum = sum;
+            for half in 0..2 {
+                let low = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes[half]));
+                let high = _mm256_srai_epi16::<8>(bytes[half]);
+                sum[half] = _mm256_add_epi32(sum[half], _mm256_madd_epi16(low, even));
+                sum[half] = _mm256_add_epi32(sum[half], _mm256_madd_epi16(high, odd));
+            }
+            sum
+        }
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 impl<const AMX: bool> Lanes for Avx512<AMX> {
     type U = __m512i;
     type F = __m512;
+    type Simd = crate::simd::Avx512;
 
     /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
     const SIGNED_OFFSET: i32 = 128;
@@ -177,6 +178,17 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
             // SAFETY: see above.
             Kind::Unsigned(_) => unsafe { _mm512_sub_epi8(q, _mm512_set1_epi8(offset as i8)) },
         }
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, sum: __m512i, bytes: __m512i, x: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(sum, bytes, self.splat(x)) }
+    }
+    #[inline(always)]
+    fn dot_unsigned(self, sum: __m512i, bytes: __m512i, x: u32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(sum, self.splat(x), bytes) }
     }
 
     #[inline(always)]

@@ -128,6 +128,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     type U: Copy;
     /// Sixteen f32.
     type F: Copy;
+    /// The elementwise lanes to use beside these.
+    type Simd: crate::simd::Lanes;
 
     /// Added by `signed` to each byte; products must subtract it.
     const SIGNED_OFFSET: i32;
@@ -202,6 +204,25 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn matrix_quants(self, kind: Kind, offset: i32, q: Self::U) -> Self::U {
         let _ = (kind, offset);
         q
+    }
+
+    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane. Exact as long as x is in -127 ..= 127 and `bytes` are signed ones
+    /// passed through [`Lanes::signed`].
+    #[inline(always)]
+    fn dot_signed(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
+        let [[dot]] = self.dot(Kind::Signed, [0], &[[bytes]], &[[x]]);
+        self.sub(sum, self.sub(self.splat(0), dot))
+    }
+    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane, for any signed `bytes` and any unsigned x: x = 2 · half + bit.
+    #[inline(always)]
+    fn dot_unsigned(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
+        let (half, bit) = (x >> 1 & 0x7f7f_7f7f, x & 0x0101_0101);
+        let total = |x: u32| x.to_le_bytes().iter().map(|&byte| i32::from(byte)).sum::<i32>();
+        let start = -Self::SIGNED_OFFSET * (2 * total(half) + total(bit));
+        let bytes = [[self.signed(bytes)]];
+        let [[bit]] = self.dot(Kind::Signed, [start], &bytes, &[[bit]]);
+        let [[half]] = self.dot(Kind::Signed, [0], &bytes, &[[half]]);
+        self.sub(sum, self.sub(self.sub(self.splat(0), bit), self.shl(half, 1)))
     }
 
     /// Rearranges unpacked weights that many rows of x will pass over, for [`Lanes::dot_paired`].

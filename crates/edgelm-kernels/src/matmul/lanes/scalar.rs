@@ -13,6 +13,7 @@ type Floats = [f32; ROWS];
 impl Lanes for Scalar {
     type U = Words;
     type F = Floats;
+    type Simd = crate::simd::Scalar;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
