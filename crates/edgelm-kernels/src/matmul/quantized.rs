@@ -155,10 +155,15 @@ impl<F: Format> FewRows<'_, F> {
                 }
             }
             let header = F::header(l, words, half);
-            for sub in 0..F::SUBS {
-                let q = [F::quants(l, words, sub)];
-                let scales = [F::scales(l, words, header, sub)];
-                accumulate::<L, F::Rule, false, R, 1>(l, &q, &scales, &x, block * F::SUBS + sub, &mut acc);
+            // Four by hand: most formats keep their parts at shifts that repeat after two or four sub-blocks, and with
+            // known shifts unpacking takes a third fewer instructions.
+            for first in (0..F::SUBS).step_by(4) {
+                for_sub::<L, F, R>(l, words, header, first, block, &x, &mut acc);
+                if F::SUBS > 1 {
+                    for_sub::<L, F, R>(l, words, header, first + 1, block, &x, &mut acc);
+                    for_sub::<L, F, R>(l, words, header, first + 2, block, &x, &mut acc);
+                    for_sub::<L, F, R>(l, words, header, first + 3, block, &x, &mut acc);
+                }
             }
         }
         for r in 0..R {
@@ -168,6 +173,22 @@ impl<F: Format> FewRows<'_, F> {
             unsafe { out.put(panel.start + r, tile, &lanes) };
         }
     }
+}
+
+/// Unpacks one sub-block of a block and adds its products.
+#[inline(always)]
+fn for_sub<L: Lanes, F: Format, const R: usize>(
+    l: L,
+    words: &F::Words,
+    header: [L::F; 2],
+    sub: usize,
+    block: usize,
+    x: &QuantizedPanel<'_, R>,
+    acc: &mut [[L::F; 1]; R],
+) {
+    let q = [F::quants(l, words, sub)];
+    let scales = [F::scales(l, words, header, sub)];
+    accumulate::<L, F::Rule, false, R, 1>(l, &q, &scales, x, block * F::SUBS + sub, acc);
 }
 
 /// How far ahead of the products decode asks for weights.

@@ -12,7 +12,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 
 /// Lanes 4i .. 4i + 4 in register i.
 #[derive(Clone, Copy)]
-pub(super) struct Neon([float32x4_t; 4]);
+pub(crate) struct Neon([float32x4_t; 4]);
 
 impl Neon {
     #[inline(always)]
@@ -56,32 +56,18 @@ impl Lanes for Neon {
         Self([load(0), load(1), load(2), load(3)])
     }
     #[inline(always)]
-    fn load_i8(from: &[i8; LANES]) -> Self {
-        unsafe {
-            let bytes = vld1q_s8(from.as_ptr());
-            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
-            Self([
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
-                vcvtq_f32_s32(vmovl_high_s16(low)),
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
-                vcvtq_f32_s32(vmovl_high_s16(high)),
-            ])
-        }
+    fn load_i32(from: &[u32; LANES]) -> Self {
+        let from = from.as_chunks::<4>().0;
+        let load = |i: usize| unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(vld1q_u32(from[i].as_ptr()))) };
+        Self([load(0), load(1), load(2), load(3)])
     }
     #[inline(always)]
-    fn load_i8x4(from: &[i8; 4 * LANES]) -> [Self; 4] {
-        let from = from.as_chunks::<16>().0;
-        // A byte moves to the top of its word and is converted with eight bits less.
+    fn store_bytes(self, to: &mut [u8; LANES]) {
         unsafe {
-            let words = |i: usize| vreinterpretq_s32_s8(vld1q_s8(from[i].as_ptr()));
-            let words = [words(0), words(1), words(2), words(3)];
-            let top = |words: int32x4_t| vcvtq_f32_s32(vshrq_n_s32::<24>(words));
-            [
-                Self(words.map(|words| top(vshlq_n_s32::<24>(words)))),
-                Self(words.map(|words| top(vshlq_n_s32::<16>(words)))),
-                Self(words.map(|words| top(vshlq_n_s32::<8>(words)))),
-                Self(words.map(top)),
-            ]
+            let words = |i: usize| vmovn_s32(vcvtnq_s32_f32(self.0[i]));
+            let low = vmovn_s16(vcombine_s16(words(0), words(1)));
+            let high = vmovn_s16(vcombine_s16(words(2), words(3)));
+            vst1q_u8(to.as_mut_ptr(), vreinterpretq_u8_s8(vcombine_s8(low, high)));
         }
     }
     #[inline(always)]
@@ -121,6 +107,10 @@ impl Lanes for Neon {
     #[inline(always)]
     fn exp2_integer(self) -> Self {
         self.map(|a| unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127)))) })
+    }
+    #[inline(always)]
+    fn scale_by_power(self, n: Self) -> Self {
+        self.mul(n.exp2_integer())
     }
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {

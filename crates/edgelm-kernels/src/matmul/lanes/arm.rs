@@ -32,6 +32,12 @@ pub(super) trait Products: Copy + Send + Sync {
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R];
 
+    /// sum[i] + Σ_b bytes[i].byte(b) · x.byte(b), four rows of [`Lanes::dot_signed`].
+    fn four_signed(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t;
+
+    /// Four rows of [`Lanes::dot_unsigned`].
+    fn four_unsigned(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t;
+
     /// See [`Lanes::pair_words`].
     #[inline(always)]
     fn pair_words(self, q: [Words; 8]) -> [Words; 8] {
@@ -67,6 +73,7 @@ impl<P: Products> Lanes for P {
     type U = Words;
     type F = Floats;
     type Vector = Self;
+    type Simd = crate::simd::Neon;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = P::INT_PANELS;
@@ -172,6 +179,14 @@ impl<P: Products> Lanes for P {
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
         Products::dot(self, kind, start, q, x)
+    }
+    #[inline(always)]
+    fn dot_signed(self, sum: Words, bytes: Words, x: u32) -> Words {
+        pairs(sum, bytes, |sum, bytes| self.four_signed(sum, bytes, x))
+    }
+    #[inline(always)]
+    fn dot_unsigned(self, sum: Words, bytes: Words, x: u32) -> Words {
+        pairs(sum, bytes, |sum, bytes| self.four_unsigned(sum, bytes, x))
     }
     #[inline(always)]
     fn pair_words(self, q: [Words; 8]) -> [Words; 8] {

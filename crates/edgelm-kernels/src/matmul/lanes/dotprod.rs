@@ -9,6 +9,22 @@ use crate::isa::Dotprod;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+/// `sdot` with word `$element` of `x`.
+macro_rules! sdot {
+    ($element:literal, $sum:expr, $q:expr, $x:expr) => {{
+        let sum: uint32x4_t;
+        asm!(
+            ".arch_extension dotprod",
+            concat!("sdot {sum:v}.4s, {q:v}.16b, {x:v}.4b[", $element, "]"),
+            sum = inlateout(vreg) $sum => sum,
+            q = in(vreg) $q,
+            x = in(vreg) $x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+        sum
+    }};
+}
+
 impl Products for Dotprod {
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
 
@@ -31,22 +47,32 @@ impl Products for Dotprod {
     ) -> [[Words; T]; R] {
         dot(self, start, q, x)
     }
+
+    #[inline(always)]
+    fn four_signed(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t {
+        // SAFETY: `self` proves `sdot`.
+        unsafe { four_signed(sum, bytes, x) }
+    }
+
+    /// Σ bytes · x = Σ bytes · (x − 128) + 64 · Σ bytes + 64 · Σ bytes, where the last two are shared by all x.
+    #[inline(always)]
+    fn four_unsigned(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t {
+        // SAFETY: `self` proves `sdot`.
+        unsafe {
+            let rest = four_signed(four_signed(vdupq_n_u32(0), bytes, 0x4040_4040), bytes, 0x4040_4040);
+            vaddq_u32(rest, four_signed(sum, bytes, x ^ 0x8080_8080))
+        }
+    }
 }
 
-/// `sdot` with word `$element` of `x`.
-macro_rules! sdot {
-    ($element:literal, $sum:expr, $q:expr, $x:expr) => {{
-        let sum: uint32x4_t;
-        asm!(
-            ".arch_extension dotprod",
-            concat!("sdot {sum:v}.4s, {q:v}.16b, {x:v}.4b[", $element, "]"),
-            sum = inlateout(vreg) $sum => sum,
-            q = in(vreg) $q,
-            x = in(vreg) $x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-        sum
-    }};
+/// [`Products::four_signed`] by `sdot`.
+///
+/// # Safety
+/// The CPU has `sdot`.
+#[inline(always)]
+pub(super) unsafe fn four_signed(sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t {
+    // SAFETY: the caller has `sdot`, which touches nothing but its registers. It reads the lowest word of the last one.
+    unsafe { sdot!(0, sum, bytes, f32::from_bits(x)) }
 }
 
 /// [`Lanes::dot`] by `sdot`.

@@ -34,6 +34,29 @@ impl Products for I8mm {
         super::dotprod::dot(self, start, q, x)
     }
 
+    #[inline(always)]
+    fn four_signed(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t {
+        // SAFETY: `self` proves `sdot`.
+        unsafe { super::dotprod::four_signed(sum, bytes, x) }
+    }
+
+    #[inline(always)]
+    fn four_unsigned(self, sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> uint32x4_t {
+        let out: uint32x4_t;
+        // SAFETY: `self` proves `sudot`, which touches nothing but its registers. It reads the lowest word of the last one.
+        unsafe {
+            asm!(
+                ".arch_extension i8mm",
+                "sudot {sum:v}.4s, {bytes:v}.16b, {x:v}.4b[0]",
+                sum = inlateout(vreg) sum => out,
+                bytes = in(vreg) bytes,
+                x = in(vreg) f32::from_bits(x),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        out
+    }
+
     /// Of words 2i and 2i + 1: both of rows 0 and 1 of each four first, both of rows 2 and 3 second.
     #[inline(always)]
     fn pair_words(self, q: [Words; 8]) -> [Words; 8] {
