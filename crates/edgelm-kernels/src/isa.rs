@@ -44,9 +44,10 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Vec<Isa> {
-    let avx512 = Avx512::detect().map(|_| Isa::Avx512);
+    let amx = Avx512::<true>::detect().map(|_| Isa::Amx);
+    let avx512 = Avx512::<false>::detect().map(|_| Isa::Avx512);
     let avx2 = Avx2::detect().map(|_| Isa::Avx2);
-    avx512.into_iter().chain(avx2).collect()
+    amx.into_iter().chain(avx512).chain(avx2).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -83,13 +84,13 @@ impl Avx2 {
     }
 }
 
-/// Proof of AVX-512 F, BW, VL, DQ and VNNI, and of everything in [`Avx2`].
+/// Proof of AVX-512 F, BW, VL, DQ and VNNI, of everything in [`Avx2`], and, with `AMX`, of permitted AMX int8.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const AMX: bool>(());
 
 #[cfg(target_arch = "x86_64")]
-impl Avx512 {
+impl<const AMX: bool> Avx512<AMX> {
     /// `Some` only if the CPU has all of them.
     pub(crate) fn detect() -> Option<Self> {
         let has = Avx2::detect().is_some()
@@ -97,7 +98,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && (!AMX || crate::amx::permitted());
         has.then_some(Self(()))
     }
 }

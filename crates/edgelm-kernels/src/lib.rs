@@ -4,6 +4,8 @@
 //! Separate because it is the home of `unsafe` and of instruction sets; nothing above knows which CPU it runs on.
 //! Must not depend on files, models, tokenizers or async code.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod bench;
 mod cpu;

@@ -1,9 +1,10 @@
 //! Activations as the products read them: panels of a few rows, interleaved, quantized to int8 or left as f32.
 //!
-//! A panel of R rows keeps the R values (or words of 4 int8) of the same k side by side. Which widths a batch is cut
-//! into never changes a result: every row has its own sums.
+//! A panel of R rows keeps the R values (or words of 4 int8) of the same k side by side; only the panels of matrix
+//! registers, 16 rows, keep a block of a row together. Which widths a batch is cut into never changes a result: every row
+//! has its own sums.
 
-use super::lanes::{Job, Lanes};
+use super::lanes::{Job, Lanes, ROWS};
 use crate::Pool;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +45,8 @@ pub(super) fn panels_at_once(widest: usize, row_bytes: usize) -> usize {
 #[derive(Default)]
 pub(super) struct Quantized {
     pub(super) panels: Vec<Panel>,
+    /// M; the last panel for matrix registers has room for more.
+    pub(super) rows: usize,
     cols: usize,
     words: Vec<u32>,
     scales: Vec<f32>,
@@ -54,7 +57,8 @@ pub(super) struct Quantized {
 /// One panel of R quantized rows. Index: block, then row.
 #[derive(Clone, Copy)]
 pub(super) struct QuantizedPanel<'a, const R: usize> {
-    /// Word w of block b of row r: `words[b][w][r]`, values 4w .. 4w + 4.
+    /// Word w of block b of row r, values 4w .. 4w + 4: `words[b][w][r]`; for R = 16 the words of a block are those of row
+    /// 0, then of row 1, and so on.
     pub(super) words: &'a [[[u32; R]; 8]],
     pub(super) scales: &'a [[f32; R]],
     /// scale · Σ quants of the block.
@@ -79,8 +83,10 @@ impl Quantized {
 
     /// Quantizes `x` [m, cols] in panels of `widths`.
     pub(super) fn fill<L: Lanes>(&mut self, l: L, pool: &Pool, x: &[f32], m: usize, cols: usize, widths: &[usize]) {
-        cut_panels(m, widths, &mut self.panels);
-        let blocks = m * (cols / BLOCK);
+        let stored = if widths == [ROWS] { m.next_multiple_of(ROWS) } else { m };
+        cut_panels(stored, widths, &mut self.panels);
+        let blocks = stored * (cols / BLOCK);
+        self.rows = m;
         self.cols = cols;
         self.words.resize(blocks * 8, 0);
         self.scales.resize(blocks, 0.0);
@@ -157,8 +163,8 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
         let Some(first) = self.panels.first() else { return };
         for panel in self.panels {
             let base = (panel.start - first.start) * per_row;
-            for r in 0..panel.width {
-                let row = &self.x[(panel.start + r) * self.cols..][..self.cols];
+            let rows = self.x[panel.start * self.cols..].chunks_exact(self.cols);
+            for (r, row) in rows.take(panel.width).enumerate() {
                 for (block, values) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
                     let (scale, factor) = scale_of(l.max_magnitude(values));
                     let mut bytes = [0; BLOCK];
@@ -168,7 +174,8 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                     self.slots.scaled_sums[slot] = scale * (sums[0] + sums[1]) as f32;
                     self.slots.sums[slot] = sums.map(|sum| sum as i16);
                     let words = &mut self.slots.words[(base + block * panel.width) * 8..][..8 * panel.width];
-                    for (word, bytes) in words[r..].iter_mut().step_by(panel.width).zip(bytes.as_chunks::<4>().0) {
+                    let (first, step) = if panel.width == ROWS { (8 * r, 1) } else { (r, panel.width) };
+                    for (word, bytes) in words[first..].iter_mut().step_by(step).zip(bytes.as_chunks::<4>().0) {
                         *word = u32::from_le_bytes(bytes.map(|byte| byte as u8));
                     }
                 }

@@ -12,6 +12,7 @@ mod activations;
 mod float;
 mod format;
 pub(crate) mod lanes;
+mod matrix;
 mod output;
 mod pack;
 mod quantized;
@@ -133,6 +134,8 @@ macro_rules! kernel_names {
                     (DType::$dtype, Family::Avx2(_)) => concat!(arch!(), "-", $types, "-avx2"),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Avx512(_)) => concat!(arch!(), "-", $types, "-avx512vnni"),
+                    #[cfg(target_arch = "x86_64")]
+                    (DType::$dtype, Family::Amx(_)) => concat!(arch!(), "-", $types, "-amx"),
                 )*
             }
         }

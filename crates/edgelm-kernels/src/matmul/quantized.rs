@@ -2,12 +2,13 @@
 //!
 //! Two ways to the same sums. For few rows of x, each sub-block is unpacked into registers and used for all of them:
 //! decode reads every weight once and does no more. For many rows, some sub-blocks of a tile are unpacked to a buffer
-//! that stays in L1 and all rows pass over it. Both hand the same quants and scales to `accumulate`, in the same order,
-//! so a row's result does not depend on which way was taken.
+//! that stays in L1 and all rows pass over it. Both hand the same quants and scales to `accumulate`, in the same order
+//! (`matrix.rs` does the same with matrix registers), so a row's result does not depend on which way was taken.
 
 use super::activations::{BLOCK, Panel, Quantized, QuantizedPanel, panels_at_once};
 use super::format::{Format, Rule, Scales, Words};
 use super::lanes::{Job, Kind, Lanes, Line, ROWS};
+use super::matrix;
 use super::output::Out;
 use super::pack::{Packed, half_lines};
 use std::marker::PhantomData;
@@ -166,6 +167,7 @@ const PREFETCH_BYTES: usize = 4096;
 pub(super) struct Unpacked {
     lines: Vec<Line>,
     sums: Vec<[f32; ROWS]>,
+    ring: matrix::Ring,
 }
 
 /// Many rows: any panel width of [`Lanes::INT_PANELS`].
@@ -184,6 +186,9 @@ impl<L: Lanes, F: Format> Job<L> for ManyRows<'_, F> {
     fn run(self, l: L) {
         // Scales and sums add three bytes to every eight quants.
         let at_once = panels_at_once(L::INT_PANELS[0], self.tiles.blocks * F::SUBS * BLOCK * 11 / 8);
+        if L::MATRIX {
+            l.matrix_begin(matrix::k_bytes::<F::Rule>());
+        }
         for panels in self.tiles.x.panels.chunks(at_once) {
             if L::TWO_TILES {
                 self.tiles.strips::<L, 2>(l, panels, self.buffer);
@@ -191,12 +196,15 @@ impl<L: Lanes, F: Format> Job<L> for ManyRows<'_, F> {
                 self.tiles.strips::<L, 1>(l, panels, self.buffer);
             }
         }
+        if L::MATRIX {
+            l.matrix_end();
+        }
     }
 }
 
 /// Lines of an unpacked sub-block: quants, scales, mins.
 #[inline(always)]
-fn record_lines<Q: Rule>() -> usize {
+pub(super) fn record_lines<Q: Rule>() -> usize {
     let scales = if Q::PER_16 { 2 } else { 1 };
     8 + if Q::MINS { 2 * scales } else { scales }
 }
@@ -226,6 +234,10 @@ impl<F: Format> Tiles<'_, F> {
                     let sums = &mut buffer.sums[(panel.start - rows.start) * T..][..panel.width * T];
                     let sums = sums.as_chunks_mut().0;
                     match panel.width {
+                        ROWS => {
+                            let x = self.x.panel(panel);
+                            matrix::multiply::<L, F::Rule, T>(l, unpacked, x, first_sub, sums, &mut buffer.ring);
+                        }
                         6 => multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
                         4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
                         2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
@@ -233,7 +245,7 @@ impl<F: Format> Tiles<'_, F> {
                     }
                 }
             }
-            for (row, sums) in rows.clone().zip(buffer.sums.as_chunks::<T>().0) {
+            for (row, sums) in (rows.start..rows.end.min(self.x.rows)).zip(buffer.sums.as_chunks::<T>().0) {
                 for (tile, lanes) in (strip..self.tiles.end).zip(sums) {
                     // SAFETY: this worker owns the tiles.
                     unsafe { self.out.put(row, tile, lanes) };
@@ -254,7 +266,7 @@ impl<F: Format> Tiles<'_, F> {
                 let Some(record) = records.next() else { return };
                 let q = F::quants(l, words, sub);
                 for (vector, line) in q.into_iter().zip(&mut *record) {
-                    l.store(vector, line);
+                    l.store(l.matrix_quants(F::Rule::KIND, F::Rule::OFFSET, vector), line);
                 }
                 let scales = F::scales(l, words, header, sub);
                 let each = if F::Rule::PER_16 { 2 } else { 1 };

@@ -1,26 +1,28 @@
-//! One zmm register per vector; `vpdpbusd` for the products.
+//! One zmm register per vector; `vpdpbusd` for the products, and AMX tiles for many rows where there are any.
 
-use super::{Job, Kind, Lanes, Line, ROWS};
+use super::{Job, Kind, Lanes, Line, MatrixFour, ROWS};
+use crate::amx;
 use crate::isa::Avx512;
 use std::arch::x86_64::*;
 
 // Every `unsafe` block below calls intrinsics, which need only that the CPU has the instructions; a value of `Avx512`
 // exists only if it has. Loads and stores go through references of exactly the size that is accessed.
 
-impl Lanes for Avx512 {
+impl<const AMX: bool> Lanes for Avx512<AMX> {
     type U = __m512i;
     type F = __m512;
     type Simd = crate::simd::Avx512;
 
     /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
     const SIGNED_OFFSET: i32 = 128;
-    const INT_PANELS: &'static [usize] = &[6, 4, 2, 1];
+    const INT_PANELS: &'static [usize] = if AMX { &[ROWS] } else { &[6, 4, 2, 1] };
     const FLOAT_PANELS: &'static [usize] = &[8, 4, 2, 1];
     const TWO_TILES: bool = true;
+    const MATRIX: bool = AMX;
 
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-        fn inside<J: Job<Avx512>>(lanes: Avx512, job: J) -> J::Output {
+        fn inside<const AMX: bool, J: Job<Avx512<AMX>>>(lanes: Avx512<AMX>, job: J) -> J::Output {
             job.run(lanes)
         }
         // SAFETY: `self` proves the features.
@@ -109,6 +111,111 @@ impl Lanes for Avx512 {
             }
         }
         sums
+    }
+
+    fn matrix_begin(self, k_bytes: usize) {
+        assert!(AMX && matches!(k_bytes, 16 | 32 | 64));
+        // SAFETY: an `Avx512<true>` exists only with permission; the size was just checked.
+        unsafe { amx::configure(k_bytes) }
+    }
+    #[inline(always)]
+    unsafe fn matrix_dot(self, index: usize, x: *const u8, q: *const Line) {
+        const X_STRIDE: usize = 32;
+        const Q_STRIDE: usize = size_of::<Line>();
+        // SAFETY: the caller's promises. Sums take turns among four registers and operands among two, because a load
+        // waits for the products that still read its register.
+        unsafe {
+            if index.is_multiple_of(2) {
+                amx::load::<4>(x, X_STRIDE);
+                amx::load::<6>(q.cast(), Q_STRIDE);
+            } else {
+                amx::load::<5>(x, X_STRIDE);
+                amx::load::<7>(q.cast(), Q_STRIDE);
+            }
+            match index % 4 {
+                0 => {
+                    amx::zero::<0>();
+                    amx::dot_signed::<0, 4, 6>();
+                }
+                1 => {
+                    amx::zero::<1>();
+                    amx::dot_signed::<1, 5, 7>();
+                }
+                2 => {
+                    amx::zero::<2>();
+                    amx::dot_signed::<2, 4, 6>();
+                }
+                _ => {
+                    amx::zero::<3>();
+                    amx::dot_signed::<3, 5, 7>();
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: the caller's promise; a sum is 16 rows of 64 bytes.
+        unsafe {
+            match index % 4 {
+                0 => amx::store::<0>(to, size_of::<Line>()),
+                1 => amx::store::<1>(to, size_of::<Line>()),
+                2 => amx::store::<2>(to, size_of::<Line>()),
+                _ => amx::store::<3>(to, size_of::<Line>()),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn matrix_four(self, four: &MatrixFour) {
+        const LINE: usize = size_of::<Line>();
+        let MatrixFour { unsigned, steps, x, x_stride, q, q_stride, step_stride, column_stride, to, to_stride } = *four;
+        // SAFETY: the caller's promises.
+        unsafe {
+            amx::zero::<0>();
+            amx::zero::<1>();
+            amx::zero::<2>();
+            amx::zero::<3>();
+            for step in 0..steps {
+                let column = |index: usize| q.add(step * step_stride + index * column_stride).cast();
+                let q_stride = q_stride * LINE;
+                amx::load::<4>(x.add(step).cast(), x_stride * LINE);
+                amx::load::<6>(column(0), q_stride);
+                amx::load::<7>(column(1), q_stride);
+                if unsigned {
+                    amx::dot_unsigned_signed::<0, 4, 6>();
+                    amx::load::<6>(column(2), q_stride);
+                    amx::dot_unsigned_signed::<1, 4, 7>();
+                    amx::load::<7>(column(3), q_stride);
+                    amx::dot_unsigned_signed::<2, 4, 6>();
+                    amx::dot_unsigned_signed::<3, 4, 7>();
+                } else {
+                    amx::dot_signed::<0, 4, 6>();
+                    amx::load::<6>(column(2), q_stride);
+                    amx::dot_signed::<1, 4, 7>();
+                    amx::load::<7>(column(3), q_stride);
+                    amx::dot_signed::<2, 4, 6>();
+                    amx::dot_signed::<3, 4, 7>();
+                }
+            }
+            amx::store::<0>(to.cast(), to_stride * LINE);
+            amx::store::<1>(to.add(1).cast(), to_stride * LINE);
+            amx::store::<2>(to.add(2).cast(), to_stride * LINE);
+            amx::store::<3>(to.add(3).cast(), to_stride * LINE);
+        }
+    }
+    fn matrix_end(self) {
+        assert!(AMX);
+        // SAFETY: as in `matrix_begin`.
+        unsafe { amx::release() }
+    }
+    #[inline(always)]
+    fn matrix_quants(self, kind: Kind, offset: i32, q: __m512i) -> __m512i {
+        match kind {
+            _ if !AMX => q,
+            Kind::Signed => self.signed(q),
+            // SAFETY: see above.
+            Kind::Unsigned(_) => unsafe { _mm512_sub_epi8(q, _mm512_set1_epi8(offset as i8)) },
+        }
     }
 
     #[inline(always)]

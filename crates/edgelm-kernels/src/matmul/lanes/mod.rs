@@ -39,7 +39,9 @@ pub(crate) enum Family {
     #[cfg(target_arch = "x86_64")]
     Avx2(crate::isa::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(crate::isa::Avx512),
+    Avx512(crate::isa::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(crate::isa::Avx512<true>),
 }
 
 /// Code that is generic over the instruction set, before one is chosen.
@@ -56,6 +58,8 @@ impl Family {
             Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Amx),
             _ => Self::Scalar(Scalar),
         }
     }
@@ -67,6 +71,8 @@ impl Family {
             Self::Avx2(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(lanes) => visitor.visit(lanes),
         }
     }
 }
@@ -84,6 +90,24 @@ pub(crate) enum Kind {
 pub(crate) trait Job<L: Lanes> {
     type Output;
     fn run(self, lanes: L) -> Self::Output;
+}
+
+/// Four blocks of a product, with strides counted in lines: line `row · to_stride + column` of `to` becomes the sums
+/// Σ_step Σ_b x.byte(b) · q.lane.byte(b), where x is line `row · x_stride + step` and byte 4 · i + j of a lane is byte j of
+/// its word in line `step · step_stride + i · q_stride + column · column_stride` of `q`.
+pub(crate) struct MatrixFour {
+    /// Bytes of x are unsigned; those of q never are.
+    pub(crate) unsigned: bool,
+    /// Sums of 64 bytes that are added.
+    pub(crate) steps: usize,
+    pub(crate) x: *const Line,
+    pub(crate) x_stride: usize,
+    pub(crate) q: *const Line,
+    pub(crate) q_stride: usize,
+    pub(crate) step_stride: usize,
+    pub(crate) column_stride: usize,
+    pub(crate) to: *mut Line,
+    pub(crate) to_stride: usize,
 }
 
 /// A value is the proof that the CPU has the instruction set.
@@ -107,6 +131,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const FLOAT_PANELS: &'static [usize];
     /// Whether two tiles at once fit the registers.
     const TWO_TILES: bool;
+    /// Whether there are matrix registers: the `matrix_` methods work, and many rows go through them.
+    const MATRIX: bool = false;
 
     /// Runs `job` as code compiled for this instruction set.
     fn enter<J: Job<Self>>(self, job: J) -> J::Output;
@@ -157,6 +183,39 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         let [[bit]] = self.dot(Kind::Signed, [start], &bytes, &[[bit]]);
         let [[half]] = self.dot(Kind::Signed, [0], &bytes, &[[half]]);
         self.sub(sum, self.sub(self.sub(self.splat(0), bit), self.shl(half, 1)))
+    }
+    /// Makes the matrix registers ready for sums over `k_bytes` bytes: 16, 32 or 64.
+    fn matrix_begin(self, k_bytes: usize) {
+        let _ = k_bytes;
+    }
+    /// Starts sum number `index`: c[row][lane] = Σ_b x.row.byte(b) · q.lane.byte(b) over the signed bytes b of
+    /// `matrix_begin`, exactly. `x` are 16 rows, 32 bytes apart; `q` is one line per 4 bytes.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` and `matrix_end`; the rows and lines are readable memory.
+    unsafe fn matrix_dot(self, index: usize, x: *const u8, q: *const Line) {
+        let _ = (index, x, q);
+    }
+    /// Writes sum number `index`, one of the last four that were started.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` and `matrix_end`.
+    unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
+        let _ = (index, to);
+    }
+    /// Computes four blocks of sixteen rows and sixteen lanes, exactly.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` of 64 bytes and `matrix_end`; what `four` points to is as it says.
+    unsafe fn matrix_four(self, four: &MatrixFour) {
+        let _ = four;
+    }
+    /// Gives the matrix registers up.
+    fn matrix_end(self) {}
+    /// Quants as `matrix_dot` takes them: signed, `offset` subtracted, and without what `signed` added.
+    fn matrix_quants(self, kind: Kind, offset: i32, q: Self::U) -> Self::U {
+        let _ = (kind, offset);
+        q
     }
 
     /// Each word, as i32, to f32.
