@@ -260,21 +260,40 @@ impl Block<'_> {
         let whole = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
         let (first, last) = (self.seen(0), self.seen(self.rows() - 1));
         let all_see_all = last.start <= whole.start && whole.end <= first.end;
-        for row in (0..self.rows()).step_by(int8::TILE_ROWS) {
-            let count = (self.rows() - row).min(int8::TILE_ROWS);
-            let some;
-            let seen = if all_see_all {
-                const { &[const { 0..PAGE_TOKENS }; int8::TILE_ROWS] }
-            } else {
-                some = self.seen_within(row, page);
-                &some
-            };
-            int8::weigh(l, &bytes, queries, row, &seen[..count], state, room);
+        let tiles = (0..self.rows()).step_by(int8::TILE_ROWS);
+        let count = |row: usize| (self.rows() - row).min(int8::TILE_ROWS);
+        let mut some = [const { 0..0 }; int8::TILE_ROWS];
+        for row in tiles.clone() {
+            let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
+            int8::score(l, &bytes, queries, row, seen, room);
         }
-        for row in (0..self.rows()).step_by(int8::TILE_ROWS) {
-            let count = (self.rows() - row).min(int8::TILE_ROWS);
-            int8::add_values(l, &bytes, queries, row, count, state, room);
+        for row in tiles.clone() {
+            let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
+            int8::weigh::<L>(&bytes, queries, row, seen, state, room);
         }
+        for row in tiles.clone() {
+            int8::multiply(l, &bytes, queries, row, count(row), room);
+        }
+        for row in tiles {
+            int8::add::<L>(&bytes, row, count(row), state, room);
+        }
+    }
+
+    /// Tokens of a page that the rows of a tile see; `some` is room for it where they differ.
+    #[inline(always)]
+    fn seen_by_tile<'s>(
+        &self,
+        row: usize,
+        page: usize,
+        whole: bool,
+        some: &'s mut [Range<usize>; int8::TILE_ROWS],
+    ) -> &'s [Range<usize>] {
+        let count = (self.rows() - row).min(int8::TILE_ROWS);
+        if whole {
+            return &const { [const { 0..PAGE_TOKENS }; int8::TILE_ROWS] }[..count];
+        }
+        *some = self.seen_within(row, page);
+        &some[..count]
     }
 
     /// Tokens of a page that N rows from `row` on see; nothing for rows beyond the last.

@@ -97,24 +97,28 @@ impl Queries {
     }
 }
 
-/// Intermediate values of a page.
+/// Intermediate values of a page, tile by tile. All tiles take a step before any takes the next: what matrix registers
+/// write or read reaches vector registers, and the other way round, only through the cache, and that takes its time.
 #[derive(Default)]
 pub(super) struct Room {
-    /// Integer sums of a tile, `[row][group]`.
-    scores: Vec<[Line; GROUPS]>,
-    /// Of every tile of a block.
+    /// Integer sums `[tile][row][group]`.
+    scores: Vec<[[Line; GROUPS]; TILE_ROWS]>,
     weights: Vec<Weights>,
-    /// Integer sums of a tile, `[row][chunk]`.
+    /// Integer sums `[row][chunk]`.
     products: Vec<Line>,
 }
 
 impl Room {
     /// For some rows.
     pub(super) fn fit(&mut self, rows: usize, head_dim: usize) {
-        self.scores.resize(TILE_ROWS, [Line::ZERO; GROUPS]);
-        self.products.resize(TILE_ROWS * value_chunks(head_dim), Line::ZERO);
-        if self.weights.len() < rows.div_ceil(TILE_ROWS) {
-            self.weights.resize_with(rows.div_ceil(TILE_ROWS), Weights::default);
+        let tiles = rows.div_ceil(TILE_ROWS);
+        if self.weights.len() < tiles {
+            self.scores.resize(tiles, [[Line::ZERO; GROUPS]; TILE_ROWS]);
+            self.weights.resize_with(tiles, Weights::default);
+        }
+        let products = tiles * TILE_ROWS * value_chunks(head_dim);
+        if self.products.len() < products {
+            self.products.resize(products, Line::ZERO);
         }
     }
 }
@@ -137,16 +141,14 @@ impl Default for Weights {
     }
 }
 
-/// The first half of a step: weights of the rows `row..row + seen.len()` from their scores, and their new maxima and sums.
-/// `seen` are the tokens of the page that each of them sees.
+/// First step: scores of the rows `row..row + seen.len()`. `seen` are the tokens of the page that each of them sees.
 #[inline(always)]
-pub(super) fn weigh<L: Lanes>(
+pub(super) fn score<L: Lanes>(
     l: L,
     page: &Page<'_>,
     queries: &Queries,
     row: usize,
     seen: &[Range<usize>],
-    state: &mut State<'_>,
     room: &mut Room,
 ) {
     let (mut start, mut end) = (PAGE_TOKENS, 0);
@@ -154,41 +156,48 @@ pub(super) fn weigh<L: Lanes>(
         start = start.min(seen.start);
         end = end.max(seen.end);
     }
-    let Room { scores, weights, .. } = room;
-    let weights = &mut weights[row / TILE_ROWS];
-    weights.quads = start / 4..end.div_ceil(4);
+    let tile = row / TILE_ROWS;
+    room.weights[tile].quads = start / 4..end.div_ceil(4);
     if start >= end {
         return;
     }
-    let tile = products::Queries {
+    let rows = products::Queries {
         bytes: &queries.bytes[row * queries.lines..],
         totals: &queries.totals[row..][..seen.len()],
         lines: queries.lines,
     };
     if queries.matrix {
-        matrix::scores(l, page, &tile, scores);
+        matrix::scores(l, page, &rows, &mut room.scores[tile]);
     } else {
-        products::scores(l, page, &tile, &(start / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)), scores);
+        products::scores(l, page, &rows, &(start / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)), &mut room.scores[tile]);
     }
-    let rows = row..row + seen.len();
-    let (max, sum) = (&mut state.max[rows.clone()], &mut state.sum[rows.clone()]);
-    softmax::weigh::<L::Simd>(page, &queries.factors[rows], seen, scores, max, sum, weights);
 }
 
-/// The second half: the results of `count` rows from `row` on. Apart from the first, because matrix registers wait until
-/// the weights have left the store buffer.
+/// Second step: weights from scores, and the rows' new maxima and sums.
 #[inline(always)]
-pub(super) fn add_values<L: Lanes>(
-    l: L,
+pub(super) fn weigh<L: Lanes>(
     page: &Page<'_>,
     queries: &Queries,
     row: usize,
-    count: usize,
+    seen: &[Range<usize>],
     state: &mut State<'_>,
     room: &mut Room,
 ) {
-    let Room { weights, products, .. } = room;
-    let weights = &weights[row / TILE_ROWS];
+    let tile = row / TILE_ROWS;
+    if room.weights[tile].quads.is_empty() {
+        return;
+    }
+    let rows = row..row + seen.len();
+    let (max, sum) = (&mut state.max[rows.clone()], &mut state.sum[rows.clone()]);
+    let factors = &queries.factors[rows];
+    softmax::weigh::<L::Simd>(page, factors, seen, &room.scores[tile], max, sum, &mut room.weights[tile]);
+}
+
+/// Third step: integer sums of `count` rows from `row` on.
+#[inline(always)]
+pub(super) fn multiply<L: Lanes>(l: L, page: &Page<'_>, queries: &Queries, row: usize, count: usize, room: &mut Room) {
+    let weights = &room.weights[row / TILE_ROWS];
+    let products = &mut room.products[row * page.chunks..];
     if weights.quads.is_empty() {
         return;
     }
@@ -197,8 +206,18 @@ pub(super) fn add_values<L: Lanes>(
     } else {
         products::values(l, page, count, weights, products);
     }
-    let rows = state.out[row * page.chunks..][..count * page.chunks].chunks_exact_mut(page.chunks);
-    for (index, (out, sums)) in rows.zip(products.chunks_exact(page.chunks)).enumerate() {
+}
+
+/// Last step: the results of `count` rows from `row` on.
+#[inline(always)]
+pub(super) fn add<L: Lanes>(page: &Page<'_>, row: usize, count: usize, state: &mut State<'_>, room: &Room) {
+    let weights = &room.weights[row / TILE_ROWS];
+    if weights.quads.is_empty() {
+        return;
+    }
+    let part = row * page.chunks..(row + count) * page.chunks;
+    let outs = state.out[part.clone()].chunks_exact_mut(page.chunks);
+    for (index, (out, sums)) in outs.zip(room.products[part].chunks_exact(page.chunks)).enumerate() {
         let (rescale, scale) = (L::Simd::splat(weights.rescale[index]), L::Simd::splat(weights.scale[index]));
         for (to, sums) in out.iter_mut().zip(sums) {
             L::Simd::load(to).mul(rescale).add(L::Simd::load_i32(&sums.0).mul(scale)).store(to);
