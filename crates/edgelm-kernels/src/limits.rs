@@ -2,6 +2,7 @@
 //! fractions of these.
 
 use crate::matmul::lanes::{Family, Job, Kind, Lanes, LanesVisitor, Line, ROWS};
+use crate::matmul::quantized::PREFETCH_BYTES;
 use crate::{Cpu, Pool};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -96,6 +97,7 @@ impl<L: Lanes> Job<L> for ReadAll<'_> {
         let mut sums = [l.splat(0); 4];
         for lines in self.0.as_chunks::<4>().0 {
             for (sum, line) in sums.iter_mut().zip(lines) {
+                l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
                 *sum = l.xor(*sum, l.load(line));
             }
         }

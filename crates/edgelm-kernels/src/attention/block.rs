@@ -73,13 +73,17 @@ impl<L: Lanes> Job<L> for Task<'_> {
         let mut buffers = BUFFERS.take();
         match self {
             Self::Whole(block) => {
-                block.prepare(&mut buffers);
+                block.prepare::<L>(&mut buffers);
+                buffers.queries.begin(l);
                 block.whole(l, &mut buffers);
+                buffers.queries.end(l);
             }
             Self::Segment { block, segment, state } => {
-                block.prepare(&mut buffers);
+                block.prepare::<L>(&mut buffers);
+                buffers.queries.begin(l);
                 let mut state = State::new(state, block.rows(), value_chunks(block.plan.head_dim));
                 block.walk(l, segment, &mut state, &mut buffers);
+                buffers.queries.end(l);
             }
             Self::Join { block, states } => {
                 let len = block.state_len();
@@ -129,16 +133,17 @@ impl Block<'_> {
 
     /// Queries as the cache's arithmetic takes them.
     #[inline(always)]
-    fn prepare(&self, buffers: &mut Buffers) {
+    fn prepare<L: Lanes>(&self, buffers: &mut Buffers) {
         let head_dim = self.plan.head_dim;
         if self.span.cache.dtype() == KvDtype::Q8 {
-            buffers.room.fit(head_dim);
-            buffers.queries.clear(self.rows(), head_dim);
+            buffers.room.fit(self.rows(), head_dim);
+            buffers.queries.clear::<L>(self.rows(), head_dim);
             for row in 0..self.rows() {
                 buffers.queries.push(&self.plan.q[self.offset(row)..][..head_dim], self.plan.scale);
             }
             return;
         }
+        buffers.queries.clear::<L>(0, head_dim);
         let components = component_rows(head_dim);
         buffers.q.clear();
         buffers.q.resize(self.rows() * components, 0.0);
@@ -251,20 +256,44 @@ impl Block<'_> {
         buffers: &mut Buffers,
         state: &mut State<'_>,
     ) {
-        let chunks = bytes.chunks;
-        for row in (0..self.rows()).step_by(int8::TILE_ROWS) {
-            let count = (self.rows() - row).min(int8::TILE_ROWS);
-            int8::Tile {
-                page: bytes,
-                queries: &buffers.queries,
-                row,
-                seen: &self.seen_within::<{ int8::TILE_ROWS }>(row, page)[..count],
-                out: &mut state.out[row * chunks..][..count * chunks],
-                max: &mut state.max[row..][..count],
-                sum: &mut state.sum[row..][..count],
-            }
-            .step(l, &mut buffers.room);
+        let Buffers { queries, room, .. } = buffers;
+        let whole = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
+        let (first, last) = (self.seen(0), self.seen(self.rows() - 1));
+        let all_see_all = last.start <= whole.start && whole.end <= first.end;
+        let tiles = (0..self.rows()).step_by(int8::TILE_ROWS);
+        let count = |row: usize| (self.rows() - row).min(int8::TILE_ROWS);
+        let mut some = [const { 0..0 }; int8::TILE_ROWS];
+        for row in tiles.clone() {
+            let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
+            int8::score(l, &bytes, queries, row, seen, room);
         }
+        for row in tiles.clone() {
+            let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
+            int8::weigh::<L>(&bytes, queries, row, seen, state, room);
+        }
+        for row in tiles.clone() {
+            int8::multiply(l, &bytes, queries, row, count(row), room);
+        }
+        for row in tiles {
+            int8::add::<L>(&bytes, row, count(row), state, room);
+        }
+    }
+
+    /// Tokens of a page that the rows of a tile see; `some` is room for it where they differ.
+    #[inline(always)]
+    fn seen_by_tile<'s>(
+        &self,
+        row: usize,
+        page: usize,
+        whole: bool,
+        some: &'s mut [Range<usize>; int8::TILE_ROWS],
+    ) -> &'s [Range<usize>] {
+        let count = (self.rows() - row).min(int8::TILE_ROWS);
+        if whole {
+            return &const { [const { 0..PAGE_TOKENS }; int8::TILE_ROWS] }[..count];
+        }
+        *some = self.seen_within(row, page);
+        &some[..count]
     }
 
     /// Tokens of a page that N rows from `row` on see; nothing for rows beyond the last.

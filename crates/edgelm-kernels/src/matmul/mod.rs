@@ -17,7 +17,7 @@ pub(crate) mod lanes;
 mod matrix;
 mod output;
 mod pack;
-mod quantized;
+pub(crate) mod quantized;
 #[cfg(test)]
 mod tests;
 

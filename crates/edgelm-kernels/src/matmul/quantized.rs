@@ -149,10 +149,8 @@ impl<F: Format> FewRows<'_, F> {
         let mut acc = [[l.splat_f32(0.0)]; R];
         for block in 0..*count {
             let (words, half) = blocks.get(block);
-            if R == 1 {
-                for line in words.lines() {
-                    l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
-                }
+            for line in words.lines() {
+                l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
             }
             let header = F::header(l, words, half);
             // Four by hand: most formats keep their parts at shifts that repeat after two or four sub-blocks, and with
@@ -191,8 +189,9 @@ fn for_sub<L: Lanes, F: Format, const R: usize>(
     accumulate::<L, F::Rule, false, R, 1>(l, &q, &scales, x, block * F::SUBS + sub, acc);
 }
 
-/// How far ahead of the products decode asks for weights.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of the products decode asks for weights. TinyLlama's shape in Q4_0 on two cores with AVX-512: 31 tokens/s
+/// without, 39 with 4 KiB into the first-level cache, 42.7, 43.4 and 40.6 with 4, 8 and 16 KiB into the second.
+pub(crate) const PREFETCH_BYTES: usize = 8192;
 
 /// Buffers of one worker for [`ManyRows`].
 #[derive(Default)]

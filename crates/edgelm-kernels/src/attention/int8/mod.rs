@@ -17,9 +17,11 @@
 // Loops over rows, columns and groups index several arrays of constant size at once.
 #![allow(clippy::needless_range_loop)]
 
+mod matrix;
 mod products;
 mod softmax;
 
+use super::state::State;
 use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS, PageRow, Quantizer, component_rows, value_chunks};
 use crate::matmul::lanes::{Lanes, Line, ROWS};
 use crate::simd::{LANES, Lanes as _};
@@ -48,18 +50,37 @@ pub(super) struct Queries {
     bytes: Vec<Line>,
     /// Lines of a row.
     lines: usize,
+    /// Tiles go through matrix registers.
+    matrix: bool,
     totals: Vec<i32>,
     /// c · scale · log2 e.
     factors: Vec<f32>,
 }
 
 impl Queries {
-    pub(super) fn clear(&mut self, rows: usize, head_dim: usize) {
+    /// Room for some rows.
+    pub(super) fn clear<L: Lanes>(&mut self, rows: usize, head_dim: usize) {
+        self.matrix = matrix::fits::<L>(component_rows(head_dim) / 4, rows);
         self.lines = component_rows(head_dim).div_ceil(4 * ROWS);
         self.bytes.clear();
-        self.bytes.resize(rows * self.lines, Line::ZERO);
+        // Matrix registers read whole tiles.
+        self.bytes.resize(rows.next_multiple_of(TILE_ROWS) * self.lines, Line::ZERO);
         self.totals.clear();
         self.factors.clear();
+    }
+
+    /// Before the first tile.
+    pub(super) fn begin<L: Lanes>(&self, l: L) {
+        if self.matrix {
+            l.matrix_begin(4 * ROWS);
+        }
+    }
+
+    /// After the last tile.
+    pub(super) fn end<L: Lanes>(&self, l: L) {
+        if self.matrix {
+            l.matrix_end();
+        }
     }
 
     /// Appends a row.
@@ -76,65 +97,130 @@ impl Queries {
     }
 }
 
-/// Intermediate values of a tile.
+/// Intermediate values of a page, tile by tile. All tiles take a step before any takes the next: what matrix registers
+/// write or read reaches vector registers, and the other way round, only through the cache, and that takes its time.
 #[derive(Default)]
 pub(super) struct Room {
-    /// Integer sums `[row][group]`.
-    scores: Vec<[Line; GROUPS]>,
-    /// 64 bytes per row.
-    weights: Vec<Line>,
+    /// Integer sums `[tile][row][group]`.
+    scores: Vec<[[Line; GROUPS]; TILE_ROWS]>,
+    weights: Vec<Weights>,
     /// Integer sums `[row][chunk]`.
     products: Vec<Line>,
 }
 
 impl Room {
-    pub(super) fn fit(&mut self, head_dim: usize) {
-        self.scores.resize(TILE_ROWS, [Line::ZERO; GROUPS]);
-        self.weights.resize(TILE_ROWS, Line::ZERO);
-        self.products.resize(TILE_ROWS * value_chunks(head_dim), Line::ZERO);
+    /// For some rows.
+    pub(super) fn fit(&mut self, rows: usize, head_dim: usize) {
+        let tiles = rows.div_ceil(TILE_ROWS);
+        if self.weights.len() < tiles {
+            self.scores.resize(tiles, [[Line::ZERO; GROUPS]; TILE_ROWS]);
+            self.weights.resize_with(tiles, Weights::default);
+        }
+        let products = tiles * TILE_ROWS * value_chunks(head_dim);
+        if self.products.len() < products {
+            self.products.resize(products, Line::ZERO);
+        }
     }
 }
 
-/// Some rows of a block against one page.
-pub(super) struct Tile<'a> {
-    pub(super) page: Page<'a>,
-    pub(super) queries: &'a Queries,
-    /// The first row.
-    pub(super) row: usize,
-    /// Tokens of the page that each row sees.
-    pub(super) seen: &'a [Range<usize>],
-    /// Unnormalized results `[row][chunks]`.
-    pub(super) out: &'a mut [[f32; LANES]],
-    pub(super) max: &'a mut [f32],
-    pub(super) sum: &'a mut [[f32; LANES]],
+/// What a tile makes of a page's values.
+struct Weights {
+    /// 64 bytes per row.
+    bytes: [Line; TILE_ROWS],
+    /// Of each row: what its results so far are multiplied by.
+    rescale: [f32; TILE_ROWS],
+    /// Of each row: what a weight of 1 is worth.
+    scale: [f32; TILE_ROWS],
+    /// Fours of tokens that any row sees.
+    quads: Range<usize>,
 }
 
-impl Tile<'_> {
-    #[inline(always)]
-    pub(super) fn step<L: Lanes>(self, l: L, room: &mut Room) {
-        let Self { page, queries, row, seen, out, max, sum } = self;
-        let (mut start, mut end) = (PAGE_TOKENS, 0);
-        for seen in seen.iter().filter(|seen| !seen.is_empty()) {
-            start = start.min(seen.start);
-            end = end.max(seen.end);
-        }
-        if start >= end {
-            return;
-        }
-        let rows = seen.len();
-        let tile = products::Queries {
-            bytes: &queries.bytes[row * queries.lines..][..rows * queries.lines],
-            totals: &queries.totals[row..][..rows],
-            lines: queries.lines,
-        };
-        products::scores(l, &page, &tile, &(start / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)), room);
-        let factors = softmax::weigh::<L::Simd>(&page, &queries.factors[row..][..rows], seen, max, sum, room);
-        products::values(l, &page, rows, &(start / 4..end.div_ceil(4)), room);
-        for (row, out) in out.chunks_exact_mut(page.chunks).enumerate() {
-            let (rescale, scale) = (L::Simd::splat(factors.rescale[row]), L::Simd::splat(factors.scale[row]));
-            for (to, sums) in out.iter_mut().zip(&room.products[row * page.chunks..]) {
-                L::Simd::load(to).mul(rescale).add(L::Simd::load_i32(&sums.0).mul(scale)).store(to);
-            }
+impl Default for Weights {
+    fn default() -> Self {
+        Self { bytes: [Line::ZERO; TILE_ROWS], rescale: [0.0; TILE_ROWS], scale: [0.0; TILE_ROWS], quads: 0..0 }
+    }
+}
+
+/// First step: scores of the rows `row..row + seen.len()`. `seen` are the tokens of the page that each of them sees.
+#[inline(always)]
+pub(super) fn score<L: Lanes>(
+    l: L,
+    page: &Page<'_>,
+    queries: &Queries,
+    row: usize,
+    seen: &[Range<usize>],
+    room: &mut Room,
+) {
+    let (mut start, mut end) = (PAGE_TOKENS, 0);
+    for seen in seen.iter().filter(|seen| !seen.is_empty()) {
+        start = start.min(seen.start);
+        end = end.max(seen.end);
+    }
+    let tile = row / TILE_ROWS;
+    room.weights[tile].quads = start / 4..end.div_ceil(4);
+    if start >= end {
+        return;
+    }
+    let rows = products::Queries {
+        bytes: &queries.bytes[row * queries.lines..],
+        totals: &queries.totals[row..][..seen.len()],
+        lines: queries.lines,
+    };
+    if queries.matrix {
+        matrix::scores(l, page, &rows, &mut room.scores[tile]);
+    } else {
+        products::scores(l, page, &rows, &(start / GROUP_TOKENS..end.div_ceil(GROUP_TOKENS)), &mut room.scores[tile]);
+    }
+}
+
+/// Second step: weights from scores, and the rows' new maxima and sums.
+#[inline(always)]
+pub(super) fn weigh<L: Lanes>(
+    page: &Page<'_>,
+    queries: &Queries,
+    row: usize,
+    seen: &[Range<usize>],
+    state: &mut State<'_>,
+    room: &mut Room,
+) {
+    let tile = row / TILE_ROWS;
+    if room.weights[tile].quads.is_empty() {
+        return;
+    }
+    let rows = row..row + seen.len();
+    let (max, sum) = (&mut state.max[rows.clone()], &mut state.sum[rows.clone()]);
+    let factors = &queries.factors[rows];
+    softmax::weigh::<L::Simd>(page, factors, seen, &room.scores[tile], max, sum, &mut room.weights[tile]);
+}
+
+/// Third step: integer sums of `count` rows from `row` on.
+#[inline(always)]
+pub(super) fn multiply<L: Lanes>(l: L, page: &Page<'_>, queries: &Queries, row: usize, count: usize, room: &mut Room) {
+    let weights = &room.weights[row / TILE_ROWS];
+    let products = &mut room.products[row * page.chunks..];
+    if weights.quads.is_empty() {
+        return;
+    }
+    if queries.matrix {
+        matrix::values(l, page, weights, products);
+    } else {
+        products::values(l, page, count, weights, products);
+    }
+}
+
+/// Last step: the results of `count` rows from `row` on.
+#[inline(always)]
+pub(super) fn add<L: Lanes>(page: &Page<'_>, row: usize, count: usize, state: &mut State<'_>, room: &Room) {
+    let weights = &room.weights[row / TILE_ROWS];
+    if weights.quads.is_empty() {
+        return;
+    }
+    let part = row * page.chunks..(row + count) * page.chunks;
+    let outs = state.out[part.clone()].chunks_exact_mut(page.chunks);
+    for (index, (out, sums)) in outs.zip(room.products[part].chunks_exact(page.chunks)).enumerate() {
+        let (rescale, scale) = (L::Simd::splat(weights.rescale[index]), L::Simd::splat(weights.scale[index]));
+        for (to, sums) in out.iter_mut().zip(sums) {
+            L::Simd::load(to).mul(rescale).add(L::Simd::load_i32(&sums.0).mul(scale)).store(to);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The two integer products of a tile of rows with a page, on vector lanes. Exact, so their order does not matter.
 
-use super::{Page, Room};
+use super::{Page, Weights};
 use crate::kv::{GROUPS, TOKEN_QUADS};
 use crate::matmul::lanes::{Lanes, Line, ROWS};
 use std::ops::Range;
@@ -14,18 +14,23 @@ pub(super) struct Queries<'a> {
     pub(super) lines: usize,
 }
 
-/// room.scores[row][group][token] = Σ_e q[row][e] k[token][e] for the tokens of `groups`.
+/// scores[row][group][token] = Σ_e q[row][e] k[token][e] for the tokens of `groups`.
 #[inline(always)]
-pub(super) fn scores<L: Lanes>(l: L, page: &Page<'_>, queries: &Queries<'_>, groups: &Range<usize>, room: &mut Room) {
+pub(super) fn scores<L: Lanes>(
+    l: L,
+    page: &Page<'_>,
+    queries: &Queries<'_>,
+    groups: &Range<usize>,
+    scores: &mut [[Line; GROUPS]],
+) {
     let rows = queries.totals.len();
-    in_registers(l, rows, groups.clone(), &mut Scores { page, queries, scores: &mut room.scores });
+    in_registers(l, rows, groups.clone(), &mut Scores { page, queries, scores });
 }
 
-/// room.products[row][chunk][component] = Σ_s weights[row][s] v[s][component] over the tokens of `quads`.
+/// products[row][chunk][component] = Σ_s weights[row][s] v[s][component] over the tokens that count.
 #[inline(always)]
-pub(super) fn values<L: Lanes>(l: L, page: &Page<'_>, rows: usize, quads: &Range<usize>, room: &mut Room) {
-    let product = &mut Values { page, quads, weights: &room.weights, products: &mut room.products };
-    in_registers(l, rows, 0..page.chunks, product);
+pub(super) fn values<L: Lanes>(l: L, page: &Page<'_>, rows: usize, weights: &Weights, products: &mut [Line]) {
+    in_registers(l, rows, 0..page.chunks, &mut Values { page, weights, products });
 }
 
 /// A product of a few rows whose sums stay in registers.
@@ -124,8 +129,7 @@ impl Product for Scores<'_> {
 
 struct Values<'a> {
     page: &'a Page<'a>,
-    quads: &'a Range<usize>,
-    weights: &'a [Line],
+    weights: &'a Weights,
     products: &'a mut [Line],
 }
 
@@ -135,9 +139,9 @@ impl Product for Values<'_> {
     #[inline(always)]
     fn block<L: Lanes, const R: usize, const T: usize>(&mut self, l: L, row: usize, chunk: usize) {
         let chunks = self.page.chunks;
-        let weights: &[Line; R] = self.weights[row..].first_chunk().expect("a tile has R rows from `row` on");
+        let weights: &[Line; R] = self.weights.bytes[row..].first_chunk().expect("a tile has R rows from `row` on");
         let mut sums = [[l.splat(0); T]; R];
-        for quad in self.quads.clone() {
+        for quad in self.weights.quads.clone() {
             let v: &[Line; T] = self.page.v[quad * chunks + chunk..].first_chunk().expect("T chunks from `chunk` on");
             let mut values = [l.splat(0); T];
             for t in 0..T {

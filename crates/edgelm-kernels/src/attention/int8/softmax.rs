@@ -1,56 +1,47 @@
 //! From integer scores to integer weights: one step of the online softmax per row.
 
-use super::{Page, Room};
+use super::{Page, TILE_ROWS, Weights};
 use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS};
+use crate::matmul::lanes::Line;
 use crate::simd::{LANES, Lanes, exp2_negative};
 use bytemuck::cast_mut;
 use std::ops::Range;
 
-/// What the results of the rows of a tile are multiplied by.
-pub(super) struct Factors {
-    /// What they were before this page.
-    pub(super) rescale: [f32; LANES],
-    /// The integer sums of this page.
-    pub(super) scale: [f32; LANES],
-}
-
-/// Turns `room.scores` into `room.weights` and moves the rows' maxima and sums on.
+/// Turns scores into weights and moves the rows' maxima and sums on.
 #[inline(always)]
 pub(super) fn weigh<S: Lanes>(
     page: &Page<'_>,
     factors: &[f32],
     seen: &[Range<usize>],
+    scores: &[[Line; GROUPS]],
     max: &mut [f32],
     sum: &mut [[f32; LANES]],
-    room: &mut Room,
-) -> Factors {
+    weights: &mut Weights,
+) {
     let mut shift = [0.0; LANES];
     let mut before = [f32::NEG_INFINITY; LANES];
-    let mut scale = [0.0; LANES];
-    let mut totals = [[0.0; LANES]; LANES];
+    let mut totals = [[0.0; LANES]; TILE_ROWS];
     for (row, seen) in seen.iter().enumerate() {
         before[row] = max[row];
-        let (scores, weights) = (&room.scores[row], cast_mut(&mut room.weights[row]));
-        let row_step = Row { page, scores, factor: factors[row], seen };
+        let step = Row { page, scores: &scores[row], factor: factors[row], seen };
+        let bytes = cast_mut(&mut weights.bytes[row]);
         let weighed = if *seen == (0..PAGE_TOKENS) {
-            row_step.weigh::<S, true>(&mut max[row], weights)
+            step.weigh::<S, true>(&mut max[row], bytes)
         } else {
-            row_step.weigh::<S, false>(&mut max[row], weights)
+            step.weigh::<S, false>(&mut max[row], bytes)
         };
         weighed.total.store(&mut totals[row]);
-        (shift[row], scale[row]) = (weighed.shift, weighed.scale);
+        (shift[row], weights.scale[row]) = (weighed.shift, weighed.scale);
     }
-    let mut rescale = [0.0; LANES];
-    exp2_negative(S::load(&before).sub(S::load(&shift))).store(&mut rescale);
+    exp2_negative(S::load(&before).sub(S::load(&shift))).store(&mut weights.rescale);
     for (row, sum) in sum.iter_mut().enumerate() {
-        S::load(sum).mul(S::splat(rescale[row])).add(S::load(&totals[row])).store(sum);
+        S::load(sum).mul(S::splat(weights.rescale[row])).add(S::load(&totals[row])).store(sum);
     }
-    Factors { rescale, scale }
 }
 
 struct Row<'a> {
     page: &'a Page<'a>,
-    scores: &'a [crate::matmul::lanes::Line; GROUPS],
+    scores: &'a [Line; GROUPS],
     factor: f32,
     seen: &'a Range<usize>,
 }

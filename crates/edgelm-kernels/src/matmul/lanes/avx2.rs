@@ -261,7 +261,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn prefetch(self, line: *const Line) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One zmm register per vector; `vpdpbusd` for the products, and AMX tiles for many rows where there are any.
 
-use super::{Job, Kind, Lanes, Line, ROWS};
+use super::{Job, Kind, Lanes, Line, MatrixFour, ROWS};
 use crate::amx;
 use crate::isa::Avx512;
 use std::arch::x86_64::*;
@@ -119,7 +119,7 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     }
 
     fn matrix_begin(self, k_bytes: usize) {
-        assert!(AMX && (k_bytes == 16 || k_bytes == 32));
+        assert!(AMX && matches!(k_bytes, 16 | 32 | 64));
         // SAFETY: an `Avx512<true>` exists only with permission; the size was just checked.
         unsafe { amx::configure(k_bytes) }
     }
@@ -168,6 +168,44 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
                 2 => amx::store::<2>(to, size_of::<Line>()),
                 _ => amx::store::<3>(to, size_of::<Line>()),
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn matrix_four(self, four: &MatrixFour) {
+        const LINE: usize = size_of::<Line>();
+        let MatrixFour { unsigned, steps, x, x_stride, q, q_stride, step_stride, column_stride, to, to_stride } = *four;
+        // SAFETY: the caller's promises.
+        unsafe {
+            amx::zero::<0>();
+            amx::zero::<1>();
+            amx::zero::<2>();
+            amx::zero::<3>();
+            for step in 0..steps {
+                let column = |index: usize| q.add(step * step_stride + index * column_stride).cast();
+                let q_stride = q_stride * LINE;
+                amx::load::<4>(x.add(step).cast(), x_stride * LINE);
+                amx::load::<6>(column(0), q_stride);
+                amx::load::<7>(column(1), q_stride);
+                if unsigned {
+                    amx::dot_unsigned_signed::<0, 4, 6>();
+                    amx::load::<6>(column(2), q_stride);
+                    amx::dot_unsigned_signed::<1, 4, 7>();
+                    amx::load::<7>(column(3), q_stride);
+                    amx::dot_unsigned_signed::<2, 4, 6>();
+                    amx::dot_unsigned_signed::<3, 4, 7>();
+                } else {
+                    amx::dot_signed::<0, 4, 6>();
+                    amx::load::<6>(column(2), q_stride);
+                    amx::dot_signed::<1, 4, 7>();
+                    amx::load::<7>(column(3), q_stride);
+                    amx::dot_signed::<2, 4, 6>();
+                    amx::dot_signed::<3, 4, 7>();
+                }
+            }
+            amx::store::<0>(to.cast(), to_stride * LINE);
+            amx::store::<1>(to.add(1).cast(), to_stride * LINE);
+            amx::store::<2>(to.add(2).cast(), to_stride * LINE);
+            amx::store::<3>(to.add(3).cast(), to_stride * LINE);
         }
     }
     fn matrix_end(self) {
@@ -278,6 +316,6 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     #[inline(always)]
     fn prefetch(self, line: *const Line) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }

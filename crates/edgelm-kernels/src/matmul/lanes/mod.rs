@@ -118,6 +118,24 @@ pub(crate) trait Job<L: Lanes> {
     fn run(self, lanes: L) -> Self::Output;
 }
 
+/// Four blocks of a product, with strides counted in lines: line `row · to_stride + column` of `to` becomes the sums
+/// Σ_step Σ_b x.byte(b) · q.lane.byte(b), where x is line `row · x_stride + step` and byte 4 · i + j of a lane is byte j of
+/// its word in line `step · step_stride + i · q_stride + column · column_stride` of `q`.
+pub(crate) struct MatrixFour {
+    /// Bytes of x are unsigned; those of q never are.
+    pub(crate) unsigned: bool,
+    /// Sums of 64 bytes that are added.
+    pub(crate) steps: usize,
+    pub(crate) x: *const Line,
+    pub(crate) x_stride: usize,
+    pub(crate) q: *const Line,
+    pub(crate) q_stride: usize,
+    pub(crate) step_stride: usize,
+    pub(crate) column_stride: usize,
+    pub(crate) to: *mut Line,
+    pub(crate) to_stride: usize,
+}
+
 /// A value is the proof that the CPU has the instruction set.
 ///
 /// Numerics: integer operations are exact. `fma` rounds once, in every implementation; so results agree bit for bit
@@ -184,7 +202,7 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
 
-    /// Makes the matrix registers ready for sums over `k_bytes` bytes, 16 or 32.
+    /// Makes the matrix registers ready for sums over `k_bytes` bytes: 16, 32 or 64.
     fn matrix_begin(self, k_bytes: usize) {
         let _ = k_bytes;
     }
@@ -202,6 +220,13 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Between `matrix_begin` and `matrix_end`.
     unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
         let _ = (index, to);
+    }
+    /// Computes four blocks of sixteen rows and sixteen lanes, exactly.
+    ///
+    /// # Safety
+    /// Between `matrix_begin` of 64 bytes and `matrix_end`; what `four` points to is as it says.
+    unsafe fn matrix_four(self, four: &MatrixFour) {
+        let _ = four;
     }
     /// Gives the matrix registers up.
     fn matrix_end(self) {}
@@ -273,7 +298,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Products must lie in -127.5 .. 127.5.
     fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2];
 
-    /// Asks for a line that will be read soon. The pointer need not be valid.
+    /// Asks for a line that will be read soon to come into the second-level cache: into the first, no more than the dozen
+    /// or so that a core has line-fill buffers for would be on their way. The pointer need not be valid.
     fn prefetch(self, line: *const Line) {
         let _ = line;
     }
