@@ -1,7 +1,11 @@
-//! Developer commands: `cargo xtask check`, `ladder`, `quality`.
+//! Developer commands: `cargo xtask check`, `ladder`, `quality`, `benchmarks`, `random-model`.
 
+mod benchmarks;
 mod ladder;
+mod program;
 mod quality;
+mod random_model;
+mod roofline;
 
 use anyhow::{Context, bail};
 use std::process::Command;
@@ -12,8 +16,10 @@ fn main() -> anyhow::Result<()> {
         ["check"] => check(),
         ["ladder"] => ladder::check(),
         ["quality", rest @ ..] => quality::run(rest),
+        ["benchmarks", rest @ ..] => benchmarks::run(rest),
+        ["random-model", rest @ ..] => random_model::run(rest),
         _ => bail!(
-            "usage: cargo xtask COMMAND\n  check   format, crate ladder, clippy (what CI runs before the tests)\n  ladder  dependencies between crates only point down\n  quality MODEL TEXT TASKS CALIBRATION WINDOWS   docs/quality.md and its plot"
+            "usage: cargo xtask COMMAND\n  check   format, crate ladder, clippy (what CI runs before the tests)\n  ladder  dependencies between crates only point down\n  quality MODEL TEXT TASKS CALIBRATION WINDOWS   docs/quality.md and its plot\n  benchmarks [--shape NAME] [--vs LLAMA_BENCH] [-p N] [-n N] [-d DEPTH] [-r REPEATS] [-o FOLDER]   docs/benchmarks.md and its plot\n  random-model --shape NAME -o FILE.gguf --format NAME   a model of random weights to measure speed with"
         ),
     }
 }

@@ -1,9 +1,10 @@
-//! `cargo xtask quality MODEL --text F …`: size against quality of every format, as a table and a plot in `docs/`.
+//! `cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS`: size against quality of every format, as a table and a plot in `docs/`.
 
+use crate::program::{self, Program, number};
 use anyhow::{Context, bail};
 use plotters::prelude::*;
 use serde_json::Value;
-use std::{fmt::Write, fs, path::Path, process::Command};
+use std::{fmt::Write, fs, path::Path};
 
 /// From nearly lossless to small.
 const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
@@ -25,9 +26,8 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let [model, text, tasks, calibration, windows] = arguments else {
         bail!("usage: cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS");
     };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace root")?;
-    let out = std::env::temp_dir().join(format!("edgelm-quality-{}.gguf", std::process::id()));
-    let out_name = out.to_string_lossy().into_owned();
+    let program = Program::build()?;
+    let out_name = program.scratch("quantized.gguf");
     let mut points = Vec::new();
     for name in FORMATS {
         for method in ["rtn", "imatrix"] {
@@ -35,8 +35,8 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
             if method == "imatrix" {
                 quantize.extend(["--calibration", calibration]);
             }
-            let made = edgelm(&quantize)?;
-            let seen = edgelm(&[
+            let made = program.json(&quantize)?;
+            let seen = program.json(&[
                 "eval",
                 &out_name,
                 "--against",
@@ -50,7 +50,6 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
                 "--lines",
                 "20",
             ])?;
-            let number = |value: &Value, key: &str| value[key].as_f64().with_context(|| format!("no `{key}`"));
             let accuracies: Vec<f64> =
                 seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64).collect();
             let point = Point {
@@ -67,23 +66,9 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
             points.push(point);
         }
     }
-    fs::remove_file(&out)?;
+    let root = program::root();
     fs::write(root.join("docs/quality.md"), page(&points, model, windows))?;
     plot(&points, &root.join("docs/quality.svg"))
-}
-
-fn edgelm(arguments: &[&str]) -> anyhow::Result<Value> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .args(["run", "--release", "--quiet", "--package", "edgelm", "--"])
-        .args(arguments)
-        .args(["--json", "--quiet"]);
-    let output = command.output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("`edgelm {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn page(points: &[Point], model: &str, windows: &str) -> String {
@@ -121,6 +106,7 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
     let range_kl = kl.clone().fold(f64::MAX, f64::min) / 1.6..kl.fold(0.0, f64::max) * 1.8;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
+        .caption("size against quality: left is smaller, down is better", ("sans-serif", 15))
         .x_label_area_size(40)
         .y_label_area_size(64)
         .build_cartesian_2d(range, range_kl.log_scale())?;
@@ -143,7 +129,8 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
             )?;
         }
     }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    let labels = SeriesLabelPosition::UpperRight;
+    chart.configure_series_labels().position(labels).border_style(BLACK).background_style(WHITE).draw()?;
     root.present()?;
     Ok(())
 }

@@ -2,10 +2,12 @@
 
 use crate::{EngineError, rope::RopeTable};
 use edgelm_kernels::{
-    Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, add_assign, rms_norm, rope, silu_mul,
+    Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, add_assign, rms_norm, rope,
+    silu_mul,
 };
-use edgelm_model::{Checkpoint, LayerConfig, LayerTensor, RopeConfig, TensorId};
+use edgelm_model::{Checkpoint, LayerConfig, LayerTensor, ModelError, RopeConfig, TensorId};
 use edgelm_tensor::block::decode_row;
+use std::collections::HashMap;
 
 /// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T.
 pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) + 'a;
@@ -19,14 +21,14 @@ struct Projection {
 impl Projection {
     fn load(
         checkpoint: &Checkpoint,
-        cpu: &Cpu,
+        matrices: &mut Matrices,
         layer: usize,
         weight: LayerTensor,
         bias: LayerTensor,
     ) -> Result<Self, EngineError> {
         let bias = TensorId::Layer(layer, bias);
         Ok(Self {
-            weight: load_matrix(checkpoint, cpu, TensorId::Layer(layer, weight))?,
+            weight: matrices.take(checkpoint, TensorId::Layer(layer, weight))?,
             bias: checkpoint.has(bias).then(|| load_vector(checkpoint, bias)).transpose()?,
         })
     }
@@ -79,9 +81,25 @@ pub(crate) struct Rows<'a> {
 impl Block {
     /// Packs the weights of layer `index`.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
+        let mut matrices = Matrices::load(checkpoint, cpu, &Self::matrix_ids(index))?;
+        Self::assemble(checkpoint, &mut matrices, index)
+    }
+
+    /// What `assemble` needs.
+    pub(crate) fn matrix_ids(index: usize) -> [TensorId; 7] {
+        use LayerTensor as T;
+        [T::Q, T::K, T::V, T::O, T::Gate, T::Up, T::Down].map(|tensor| TensorId::Layer(index, tensor))
+    }
+
+    /// Layer `index` out of matrices that are packed.
+    pub(crate) fn assemble(
+        checkpoint: &Checkpoint,
+        matrices: &mut Matrices,
+        index: usize,
+    ) -> Result<Self, EngineError> {
         use LayerTensor as T;
         let config = checkpoint.config();
-        let projection = |weight, bias| Projection::load(checkpoint, cpu, index, weight, bias);
+        let mut projection = |weight, bias| Projection::load(checkpoint, matrices, index, weight, bias);
         let vector = |tensor| load_vector(checkpoint, TensorId::Layer(index, tensor));
         let optional = |tensor| checkpoint.has(TensorId::Layer(index, tensor)).then(|| vector(tensor)).transpose();
         Ok(Self {
@@ -142,6 +160,7 @@ impl Block {
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) {
+        cpu.trace_layer(Some(layer));
         self.attention(cpu, hidden, layer, spans, table, scratch, observer);
         self.feed_forward(cpu, hidden, table.rows(), scratch, observer);
     }
@@ -217,12 +236,26 @@ impl Block {
     }
 }
 
-/// Packs a matrix, then lets go of the mapped pages it was read from.
-pub(crate) fn load_matrix(checkpoint: &Checkpoint, cpu: &Cpu, id: TensorId) -> Result<Matrix, EngineError> {
-    let view = checkpoint.tensor(id)?;
-    let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes)?;
-    checkpoint.release(id);
-    Ok(matrix)
+/// Packed matrices that wait for their place.
+pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
+
+impl Matrices {
+    /// Packs all of `ids` at once, letting go of the mapped pages they are read from on the way.
+    pub(crate) fn load(checkpoint: &Checkpoint, cpu: &Cpu, ids: &[TensorId]) -> Result<Self, EngineError> {
+        let weights = |&id| -> Result<Weights<'_>, EngineError> {
+            let view = checkpoint.tensor(id)?;
+            Ok(Weights { dtype: view.dtype, rows: view.rows(), cols: view.row_len(), bytes: view.bytes })
+        };
+        let weights = ids.iter().map(weights).collect::<Result<Vec<_>, _>>()?;
+        let packed = Matrix::pack_all(cpu, &weights, &|index, bytes| checkpoint.release_part(ids[index], bytes))?;
+        Ok(Self(ids.iter().copied().zip(packed).collect()))
+    }
+
+    /// A matrix that was among the `ids`.
+    pub(crate) fn take(&mut self, checkpoint: &Checkpoint, id: TensorId) -> Result<Matrix, EngineError> {
+        let missing = || ModelError::MissingTensor { path: checkpoint.path().into(), name: checkpoint.stored_name(id) };
+        Ok(self.0.remove(&id).ok_or_else(missing)?)
+    }
 }
 
 /// Decodes a vector (norm gain, bias) to f32.

@@ -2,7 +2,7 @@
 
 use crate::{
     EngineError,
-    block::{Block, BlockScratch, Rows, load_matrix},
+    block::{Block, BlockScratch, Matrices, Rows},
     head::Head,
     rope::RopeTable,
 };
@@ -97,10 +97,13 @@ impl Engine {
     /// Packs every weight of a checkpoint for this machine.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
         let config = checkpoint.config();
-        let blocks =
-            (0..config.layers.len()).map(|i| Block::load(&checkpoint, &cpu, i)).collect::<Result<Vec<_>, _>>()?;
         let head = Head::load(&checkpoint)?;
-        let output = load_matrix(&checkpoint, &cpu, head.tensor())?;
+        let layers = 0..config.layers.len();
+        let ids: Vec<_> = layers.clone().flat_map(Block::matrix_ids).chain([head.tensor()]).collect();
+        let mut matrices = Matrices::load(&checkpoint, &cpu, &ids)?;
+        let blocks =
+            layers.map(|index| Block::assemble(&checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
+        let output = matrices.take(&checkpoint, head.tensor())?;
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
         Ok(Self { checkpoint, cpu, blocks, head, output, is_quantized })
     }
@@ -160,6 +163,7 @@ impl Engine {
     /// Errors, before anything is changed, on empty steps, ids outside the vocabulary and an over-full context.
     pub fn forward(&self, batch: &mut [Step<'_>], workspace: &mut Workspace) -> Result<(), EngineError> {
         self.check(batch)?;
+        let _step = self.cpu.trace_step(batch.len(), batch.iter().map(|step| step.tokens.len()).sum());
         workspace.logits.clear();
         let mut group = Vec::new();
         let mut rows = 0;
@@ -250,6 +254,7 @@ impl Engine {
             );
         }
         drop(spans);
+        self.cpu.trace_layer(None);
         self.head(batch, group, workspace);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Kernel families and how this CPU's are found.
 //!
-//! A token type (`Avx2`, `Avx512`) exists only if the CPU reported its features, so holding one is the proof that
+//! A token type (`Avx2`, `Neon`, …) exists only if the CPU reported its features, so holding one is the proof that
 //! calling a function compiled for them is sound.
 
 use crate::KernelError;
@@ -50,7 +50,15 @@ fn detect() -> Vec<Isa> {
     amx.into_iter().chain(avx512).chain(avx2).collect()
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect() -> Vec<Isa> {
+    let i8mm = I8mm::detect().map(|_| Isa::I8mm);
+    let dotprod = Dotprod::detect().map(|_| Isa::Dotprod);
+    let neon = Neon::detect().map(|_| Isa::Neon);
+    i8mm.into_iter().chain(dotprod).chain(neon).collect()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> Vec<Isa> {
     Vec::new()
 }
@@ -102,6 +110,52 @@ impl<const AMX: bool> Avx512<AMX> {
             && (!AMX || crate::amx::permitted());
         has.then_some(Self(()))
     }
+
+    /// The proof of everything but AMX.
+    pub(crate) fn plain(self) -> Avx512<false> {
+        Avx512(())
+    }
+}
+
+/// Proof of NEON, which every 64-bit Arm processor that runs Linux has.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    /// `Some` only if the CPU has it.
+    pub(crate) fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+/// Proof of `sdot` and `udot`, and of [`Neon`].
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dotprod(());
+
+#[cfg(target_arch = "aarch64")]
+impl Dotprod {
+    /// `Some` only if the CPU has both.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Neon::detect().is_some() && std::arch::is_aarch64_feature_detected!("dotprod");
+        has.then_some(Self(()))
+    }
+}
+
+/// Proof of the int8 matrix instructions, and of [`Dotprod`].
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct I8mm(());
+
+#[cfg(target_arch = "aarch64")]
+impl I8mm {
+    /// `Some` only if the CPU has both.
+    pub(crate) fn detect() -> Option<Self> {
+        let has = Dotprod::detect().is_some() && std::arch::is_aarch64_feature_detected!("i8mm");
+        has.then_some(Self(()))
+    }
 }
 
 #[cfg(test)]
@@ -116,6 +170,14 @@ mod tests {
             assert_eq!(isa.to_string(), name);
         }
         assert!(matches!("sse9".parse::<Isa>(), Err(KernelError::UnknownIsa(name)) if name == "sse9"));
+    }
+
+    /// A run under an emulator says which family its processor must come out as.
+    #[test]
+    fn the_best_family_is_the_expected_one() {
+        if let Some(expected) = std::env::var_os("EDGELM_EXPECT_ISA").filter(|name| !name.is_empty()) {
+            assert_eq!(expected, Isa::available()[0].name());
+        }
     }
 
     #[test]

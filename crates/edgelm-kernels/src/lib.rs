@@ -17,6 +17,7 @@ mod matmul;
 mod ops;
 mod pool;
 mod simd;
+mod trace;
 
 pub use attention::{Attention, Span};
 pub use bench::{KernelBench, bench_kernels};
@@ -25,9 +26,10 @@ pub use edgelm_tensor::RopePairs;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{f32_peak, int8_peak, read_bandwidth};
-pub use matmul::{Linear, Matrix, Scratch};
+pub use matmul::{Linear, Matrix, Scratch, Weights};
 pub use ops::{add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
+pub use trace::{Interval, Limits, Operator, OperatorRecord, Recorder, Records, StepRecord, StepSpan, Work};
 
 /// What can go wrong before any arithmetic starts.
 #[derive(Debug, thiserror::Error)]

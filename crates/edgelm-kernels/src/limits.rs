@@ -40,8 +40,13 @@ fn available_memory() -> Option<usize> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
 }
 
-/// Operations per second (a multiply-add is two) of int8 products of 4-bit weights in registers, all threads together.
+/// Operations per second (a multiply-add is two) of int8 products of 4-bit weights in registers, all threads together:
+/// of the matrix registers where the family has them, else of the vector registers.
 pub fn int8_peak(cpu: &Cpu) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if cpu.isa() == crate::Isa::Amx {
+        return peak(cpu, &amx_rounds);
+    }
     peak(cpu, &|rounds| Family::of(cpu.isa()).visit(Int8 { rounds }))
 }
 
@@ -73,7 +78,7 @@ macro_rules! visit_by_entering {
         $(impl LanesVisitor for $job {
             type Output = $output;
             fn visit<L: Lanes>(self, l: L) -> $output {
-                l.enter(self)
+                l.vector().enter(self)
             }
         })*
     };
@@ -115,6 +120,27 @@ impl<L: Lanes> Job<L> for Int8 {
     }
 }
 
+/// Products of whole tiles, four sums in turn.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn amx_rounds(rounds: usize) -> usize {
+    const K: usize = 64;
+    const TILE: usize = 16;
+    assert!(crate::amx::permitted());
+    // SAFETY: permission was just checked; after `configure`, tile registers are zero and products touch nothing else.
+    unsafe {
+        crate::amx::configure(K);
+        for _ in 0..rounds {
+            crate::amx::dot_signed::<0, 4, 6>();
+            crate::amx::dot_signed::<1, 5, 6>();
+            crate::amx::dot_signed::<2, 4, 7>();
+            crate::amx::dot_signed::<3, 5, 7>();
+        }
+        crate::amx::release();
+    }
+    rounds * 4 * TILE * TILE * K * 2
+}
+
 /// Words per sum: many, so that starting and ending a sum costs little beside it.
 const WORDS: usize = 32;
 
@@ -128,7 +154,7 @@ fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) ->
     }
     let mut sums = [[l.splat(0); T]; R];
     for _ in 0..rounds {
-        let dots = l.dot(Kind::Unsigned(15), start, &q, black_box(&x));
+        let dots = l.dot_paired(Kind::Unsigned(15), start, &q, black_box(&x));
         for r in 0..R {
             for t in 0..T {
                 sums[r][t] = l.xor(sums[r][t], dots[r][t]);

@@ -11,7 +11,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Held for the length of a region.
     region: Mutex<()>,
+    /// Where each worker's time goes, if anybody asked.
+    pub(crate) recorder: OnceLock<crate::Recorder>,
 }
 
 type Body<'a> = &'a (dyn Fn(usize) + Sync);
@@ -80,7 +82,7 @@ impl Pool {
         };
         // A system that refuses threads leaves a smaller pool, not a failure.
         let workers = (0..others).map_while(|index| start(index).ok()).collect();
-        Self { shared, workers, region: Mutex::new(()) }
+        Self { shared, workers, region: Mutex::new(()), recorder: OnceLock::new() }
     }
 
     /// Workers, the caller included.
@@ -91,6 +93,13 @@ impl Pool {
     /// Runs `f(worker)` once on every worker and waits for all. Concurrent callers are serialized.
     /// A panic in a worker is re-raised in the caller.
     pub fn run(&self, f: &(dyn Fn(usize) + Sync)) {
+        match self.recorder.get() {
+            None => self.enter(f),
+            Some(recorder) => self.enter(&|worker| recorder.part(worker, || f(worker))),
+        }
+    }
+
+    fn enter(&self, f: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() {
             return f(0);
         }

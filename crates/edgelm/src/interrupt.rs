@@ -28,8 +28,13 @@ impl Work {
 
     /// Ctrl-C was pressed since `begin`.
     pub fn is_interrupted(&self) -> bool {
-        REQUESTED.load(Ordering::Relaxed)
+        is_requested()
     }
+}
+
+/// Ctrl-C was pressed since the last `Work::begin`.
+pub fn is_requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
 }
 
 impl Drop for Work {

@@ -80,9 +80,24 @@ impl Cpu {
             assert!(span.start + span.rows <= span.cache.layer_len(layer), "the cache lacks these positions");
         }
 
+        let _operator = self.operator("attention", || work_of(spans, layer, num_attention_heads, window));
         let group = num_attention_heads / kv_heads;
         let positions = (BLOCK_ROWS / group).max(1);
         let out = Disjoint::new(out);
         Plan { spans, layer, kv_heads, group, head_dim, positions, q, scale, window, out }.run(self);
     }
+}
+
+/// For traces: the keys and values read, and two products over the positions that each row sees.
+fn work_of(spans: &[Span<'_>], layer: usize, num_attention_heads: usize, window: Option<usize>) -> crate::Work {
+    let mut work = crate::Work::default();
+    for span in spans {
+        let shape = span.cache.shape(layer);
+        let seen = |position: usize| window.map_or(position + 1, |window| window.min(position + 1));
+        let positions = span.start..span.start + span.rows;
+        let held = positions.end - window.map_or(0, |window| (span.start + 1).saturating_sub(window));
+        work.bytes += (held * KvCache::bytes_per_token(&[shape], span.cache.dtype())) as u64;
+        work.operations += (4 * num_attention_heads * shape.head_dim * positions.map(seen).sum::<usize>()) as u64;
+    }
+    work
 }

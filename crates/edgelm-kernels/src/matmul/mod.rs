@@ -9,8 +9,10 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activations;
+mod arena;
 mod float;
 mod format;
+mod interleave;
 pub(crate) mod lanes;
 mod matrix;
 mod output;
@@ -19,16 +21,19 @@ mod quantized;
 #[cfg(test)]
 mod tests;
 
-use crate::{Cpu, KernelError, Pool};
+use crate::disjoint::Disjoint;
+use crate::{Cpu, KernelError};
 use activations::{Floats, Quantized};
+use arena::Arena;
 use edgelm_tensor::{DType, TensorError};
 use format::*;
 use lanes::{Family, Lanes, LanesVisitor, ROWS};
 use output::Out;
-use pack::Packed;
+use pack::{Layout, Packed};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Weights `[N, K]`, repacked once for the kernel family of a `Cpu`.
 pub struct Matrix {
@@ -39,34 +44,77 @@ pub struct Matrix {
     family: Family,
 }
 
+/// Rows of a matrix as they stand in a file.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    /// Their format.
+    pub dtype: DType,
+    /// N.
+    pub rows: usize,
+    /// K.
+    pub cols: usize,
+    /// Exactly `rows` rows of `cols` values.
+    pub bytes: &'a [u8],
+}
+
+/// Source bytes that a worker packs at a time: enough that fetching the next piece costs nothing, little enough that
+/// all workers are done at about the same time and few pages of a mapped file are held at once.
+const PACK_BYTES: usize = 2 << 20;
+
 impl Matrix {
-    /// Packs rows of `dtype`. `bytes` is exactly `rows` rows of `cols` values.
+    /// Packs one matrix.
     pub fn pack(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, KernelError> {
-        let row_bytes = dtype.row_bytes(cols)?;
-        let want = rows.checked_mul(row_bytes);
-        if want != Some(bytes.len()) {
-            let len = rows.saturating_mul(cols);
-            let want = want.unwrap_or(usize::MAX);
-            return Err(TensorError::ByteLength { dtype, len, want, got: bytes.len() }.into());
+        let mut packed = Self::pack_all(cpu, &[Weights { dtype, rows, cols, bytes }], &|_, _| ())?;
+        Ok(packed.swap_remove(0))
+    }
+
+    /// Packs the matrices of a model into one piece of memory, all workers at once. `done(index, bytes)` is
+    /// told which bytes of which matrix are not needed any more, piece by piece and in no order, so that pages of a
+    /// mapped file can be let go.
+    ///
+    /// Errors if the bytes of a matrix are not what its format and shape say.
+    pub fn pack_all(
+        cpu: &Cpu,
+        weights: &[Weights<'_>],
+        done: &(dyn Fn(usize, &[u8]) + Sync),
+    ) -> Result<Vec<Self>, KernelError> {
+        let layouts = weights.iter().map(Weights::layout).collect::<Result<Vec<_>, _>>()?;
+        let mut starts = Vec::with_capacity(weights.len());
+        let mut pieces = Vec::new();
+        let mut total = 0;
+        for (index, layout) in layouts.iter().enumerate() {
+            starts.push(total);
+            total += layout.lines();
+            let step = (PACK_BYTES / layout.source_bytes().max(1)).max(1);
+            let tiles = layout.tiles();
+            pieces.extend((0..tiles).step_by(step).map(|first| (index, first..tiles.min(first + step))));
         }
-        let pool = cpu.pool();
-        let packed = match dtype {
-            DType::F32 => Packed::floats::<4>(pool, rows, cols, bytes),
-            DType::F16 | DType::BF16 => Packed::floats::<2>(pool, rows, cols, bytes),
-            DType::Q4_0 => pack_blocks::<Q4_0>(pool, dtype, rows, cols, bytes),
-            DType::Q4_1 => pack_blocks::<Q4_1>(pool, dtype, rows, cols, bytes),
-            DType::Q5_0 => pack_blocks::<Q5_0>(pool, dtype, rows, cols, bytes),
-            DType::Q5_1 => pack_blocks::<Q5_1>(pool, dtype, rows, cols, bytes),
-            DType::Q8_0 => pack_blocks::<Q8_0>(pool, dtype, rows, cols, bytes),
-            DType::Q2_K => pack_blocks::<Q2K>(pool, dtype, rows, cols, bytes),
-            DType::Q3_K => pack_blocks::<Q3K>(pool, dtype, rows, cols, bytes),
-            DType::Q4_K => pack_blocks::<Q4K>(pool, dtype, rows, cols, bytes),
-            DType::Q5_K => pack_blocks::<Q5K>(pool, dtype, rows, cols, bytes),
-            DType::Q6_K => pack_blocks::<Q6K>(pool, dtype, rows, cols, bytes),
-            DType::IQ4_NL => pack_blocks::<Iq4Nl>(pool, dtype, rows, cols, bytes),
-            DType::IQ4_XS => pack_blocks::<Iq4Xs>(pool, dtype, rows, cols, bytes),
+
+        let mut arena = Arena::zeroed(total);
+        let lines = Disjoint::new(arena.lines_mut());
+        let next = AtomicUsize::new(0);
+        cpu.pool().run(&|_| {
+            while let Some((index, tiles)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let layout = &layouts[*index];
+                let source = &weights[*index].bytes[layout.source_of(tiles)];
+                let of = layout.lines_of(tiles);
+                // SAFETY: pieces are different tiles, whose lines do not overlap, and each is taken once.
+                let lines = unsafe { lines.part(starts[*index] + of.start..starts[*index] + of.end) };
+                layout.pack(cpu.isa(), source, lines);
+                done(*index, source);
+            }
+        });
+
+        let arena = Arc::new(arena);
+        let family = Family::of(cpu.isa());
+        let matrix = |((weights, layout), start): ((&Weights<'_>, Layout), usize)| Self {
+            packed: Packed::new(Arc::clone(&arena), start..start + layout.lines(), layout),
+            dtype: weights.dtype,
+            rows: weights.rows,
+            cols: weights.cols,
+            family,
         };
-        Ok(Self { packed, dtype, rows, cols, family: Family::of(cpu.isa()) })
+        Ok(weights.iter().zip(layouts).zip(starts).map(matrix).collect())
     }
 
     /// N.
@@ -100,8 +148,33 @@ impl Matrix {
     }
 }
 
-fn pack_blocks<F: Format>(pool: &Pool, dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Packed {
-    Packed::quantized::<F>(pool, rows, cols / dtype.block_len(), dtype.block_bytes(), bytes)
+impl Weights<'_> {
+    fn layout(&self) -> Result<Layout, KernelError> {
+        let Self { dtype, rows, cols, bytes } = *self;
+        let row_bytes = dtype.row_bytes(cols)?;
+        let want = rows.checked_mul(row_bytes);
+        if want != Some(bytes.len()) {
+            let len = rows.saturating_mul(cols);
+            let want = want.unwrap_or(usize::MAX);
+            return Err(TensorError::ByteLength { dtype, len, want, got: bytes.len() }.into());
+        }
+        Ok(match dtype {
+            DType::F32 => Layout::floats::<4>(rows, row_bytes),
+            DType::F16 | DType::BF16 => Layout::floats::<2>(rows, row_bytes),
+            DType::Q4_0 => Layout::quantized::<Q4_0>(rows, row_bytes),
+            DType::Q4_1 => Layout::quantized::<Q4_1>(rows, row_bytes),
+            DType::Q5_0 => Layout::quantized::<Q5_0>(rows, row_bytes),
+            DType::Q5_1 => Layout::quantized::<Q5_1>(rows, row_bytes),
+            DType::Q8_0 => Layout::quantized::<Q8_0>(rows, row_bytes),
+            DType::Q2_K => Layout::quantized::<Q2K>(rows, row_bytes),
+            DType::Q3_K => Layout::quantized::<Q3K>(rows, row_bytes),
+            DType::Q4_K => Layout::quantized::<Q4K>(rows, row_bytes),
+            DType::Q5_K => Layout::quantized::<Q5K>(rows, row_bytes),
+            DType::Q6_K => Layout::quantized::<Q6K>(rows, row_bytes),
+            DType::IQ4_NL => Layout::quantized::<Iq4Nl>(rows, row_bytes),
+            DType::IQ4_XS => Layout::quantized::<Iq4Xs>(rows, row_bytes),
+        })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -136,6 +209,12 @@ macro_rules! kernel_names {
                     (DType::$dtype, Family::Avx512(_)) => concat!(arch!(), "-", $types, "-avx512vnni"),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Amx(_)) => concat!(arch!(), "-", $types, "-amx"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::Neon(_)) => concat!(arch!(), "-", $types, "-neon"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::Dotprod(_)) => concat!(arch!(), "-", $types, "-dotprod"),
+                    #[cfg(target_arch = "aarch64")]
+                    (DType::$dtype, Family::I8mm(_)) => concat!(arch!(), "-", $types, "-i8mm"),
                 )*
             }
         }
@@ -207,7 +286,19 @@ impl Cpu {
             assert_eq!(linear.out.len(), m * linear.weight.rows, "out is not [{m}, {}]", linear.weight.rows);
             assert!(linear.bias.is_none_or(|bias| bias.len() == linear.weight.rows), "bias is not [N]");
         }
-        first.weight.family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
+        let family = first.weight.family;
+        let _operator = self.operator("matmul", || work_of(group, m));
+        family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
+    }
+}
+
+/// For traces: the weights read and the operations of a group.
+fn work_of(group: &[Linear<'_>], m: usize) -> crate::Work {
+    let weights = || group.iter().map(|linear| linear.weight);
+    crate::Work {
+        bytes: weights().map(|weight| weight.bytes() as u64).sum(),
+        operations: weights().map(|weight| 2 * (m * weight.rows * weight.cols) as u64).sum(),
+        is_int8: weights().any(|weight| weight.dtype.is_quantized()),
     }
 }
 
@@ -229,7 +320,7 @@ impl LanesVisitor for Matmul<'_, '_> {
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
             let widths = if many { L::INT_PANELS } else { quantized::FEW_PANELS };
-            scratch.quantized.fill(l, pool, x, m, cols, widths);
+            scratch.quantized.fill(l.vector(), pool, x, m, cols, widths);
         }
         if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
             let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };
@@ -327,7 +418,7 @@ impl Work<'_> {
         if many {
             l.enter(quantized::ManyRows { tiles, buffer: &mut buffers.unpacked });
         } else {
-            l.enter(quantized::FewRows(tiles));
+            l.vector().enter(quantized::FewRows(tiles));
         }
     }
 
@@ -348,9 +439,9 @@ impl Work<'_> {
             element: PhantomData,
         };
         if many {
-            l.enter(float::ManyRows { tiles, buffer: &mut buffers.converted });
+            l.vector().enter(float::ManyRows { tiles, buffer: &mut buffers.converted });
         } else {
-            l.enter(float::FewRows(tiles));
+            l.vector().enter(float::FewRows(tiles));
         }
     }
 }

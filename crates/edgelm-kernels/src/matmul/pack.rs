@@ -2,138 +2,140 @@
 //!
 //! Quantized tile: the lone f16 of every block (16 halves per block, padded to whole lines), then the words of every
 //! block. Float tile: for each k the values of the 16 rows, padded to whole lines. Rows beyond N are zero bytes.
+//!
+//! All matrices that are packed together share one allocation, so that a model stands in huge pages from end to end.
 
+use super::arena::Arena;
 use super::format::{Format, Words};
+use super::interleave::{Rows, halves, words};
 use super::lanes::{Line, ROWS};
-use crate::Pool;
-use std::mem::MaybeUninit;
+use crate::Isa;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Weights of one matrix as tiles of `per_tile` lines.
 pub(super) struct Packed {
-    lines: Box<[Line]>,
+    arena: Arc<Arena>,
+    lines: Range<usize>,
     per_tile: usize,
 }
 
-/// Pages of 2 MiB spare the page walks that a stream over gigabytes would otherwise wait for.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
-
 impl Packed {
+    /// Lines `lines` of an arena, filled by the methods of the same [`Layout`].
+    pub(super) fn new(arena: Arc<Arena>, lines: Range<usize>, layout: Layout) -> Self {
+        Self { arena, lines, per_tile: layout.per_tile }
+    }
+
     pub(super) fn tile(&self, tile: usize) -> &[Line] {
-        &self.lines[tile * self.per_tile..][..self.per_tile]
+        &self.arena.lines()[self.lines.clone()][tile * self.per_tile..][..self.per_tile]
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.lines)
+        self.lines.len() * size_of::<Line>()
     }
 
     /// Bytes of one tile.
     pub(super) fn tile_bytes(&self) -> usize {
         self.per_tile * size_of::<Line>()
     }
+}
 
-    /// Rows of a quantized format; `bytes` is whole rows of `blocks` GGUF blocks of `block_bytes`.
-    pub(super) fn quantized<F: Format>(
-        pool: &Pool,
-        rows: usize,
-        blocks: usize,
-        block_bytes: usize,
-        bytes: &[u8],
-    ) -> Self {
-        let halves = half_lines::<F>(blocks);
-        Self::fill(pool, rows, halves + blocks * F::Words::COUNT, &|tile, lines| {
-            let (half_lines, words) = lines.split_at_mut(halves);
-            let half_values: &mut [[u16; ROWS]] = bytemuck::cast_slice_mut(half_lines);
-            let mut row_words = vec![0; F::Words::COUNT];
-            let lanes = ROWS.min(rows - tile * ROWS);
-            for index in 0..blocks {
-                let block_lines = &mut words[index * F::Words::COUNT..][..F::Words::COUNT];
-                for lane in 0..lanes {
-                    let block = &bytes[((tile * ROWS + lane) * blocks + index) * block_bytes..][..block_bytes];
-                    for (word, bytes) in row_words.iter_mut().zip(block[F::WORDS_AT..].as_chunks().0) {
-                        *word = u32::from_le_bytes(*bytes);
-                    }
-                    F::arrange(&mut row_words);
-                    for (line, word) in block_lines.iter_mut().zip(&row_words) {
-                        line.0[lane] = *word;
-                    }
-                    if let Some(at) = F::HALF_AT {
-                        half_values[index][lane] = u16::from_le_bytes([block[at], block[at + 1]]);
-                    }
-                }
-            }
-        })
+/// How the rows of one matrix become tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    rows: usize,
+    row_bytes: usize,
+    per_tile: usize,
+    /// Fills the lines (zeros before) of a tile from its rows, at most [`ROWS`] of them.
+    fill: fn(Isa, &[u8], usize, &mut [Line]),
+}
+
+impl Layout {
+    /// `rows` rows of `row_bytes` bytes in blocks of a quantized format.
+    pub(super) fn quantized<F: Format>(rows: usize, row_bytes: usize) -> Self {
+        let blocks = row_bytes / block_bytes::<F>();
+        let per_tile = half_lines::<F>(blocks) + blocks * F::Words::COUNT;
+        Self { rows, row_bytes, per_tile, fill: fill_blocks::<F> }
     }
 
-    /// Rows of `cols` values of S bytes each.
-    pub(super) fn floats<const S: usize>(pool: &Pool, rows: usize, cols: usize, bytes: &[u8]) -> Self {
-        Self::fill(pool, rows, float_lines(S, cols), &|tile, lines| {
-            let values: &mut [[u8; S]] = bytemuck::cast_slice_mut::<Line, u8>(lines).as_chunks_mut().0;
-            let lanes = ROWS.min(rows - tile * ROWS);
-            let rows = &bytes[tile * ROWS * cols * S..][..lanes * cols * S].as_chunks().0;
-            for (k, values) in values.as_chunks_mut::<ROWS>().0[..cols].iter_mut().enumerate() {
-                for lane in 0..lanes {
-                    values[lane] = rows[lane * cols + k];
-                }
-            }
-        })
+    /// `rows` rows of `row_bytes` bytes in values of S bytes.
+    pub(super) fn floats<const S: usize>(rows: usize, row_bytes: usize) -> Self {
+        let per_tile = (row_bytes * ROWS).div_ceil(size_of::<Line>());
+        Self { rows, row_bytes, per_tile, fill: fill_floats::<S> }
     }
 
-    fn fill(pool: &Pool, rows: usize, per_tile: usize, pack: &(dyn Fn(usize, &mut [Line]) + Sync)) -> Self {
-        let tiles = if per_tile == 0 { 0 } else { rows.div_ceil(ROWS) };
-        let mut lines: Box<[MaybeUninit<Line>]> = Box::new_uninit_slice(tiles * per_tile);
-        advise_huge_pages(&mut lines);
-        let base = SharedLines(lines.as_mut_ptr());
-        pool.split(tiles, 1, &|range| {
-            for tile in range {
-                // SAFETY: tile < tiles, so the slice lies inside `lines`, and ranges of workers are disjoint. It is
-                // filled before it is seen as initialized.
-                let tile_lines = unsafe {
-                    let slots = std::slice::from_raw_parts_mut(base.at(tile * per_tile), per_tile);
-                    slots.fill(MaybeUninit::new(Line::ZERO));
-                    &mut *(std::ptr::from_mut(slots) as *mut [Line])
-                };
-                pack(tile, tile_lines);
-            }
-        });
-        // SAFETY: the loop above filled every tile.
-        Self { lines: unsafe { lines.assume_init() }, per_tile }
+    pub(super) fn tiles(&self) -> usize {
+        if self.per_tile == 0 { 0 } else { self.rows.div_ceil(ROWS) }
     }
+
+    /// Lines of all tiles.
+    pub(super) fn lines(&self) -> usize {
+        self.tiles() * self.per_tile
+    }
+
+    /// Bytes of the rows of a whole tile.
+    pub(super) fn source_bytes(&self) -> usize {
+        ROWS * self.row_bytes
+    }
+
+    /// Lines of some tiles, counted from the matrix's first.
+    pub(super) fn lines_of(&self, tiles: &Range<usize>) -> Range<usize> {
+        tiles.start * self.per_tile..tiles.end * self.per_tile
+    }
+
+    /// Where the rows of some tiles stand in the bytes of all rows.
+    pub(super) fn source_of(&self, tiles: &Range<usize>) -> Range<usize> {
+        tiles.start * self.source_bytes()..(tiles.end * ROWS).min(self.rows) * self.row_bytes
+    }
+
+    /// Fills the lines of some tiles, zeros before, from the bytes of their rows.
+    pub(super) fn pack(&self, isa: Isa, source: &[u8], lines: &mut [Line]) {
+        for (rows, lines) in source.chunks(self.source_bytes()).zip(lines.chunks_exact_mut(self.per_tile)) {
+            (self.fill)(isa, rows, self.row_bytes, lines);
+        }
+    }
+}
+
+fn fill_blocks<F: Format>(isa: Isa, bytes: &[u8], row_bytes: usize, lines: &mut [Line]) {
+    let block_bytes = block_bytes::<F>();
+    let rows = Rows { bytes, row_bytes, block_bytes };
+    let (half_lines, word_lines) = lines.split_at_mut(half_lines::<F>(row_bytes / block_bytes));
+    if let Some(at) = F::HALF_AT {
+        halves(rows, at, bytemuck::cast_slice_mut(half_lines));
+    }
+    words(isa, rows, F::WORDS_AT, F::Words::COUNT, word_lines);
+    for block in word_lines.chunks_exact_mut(F::Words::COUNT) {
+        F::arrange(block);
+    }
+}
+
+fn fill_floats<const S: usize>(isa: Isa, bytes: &[u8], row_bytes: usize, lines: &mut [Line]) {
+    let rows = Rows { bytes, row_bytes, block_bytes: row_bytes };
+    let count = row_bytes / size_of::<u32>();
+    words(isa, rows, 0, count, lines);
+    if S == size_of::<u16>() {
+        // A word was two values; what belongs side by side is the same value of all rows.
+        for line in &mut lines[..count] {
+            let pairs = line.0;
+            let halves: &mut [u16; 2 * ROWS] = bytemuck::cast_mut(&mut line.0);
+            for lane in 0..ROWS {
+                halves[lane] = pairs[lane] as u16;
+                halves[ROWS + lane] = (pairs[lane] >> 16) as u16;
+            }
+        }
+        if !row_bytes.is_multiple_of(size_of::<u32>()) {
+            let odd = Rows { block_bytes: row_bytes, ..rows };
+            halves(odd, row_bytes - size_of::<u16>(), bytemuck::cast_slice_mut(&mut lines[count..]));
+        }
+    }
+}
+
+/// Bytes of a block in a file: its words and, in some formats, one f16.
+fn block_bytes<F: Format>() -> usize {
+    size_of::<u32>() * F::Words::COUNT + if F::HALF_AT.is_some() { size_of::<u16>() } else { 0 }
 }
 
 /// Lines of the section of lone halves.
 pub(super) fn half_lines<F: Format>(blocks: usize) -> usize {
     if F::HALF_AT.is_some() { blocks.div_ceil(2) } else { 0 }
 }
-
-/// Lines of a float tile.
-fn float_lines(value_bytes: usize, cols: usize) -> usize {
-    (cols * ROWS * value_bytes).div_ceil(size_of::<Line>())
-}
-
-/// Pointer that workers write disjoint tiles through.
-struct SharedLines(*mut MaybeUninit<Line>);
-
-// SAFETY: only `Packed::fill` uses it, and there every worker touches its own tiles.
-unsafe impl Sync for SharedLines {}
-
-impl SharedLines {
-    /// SAFETY: `index` must lie inside the allocation.
-    unsafe fn at(&self, index: usize) -> *mut MaybeUninit<Line> {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(index) }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(lines: &mut [MaybeUninit<Line>]) {
-    let start = lines.as_mut_ptr().addr().next_multiple_of(HUGE_PAGE_BYTES);
-    let end = lines.as_mut_ptr_range().end.addr() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-    if start < end {
-        // SAFETY: whole pages inside one allocation of ours. Only advice: contents and validity do not change, and a
-        // refusal costs nothing but speed.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_: &mut [MaybeUninit<Line>]) {}

@@ -1,8 +1,8 @@
 //! The residual connection.
 
-use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, LANES, Lanes, dispatch};
+use crate::{Cpu, Work};
 
 /// Values per thread below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 15;
@@ -11,6 +11,7 @@ const GRAIN: usize = 1 << 15;
 pub fn add_assign(cpu: &Cpu, x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len());
     let len = x.len();
+    let _operator = cpu.operator("add", || Work::elementwise(3 * len, len));
     let x = Disjoint::new(x);
     cpu.pool().split(len, GRAIN, &|range| {
         // SAFETY: `split` hands out ranges that do not overlap.

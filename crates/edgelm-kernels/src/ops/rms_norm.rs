@@ -1,8 +1,8 @@
 //! Root-mean-square normalization.
 
-use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, LANES, Lanes, dispatch, load_partial};
+use crate::{Cpu, Work};
 
 /// Values per thread below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 14;
@@ -17,6 +17,7 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     assert_eq!(x.len() % width, 0, "whole rows");
     let len = x.len();
+    let _operator = cpu.operator("rms_norm", || Work::elementwise(2 * len + width, 4 * len));
     let out = Disjoint::new(out);
     let rows = (GRAIN / width).max(1);
     cpu.pool().split(len / width, rows, &|rows| {

@@ -1,8 +1,8 @@
 //! Rotary position embedding.
 
-use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, Lanes, dispatch};
+use crate::{Cpu, Work};
 use edgelm_tensor::RopePairs;
 
 /// Values per thread below which a second thread costs more than it saves.
@@ -26,6 +26,7 @@ pub fn rope(cpu: &Cpu, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32],
     if row == 0 || angles == 0 {
         return;
     }
+    let _operator = cpu.operator("rope", || Work::elementwise(2 * x.len(), 3 * x.len()));
     let x = Disjoint::new(x);
     cpu.pool().split(t, (GRAIN / row).max(1), &|rows| {
         // SAFETY: `split` hands out ranges that do not overlap.

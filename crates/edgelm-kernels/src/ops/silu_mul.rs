@@ -1,8 +1,8 @@
 //! The gate of a SwiGLU feed-forward layer.
 
-use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::simd::{Kernel, LANES, Lanes, dispatch, exp, load_partial, store_partial};
+use crate::{Cpu, Work};
 
 /// Values per thread below which a second thread costs more than it saves.
 const GRAIN: usize = 1 << 13;
@@ -15,6 +15,8 @@ const GRAIN: usize = 1 << 13;
 pub fn silu_mul(cpu: &Cpu, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
     let len = gate.len();
+    // An exponential counts as one operation.
+    let _operator = cpu.operator("silu_mul", || Work::elementwise(3 * len, 5 * len));
     let gate = Disjoint::new(gate);
     cpu.pool().split(len, GRAIN, &|range| {
         // SAFETY: `split` hands out ranges that do not overlap.

@@ -1,8 +1,8 @@
 //! Sixteen f32 lanes, the same on every instruction set, and the one place where generic code meets it.
 //!
 //! Code over [`Lanes`] is written once, always `#[inline(always)]`, and compiled inside one `#[target_feature]`
-//! function per family by [`dispatch`]. Sixteen lanes everywhere (one AVX-512 register, two AVX2 registers, an array)
-//! fix the order of every sum, so AVX2 and AVX-512 agree bit for bit and scalar differs only by fused multiply-add.
+//! function per family by [`dispatch`]. Sixteen lanes everywhere (one AVX-512 register, two of AVX2, four of NEON, an array)
+//! fix the order of every sum, so the vector families agree bit for bit and scalar differs only by fused multiply-add.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -10,10 +10,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod exp;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use {avx2::Avx2, avx512::Avx512};
 pub(crate) use {
@@ -107,8 +111,18 @@ pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
     }
 }
 
+/// Runs `kernel` compiled for the family of `cpu`; the families of Arm differ only in integer products.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
+    match cpu.isa() {
+        // SAFETY: a `Cpu` has a family only if this CPU reported its features.
+        crate::Isa::Neon | crate::Isa::Dotprod | crate::Isa::I8mm => unsafe { neon::run(kernel) },
+        _ => kernel.run::<scalar::Scalar>(),
+    }
+}
+
 /// Runs `kernel` over arrays, which the compiler turns into the vectors that every CPU of the target has.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn dispatch<K: Kernel>(_cpu: &Cpu, kernel: K) -> K::Output {
     kernel.run::<scalar::Scalar>()
 }

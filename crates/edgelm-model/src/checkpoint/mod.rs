@@ -149,6 +149,13 @@ impl Checkpoint {
         }
     }
 
+    /// Lets the kernel drop the pages of a part of a tensor's bytes that was read.
+    pub fn release_part(&self, id: TensorId, part: &[u8]) {
+        if let Some(source) = self.store.source_of(&self.stored_name(id)) {
+            source.release(part);
+        }
+    }
+
     /// Total weights. A tied embedding counts once.
     pub fn parameters(&self) -> u64 {
         let elements = |id: &TensorId| self.config.tensor_shape(*id).map_or(0, |shape| shape.iter().product::<usize>());

@@ -1,19 +1,21 @@
 //! `edgelm run`: one prompt, a long document, or an interactive chat.
 
 mod chat;
+mod trace;
 mod windows;
 
-use crate::{commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
+use crate::{commands::parse_ids, failure::Usage, interrupt, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::Args;
 use edgelm_engine::{GenerateOptions, Generation, Model, Sampling};
-use edgelm_kernels::KvDtype;
+use edgelm_kernels::{Cpu, KvDtype};
 use edgelm_model::{GenerationConfig, Message};
 use serde_json::json;
 use std::{
     io::{IsTerminal, Read},
     ops::ControlFlow,
     path::PathBuf,
+    sync::Arc,
     time::Instant,
 };
 
@@ -42,6 +44,9 @@ pub struct RunArgs {
     /// Tokens from one window's start to the next [default: three quarters of the window]
     #[arg(long, value_name = "N", requires = "window")]
     stride: Option<usize>,
+    /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
+    #[arg(long, value_name = "F")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -140,9 +145,23 @@ pub fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     if args.window == Some(0) || args.stride == Some(0) {
         return Err(Usage("--window and --stride must be at least 1".into()).into());
     }
+    let Some(path) = &args.trace else { return answer(&args, machine::cpu(global)?, global) };
+    let cpu = machine::cpu(global)?;
+    // Ctrl-C ends the generation; the trace so far is written.
+    let work = interrupt::Work::begin();
+    let trace = trace::Trace::begin(path, &cpu)?;
+    let answered = answer(&args, cpu, global);
+    trace.finish(global)?;
+    if work.is_interrupted() {
+        std::process::exit(interrupt::STATUS.into());
+    }
+    answered
+}
+
+fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> {
     let begin = Instant::now();
     let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let model = Model::load(checkpoint, machine::cpu(global)?)?;
+    let model = Model::load(checkpoint, cpu)?;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
     let options = args.generation.options(model.generation_config());
     if let Some(ids) = &args.tokens {
@@ -269,6 +288,9 @@ fn stream(model: &Model, prompt: &[u32], options: &GenerateOptions, show: bool) 
     let generation = model.generate(prompt, options, &mut |piece| {
         if show && let Err(error) = output::stream(&piece.text) {
             failure = Some(error);
+            return ControlFlow::Break(());
+        }
+        if interrupt::is_requested() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())

@@ -101,8 +101,8 @@ pub(super) trait Format {
     /// Where the f16 that belongs to no word stands.
     const HALF_AT: Option<usize> = None;
 
-    /// Rearranges the words of one row's block, once, at packing time.
-    fn arrange(words: &mut [u32]) {
+    /// Rearranges the words of a block, the same in every lane, once, at packing time.
+    fn arrange(words: &mut [Line]) {
         let _ = words;
     }
 
@@ -133,18 +133,18 @@ fn split_nibbles<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
     let mut q = [l.splat(0); 8];
     for j in 0..4 {
         let word = l.load(&words[j]);
-        q[j] = l.and(word, l.splat(0x0f0f_0f0f));
-        q[j + 4] = l.and(l.shr(word, 4), l.splat(0x0f0f_0f0f));
+        q[j] = l.byte_bits(word, 0, 0x0f);
+        q[j + 4] = l.byte_bits(word, 4, 0x0f);
     }
     q
 }
 
 /// Bits `shift ..` under `mask` of the bytes of 8 consecutive words.
 #[inline(always)]
-fn bits<L: Lanes>(l: L, words: &[Line], shift: usize, mask: u32) -> [L::U; 8] {
+fn bits<L: Lanes>(l: L, words: &[Line], shift: usize, mask: u8) -> [L::U; 8] {
     let mut q = [l.splat(0); 8];
     for j in 0..8 {
-        q[j] = l.and(l.shr(l.load(&words[j]), shift as u32), l.splat(mask));
+        q[j] = l.byte_bits(l.load(&words[j]), shift as u32, mask);
     }
     q
 }
@@ -173,11 +173,22 @@ fn fifth_bits<L: Lanes>(l: L, word: &Line) -> [L::U; 8] {
 
 /// GGUF keeps the fifth bit of value 4j + b at bit 4j + b; here it moves to bit j of byte b, so that the four bits of
 /// one vector are one shift and mask away from their bytes.
-fn arrange_fifth_bits(word: u32) -> u32 {
-    (0..32).fold(0, |arranged, value| {
+fn arrange_fifth_bits(line: &mut Line) {
+    let mut arranged = Line::ZERO;
+    for value in 0..32 {
         let (vector, byte) = (value / 4, value % 4);
-        arranged | (word >> value & 1) << (8 * byte + vector)
-    })
+        for (to, from) in arranged.0.iter_mut().zip(line.0) {
+            *to |= (from >> value & 1) << (8 * byte + vector);
+        }
+    }
+    *line = arranged;
+}
+
+/// Q4_1 and Q5_1 add their min; the products subtract one.
+fn negate_high_half(line: &mut Line) {
+    for word in &mut line.0 {
+        *word ^= 0x8000_0000;
+    }
 }
 
 /// Byte `index` of 16 bytes kept in 4 words, as an unsigned word.

@@ -25,7 +25,7 @@ impl Format for Q2K {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
-        bits(l, &words[4 + sub / 4 * 8..], sub % 4 * 2, 0x0303_0303)
+        bits(l, &words[4 + sub / 4 * 8..], sub % 4 * 2, 0x03)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {

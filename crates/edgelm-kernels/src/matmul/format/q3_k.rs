@@ -28,8 +28,8 @@ impl Format for Q3K {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
-        let low = bits(l, &words[8 + sub / 4 * 8..], sub % 4 * 2, 0x0303_0303);
-        join(l, low, bits(l, &words[0..8], sub, 0x0101_0101), 2)
+        let low = bits(l, &words[8 + sub / 4 * 8..], sub % 4 * 2, 0x03);
+        join(l, low, bits(l, &words[0..8], sub, 0x01), 2)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {

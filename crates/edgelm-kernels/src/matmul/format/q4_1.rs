@@ -16,8 +16,8 @@ impl Format for Q4_1 {
     const WORDS_AT: usize = 0;
 
     /// The offset is added where mins are subtracted: its sign flips.
-    fn arrange(words: &mut [u32]) {
-        words[0] ^= 0x8000_0000;
+    fn arrange(words: &mut [Line]) {
+        negate_high_half(&mut words[0]);
     }
     #[inline(always)]
     fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {

@@ -24,7 +24,7 @@ impl Format for Q4K {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
-        bits(l, &words[4 + sub / 2 * 8..], sub % 2 * 4, 0x0f0f_0f0f)
+        bits(l, &words[4 + sub / 2 * 8..], sub % 2 * 4, 0x0f)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {

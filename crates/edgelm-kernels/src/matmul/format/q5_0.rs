@@ -16,8 +16,8 @@ impl Format for Q5_0 {
     const WORDS_AT: usize = 2;
     const HALF_AT: Option<usize> = Some(0);
 
-    fn arrange(words: &mut [u32]) {
-        words[0] = arrange_fifth_bits(words[0]);
+    fn arrange(words: &mut [Line]) {
+        arrange_fifth_bits(&mut words[0]);
     }
     #[inline(always)]
     fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {

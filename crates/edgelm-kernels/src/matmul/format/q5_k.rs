@@ -24,8 +24,8 @@ impl Format for Q5K {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
-        let low = bits(l, &words[12 + sub / 2 * 8..], sub % 2 * 4, 0x0f0f_0f0f);
-        join(l, low, bits(l, &words[4..12], sub, 0x0101_0101), 4)
+        let low = bits(l, &words[12 + sub / 2 * 8..], sub % 2 * 4, 0x0f);
+        join(l, low, bits(l, &words[4..12], sub, 0x01), 4)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {

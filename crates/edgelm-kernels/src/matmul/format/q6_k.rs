@@ -28,8 +28,8 @@ impl Format for Q6K {
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         let (half, part) = (sub / 4, sub % 4);
-        let low = bits(l, &words[half * 16 + part % 2 * 8..], part / 2 * 4, 0x0f0f_0f0f);
-        join(l, low, bits(l, &words[32 + half * 8..], part * 2, 0x0303_0303), 4)
+        let low = bits(l, &words[half * 16 + part % 2 * 8..], part / 2 * 4, 0x0f);
+        join(l, low, bits(l, &words[32 + half * 8..], part * 2, 0x03), 4)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {

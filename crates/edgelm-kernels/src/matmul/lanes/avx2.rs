@@ -16,12 +16,17 @@ type Floats = [__m256; 2];
 impl Lanes for Avx2 {
     type U = Words;
     type F = Floats;
+    type Vector = Self;
     type Simd = crate::simd::Avx2;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
     const FLOAT_PANELS: &'static [usize] = &[6, 4, 2, 1];
     const TWO_TILES: bool = false;
+
+    fn vector(self) -> Self::Vector {
+        self
+    }
 
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         #[target_feature(enable = "avx2,fma,f16c")]

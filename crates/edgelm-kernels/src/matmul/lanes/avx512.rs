@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 impl<const AMX: bool> Lanes for Avx512<AMX> {
     type U = __m512i;
     type F = __m512;
+    type Vector = Avx512<false>;
     type Simd = crate::simd::Avx512;
 
     /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
@@ -19,6 +20,10 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     const FLOAT_PANELS: &'static [usize] = &[8, 4, 2, 1];
     const TWO_TILES: bool = true;
     const MATRIX: bool = AMX;
+
+    fn vector(self) -> Self::Vector {
+        self.plain()
+    }
 
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

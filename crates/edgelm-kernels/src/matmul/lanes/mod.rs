@@ -5,10 +5,18 @@
 
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub(crate) use scalar::Scalar;
 
@@ -42,6 +50,12 @@ pub(crate) enum Family {
     Avx512(crate::isa::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Amx(crate::isa::Avx512<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(crate::isa::Neon),
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(crate::isa::Dotprod),
+    #[cfg(target_arch = "aarch64")]
+    I8mm(crate::isa::I8mm),
 }
 
 /// Code that is generic over the instruction set, before one is chosen.
@@ -60,6 +74,12 @@ impl Family {
             Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Amx),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => crate::isa::Neon::detect().map_or(Self::Scalar(Scalar), Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => crate::isa::Dotprod::detect().map_or(Self::Scalar(Scalar), Self::Dotprod),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => crate::isa::I8mm::detect().map_or(Self::Scalar(Scalar), Self::I8mm),
             _ => Self::Scalar(Scalar),
         }
     }
@@ -73,6 +93,12 @@ impl Family {
             Self::Avx512(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Amx(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm(lanes) => visitor.visit(lanes),
         }
     }
 }
@@ -120,6 +146,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     type U: Copy;
     /// Sixteen f32.
     type F: Copy;
+    /// The same without matrix registers, so that what does not use them is compiled once for both.
+    type Vector: Lanes;
     /// The elementwise lanes to use beside these.
     type Simd: crate::simd::Lanes;
 
@@ -133,6 +161,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const TWO_TILES: bool;
     /// Whether there are matrix registers: the `matrix_` methods work, and many rows go through them.
     const MATRIX: bool = false;
+
+    /// The proof that the CPU has the vector instructions alone.
+    fn vector(self) -> Self::Vector;
 
     /// Runs `job` as code compiled for this instruction set.
     fn enter<J: Job<Self>>(self, job: J) -> J::Output;
@@ -149,6 +180,11 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn shr(self, a: Self::U, bits: u32) -> Self::U;
     /// Arithmetic right shift of each word by fewer than 32 bits.
     fn sar(self, a: Self::U, bits: u32) -> Self::U;
+    /// Bits `shift ..` of each byte under `mask`.
+    #[inline(always)]
+    fn byte_bits(self, a: Self::U, shift: u32, mask: u8) -> Self::U {
+        self.and(self.shr(a, shift), self.splat(u32::from_ne_bytes([mask; 4])))
+    }
     /// Subtraction of words, wrapping.
     fn sub(self, a: Self::U, b: Self::U) -> Self::U;
     /// table[byte] for each byte, all of them below 16.
@@ -166,24 +202,6 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
 
-    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane. Exact as long as x is in -127 ..= 127 and `bytes` are signed ones
-    /// passed through [`Lanes::signed`].
-    #[inline(always)]
-    fn dot_signed(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
-        let [[dot]] = self.dot(Kind::Signed, [0], &[[bytes]], &[[x]]);
-        self.sub(sum, self.sub(self.splat(0), dot))
-    }
-    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane, for any signed `bytes` and any unsigned x: x = 2 · half + bit.
-    #[inline(always)]
-    fn dot_unsigned(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
-        let (half, bit) = (x >> 1 & 0x7f7f_7f7f, x & 0x0101_0101);
-        let total = |x: u32| x.to_le_bytes().iter().map(|&byte| i32::from(byte)).sum::<i32>();
-        let start = -Self::SIGNED_OFFSET * (2 * total(half) + total(bit));
-        let bytes = [[self.signed(bytes)]];
-        let [[bit]] = self.dot(Kind::Signed, [start], &bytes, &[[bit]]);
-        let [[half]] = self.dot(Kind::Signed, [0], &bytes, &[[half]]);
-        self.sub(sum, self.sub(self.sub(self.splat(0), bit), self.shl(half, 1)))
-    }
     /// Makes the matrix registers ready for sums over `k_bytes` bytes: 16, 32 or 64.
     fn matrix_begin(self, k_bytes: usize) {
         let _ = k_bytes;
@@ -216,6 +234,43 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn matrix_quants(self, kind: Kind, offset: i32, q: Self::U) -> Self::U {
         let _ = (kind, offset);
         q
+    }
+
+    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane. Exact as long as x is in -127 ..= 127 and `bytes` are signed ones
+    /// passed through [`Lanes::signed`].
+    #[inline(always)]
+    fn dot_signed(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
+        let [[dot]] = self.dot(Kind::Signed, [0], &[[bytes]], &[[x]]);
+        self.sub(sum, self.sub(self.splat(0), dot))
+    }
+    /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane, for any signed `bytes` and any unsigned x: x = 2 · half + bit.
+    #[inline(always)]
+    fn dot_unsigned(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
+        let (half, bit) = (x >> 1 & 0x7f7f_7f7f, x & 0x0101_0101);
+        let total = |x: u32| x.to_le_bytes().iter().map(|&byte| i32::from(byte)).sum::<i32>();
+        let start = -Self::SIGNED_OFFSET * (2 * total(half) + total(bit));
+        let bytes = [[self.signed(bytes)]];
+        let [[bit]] = self.dot(Kind::Signed, [start], &bytes, &[[bit]]);
+        let [[half]] = self.dot(Kind::Signed, [0], &bytes, &[[half]]);
+        self.sub(sum, self.sub(self.sub(self.splat(0), bit), self.shl(half, 1)))
+    }
+
+    /// Rearranges unpacked weights that many rows of x will pass over, for [`Lanes::dot_paired`].
+    #[inline(always)]
+    fn pair_words(self, q: [Self::U; 8]) -> [Self::U; 8] {
+        q
+    }
+
+    /// `dot` of rearranged weights, or of their first or last four words.
+    #[inline(always)]
+    fn dot_paired<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        start: [i32; R],
+        q: &[[Self::U; W]; T],
+        x: &[[u32; R]; W],
+    ) -> [[Self::U; T]; R] {
+        self.dot(kind, start, q, x)
     }
 
     /// Each word, as i32, to f32.

@@ -13,12 +13,17 @@ type Floats = [f32; ROWS];
 impl Lanes for Scalar {
     type U = Words;
     type F = Floats;
+    type Vector = Self;
     type Simd = crate::simd::Scalar;
 
     const SIGNED_OFFSET: i32 = 0;
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
     const FLOAT_PANELS: &'static [usize] = &[4, 2, 1];
     const TWO_TILES: bool = false;
+
+    fn vector(self) -> Self::Vector {
+        self
+    }
 
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         job.run(self)

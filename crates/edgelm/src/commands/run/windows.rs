@@ -30,6 +30,9 @@ pub(super) fn run(
         let text = text.trim_matches('\u{fffd}');
         let text = if question.is_empty() { text.to_owned() } else { format!("{question}\n\n{text}") };
         let prompt = frame.prompt(&text)?;
+        if crate::interrupt::is_requested() {
+            break;
+        }
         if !global.json {
             global.note(format!("window {} of {}: tokens {} to {}", index + 1, spans.len(), span.start, span.end));
         }
