@@ -59,28 +59,19 @@ thread_local! {
 
 impl LanesVisitor for Task<'_> {
     type Output = ();
-    fn visit<L: Lanes>(self, lanes: L) {
-        lanes.enter(self);
-    }
-}
 
-impl<L: Lanes> Job<L> for Task<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, l: L) {
-        // Taken out and put back, because a closure given to `LocalKey` would be compiled without the vector features.
+    /// Enters the instruction set step by step: a step is a page or more, and one function of everything at once took the
+    /// compiler minutes.
+    fn visit<L: Lanes>(self, l: L) {
         let mut buffers = BUFFERS.take();
         match self {
             Self::Whole(block) => {
-                block.prepare::<L>(&mut buffers);
-                buffers.queries.begin(l);
+                block.begin(l, &mut buffers);
                 block.whole(l, &mut buffers);
                 buffers.queries.end(l);
             }
             Self::Segment { block, segment, state } => {
-                block.prepare::<L>(&mut buffers);
-                buffers.queries.begin(l);
+                block.begin(l, &mut buffers);
                 let mut state = State::new(state, block.rows(), value_chunks(block.plan.head_dim));
                 block.walk(l, segment, &mut state, &mut buffers);
                 buffers.queries.end(l);
@@ -90,12 +81,102 @@ impl<L: Lanes> Job<L> for Task<'_> {
                 let mut total = block.total(&mut buffers.states);
                 for state in states.chunks_exact_mut(len) {
                     let state = State::new(state, block.rows(), value_chunks(block.plan.head_dim));
-                    total.join::<L::Simd>(&state, block.base());
+                    l.vector().enter(Join { total: &mut total, state: &state, base: block.base() });
                 }
-                block.finish::<L>(&total);
+                l.vector().enter(Finish { block: &block, total: &total });
             }
         }
         BUFFERS.set(buffers);
+    }
+}
+
+/// Queries as the cache's arithmetic takes them.
+struct Prepare<'a>(&'a Block<'a>, &'a mut Buffers);
+
+impl<L: Lanes> Job<L> for Prepare<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, _: L) {
+        self.0.prepare::<L>(self.1);
+    }
+}
+
+/// Adds the state of a segment to those before.
+struct Join<'a, 'b> {
+    total: &'a mut State<'b>,
+    state: &'a State<'b>,
+    base: Base,
+}
+
+impl<L: Lanes> Job<L> for Join<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, _: L) {
+        self.total.join::<L::Simd>(self.state, self.base);
+    }
+}
+
+/// The result from the state of everything.
+struct Finish<'a> {
+    block: &'a Block<'a>,
+    total: &'a State<'a>,
+}
+
+impl<L: Lanes> Job<L> for Finish<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, _: L) {
+        self.block.finish::<L>(self.total);
+    }
+}
+
+/// A page of F16 in f32.
+struct Unpack<'a> {
+    halves: Halves<'a>,
+    tokens: &'a Range<usize>,
+    room: &'a mut Unpacked,
+}
+
+impl<'a, L: Lanes> Job<L> for Unpack<'a> {
+    type Output = Floats<'a>;
+    #[inline(always)]
+    fn run(self, _: L) -> Floats<'a> {
+        let Halves { components, chunks, .. } = self.halves;
+        self.room.fill::<L::Simd>(self.halves, self.tokens, components, chunks)
+    }
+}
+
+/// All rows against a page of floats.
+struct Against<'a, 'b, S> {
+    block: &'a Block<'a>,
+    page: usize,
+    stored: S,
+    q: &'a [f32],
+    state: &'a mut State<'b>,
+}
+
+impl<L: Lanes, S: Stored> Job<L> for Against<'_, '_, S> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, _: L) {
+        self.block.against::<L::Simd>(self.page, self.stored, self.q, self.state);
+    }
+}
+
+/// All rows against a page of int8.
+struct AgainstBytes<'a, 'b> {
+    block: &'a Block<'a>,
+    page: usize,
+    bytes: int8::Page<'a>,
+    buffers: &'a mut Buffers,
+    state: &'a mut State<'b>,
+}
+
+impl<L: Lanes> Job<L> for AgainstBytes<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, l: L) {
+        self.block.against_bytes(l, self.page, self.bytes, self.buffers, self.state);
     }
 }
 
@@ -131,7 +212,11 @@ impl Block<'_> {
         ((self.row + row / group) * kv_heads * group + self.kv_head * group + row % group) * head_dim
     }
 
-    /// Queries as the cache's arithmetic takes them.
+    fn begin<L: Lanes>(&self, l: L, buffers: &mut Buffers) {
+        l.enter(Prepare(self, buffers));
+        buffers.queries.begin(l);
+    }
+
     #[inline(always)]
     fn prepare<L: Lanes>(&self, buffers: &mut Buffers) {
         let head_dim = self.plan.head_dim;
@@ -154,7 +239,6 @@ impl Block<'_> {
         }
     }
 
-    #[inline(always)]
     fn whole<L: Lanes>(&self, l: L, buffers: &mut Buffers) {
         let (rows, chunks, len) = (self.rows(), value_chunks(self.plan.head_dim), self.state_len());
         let mut states = std::mem::take(&mut buffers.states);
@@ -167,14 +251,13 @@ impl Block<'_> {
         total.clear();
         for segment in segments(&self.plan.seen(&self.positions)) {
             self.walk(l, segment, &mut state, buffers);
-            total.join::<L::Simd>(&state, self.base());
+            l.vector().enter(Join { total: &mut total, state: &state, base: self.base() });
         }
-        self.finish::<L>(&total);
+        l.vector().enter(Finish { block: self, total: &total });
         buffers.states = states;
     }
 
     /// An empty state in the front of a buffer.
-    #[inline(always)]
     fn total<'b>(&self, states: &'b mut Vec<[f32; LANES]>) -> State<'b> {
         let len = self.state_len();
         if states.len() < len {
@@ -198,7 +281,6 @@ impl Block<'_> {
     }
 
     /// The state of the keys of one segment.
-    #[inline(always)]
     fn walk<L: Lanes>(&self, l: L, segment: usize, state: &mut State<'_>, buffers: &mut Buffers) {
         let (components, chunks) = (component_rows(self.plan.head_dim), value_chunks(self.plan.head_dim));
         state.clear();
@@ -209,20 +291,22 @@ impl Block<'_> {
             let tokens = within(&seen, page);
             match self.span.cache.head_page(self.plan.layer, page, self.kv_head) {
                 HeadPage::F32 { k, v } => {
-                    self.against::<L::Simd>(page, Floats { k, v, components, chunks }, &buffers.q, state);
+                    let stored = Floats { k, v, components, chunks };
+                    l.vector().enter(Against { block: self, page, stored, q: &buffers.q, state });
                 }
                 HeadPage::F16 { k, v } => {
-                    let halves = Halves { k, v, components, chunks };
+                    let stored = Halves { k, v, components, chunks };
                     if self.rows() <= DIRECT_ROWS {
-                        self.against::<L::Simd>(page, halves, &buffers.q, state);
+                        l.vector().enter(Against { block: self, page, stored, q: &buffers.q, state });
                     } else {
-                        let unpacked = buffers.page.fill::<L::Simd>(halves, &tokens, components, chunks);
-                        self.against::<L::Simd>(page, unpacked, &buffers.q, state);
+                        let unpack = Unpack { halves: stored, tokens: &tokens, room: &mut buffers.page };
+                        let stored = l.vector().enter(unpack);
+                        l.vector().enter(Against { block: self, page, stored, q: &buffers.q, state });
                     }
                 }
                 HeadPage::Q8 { k, v, k_scales, v_scales } => {
                     let bytes = int8::Page { k, v, k_scales, v_scales, quads: components / 4, chunks };
-                    self.against_bytes(l, page, bytes, buffers, state);
+                    l.enter(AgainstBytes { block: self, page, bytes, buffers, state });
                 }
             }
         }
