@@ -48,21 +48,16 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Shapes for C = A · B: tiles 0 to 3 hold 16 × 16 sums, 4 and 5 hold A with 16 rows of `k_bytes` bytes, 6 and 7 hold
-/// B with `k_bytes / 4` rows of 16 columns of 4 bytes.
+/// All tiles full: 0 to 3 for 16 × 16 sums, 4 and 5 for A with 16 rows of 64 bytes, 6 and 7 for B with 16 rows of 16
+/// columns of 4 bytes, in C = A · B.
 ///
 /// # Safety
-/// [`permitted`]; `k_bytes` is a multiple of 4 from 4 to 64.
-pub(crate) unsafe fn configure(k_bytes: usize) {
+/// [`permitted`].
+pub(crate) unsafe fn configure() {
     let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    for tile in 0..8 {
-        (config.rows[tile], config.row_bytes[tile]) = match tile {
-            0..4 => (16, 64),
-            4..6 => (16, k_bytes as u16),
-            _ => (k_bytes as u8 / 4, 64),
-        };
-    }
-    // SAFETY: `config` is a valid 64-byte configuration by the caller's promise.
+    config.row_bytes[..8].fill(64);
+    config.rows[..8].fill(16);
+    // SAFETY: `config` is a valid 64-byte configuration.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags)) }
 }
 
@@ -133,6 +128,19 @@ pub(crate) unsafe fn dot_unsigned_signed<const C: u8, const A: u8, const B: u8>(
     // SAFETY: touches tile registers only.
     unsafe {
         asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+            options(nostack, nomem, preserves_flags))
+    }
+}
+
+/// C += A · B in i32, A with signed, B with unsigned bytes.
+///
+/// # Safety
+/// After [`configure`].
+#[inline(always)]
+pub(crate) unsafe fn dot_signed_unsigned<const C: u8, const A: u8, const B: u8>() {
+    // SAFETY: touches tile registers only.
+    unsafe {
+        asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
             options(nostack, nomem, preserves_flags))
     }
 }

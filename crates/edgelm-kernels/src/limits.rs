@@ -131,7 +131,7 @@ fn amx_rounds(rounds: usize) -> usize {
     assert!(crate::amx::permitted());
     // SAFETY: permission was just checked; after `configure`, tile registers are zero and products touch nothing else.
     unsafe {
-        crate::amx::configure(K);
+        crate::amx::configure();
         for _ in 0..rounds {
             crate::amx::dot_signed::<0, 4, 6>();
             crate::amx::dot_signed::<1, 5, 6>();

@@ -1,12 +1,13 @@
 //! Products over quantized weights.
 //!
 //! Two ways to the same sums. For few rows of x, each sub-block is unpacked into registers and used for all of them:
-//! decode reads every weight once and does no more. For many rows, some sub-blocks of a tile are unpacked to a buffer
-//! that stays in L1 and all rows pass over it. Both hand the same quants and scales to `accumulate`, in the same order
-//! (`matrix.rs` does the same with matrix registers), so a row's result does not depend on which way was taken.
+//! decode reads every weight once and does no more. For many rows, some groups of a tile are unpacked to a buffer
+//! that stays in L1 and all rows pass over it. Both add the same integers within a group, exactly, and then the same floats
+//! in the same order (`matrix.rs` does the same with matrix registers), so a row's result does not depend on which way was
+//! taken.
 
-use super::activations::{BLOCK, Panel, Quantized, QuantizedPanel, panels_at_once};
-use super::format::{Format, Rule, Scales, Words};
+use super::activations::{BLOCK, GROUP_BLOCKS, Panel, Quantized, QuantizedPanel, panels_at_once};
+use super::format::{Format, Rule, Scales, Units, Words};
 use super::lanes::{Job, Kind, Lanes, Line, ROWS};
 use super::matrix;
 use super::output::Out;
@@ -14,65 +15,102 @@ use super::pack::{Packed, half_lines};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// acc[r][t] += Σ over one sub-block, for R rows of x and T tiles. PAIRED: `q` went through [`Lanes::pair_words`].
-///
-/// Numerics: the dot product is an exact integer. It enters the sum as fma(dot, scale_w · scale_x, acc), then the min
-/// as fma(−min, scale_x · Σ quants of x, acc).
-#[inline(always)]
-fn accumulate<L: Lanes, Q: Rule, const PAIRED: bool, const R: usize, const T: usize>(
-    l: L,
-    q: &[[L::U; 8]; T],
-    scales: &[Scales<L::F>; T],
-    x: &QuantizedPanel<'_, R>,
-    block: usize,
-    acc: &mut [[L::F; T]; R],
-) {
-    let offset = Q::OFFSET + if matches!(Q::KIND, Kind::Signed) { L::SIGNED_OFFSET } else { 0 };
-    let (words, x_scales, sums) = (&x.words[block], &x.scales[block], &x.sums[block]);
-    if Q::PER_16 {
-        for half in 0..2 {
+/// What the products of a group sum up to, for R rows of x and T tiles.
+struct Totals<L: Lanes, const R: usize, const T: usize> {
+    /// Σ scale · (quant − OFFSET) · quant of x.
+    products: [[L::U; T]; R],
+    /// Σ min · quant of x.
+    mins: [[L::U; T]; R],
+}
+
+impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
+    #[inline(always)]
+    fn zero(l: L) -> Self {
+        Self { products: [[l.splat(0); T]; R], mins: [[l.splat(0); T]; R] }
+    }
+
+    /// Adds one sub-block. PAIRED: `q` went through [`Lanes::pair_words`].
+    ///
+    /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 128.
+    #[inline(always)]
+    fn add<Q: Rule, const PAIRED: bool>(
+        &mut self,
+        l: L,
+        q: &[[L::U; 8]; T],
+        scales: &[Scales<L::U>; T],
+        x: &QuantizedPanel<'_, R>,
+        block: usize,
+    ) {
+        let offset = Q::OFFSET + if matches!(Q::KIND, Kind::Signed) { L::SIGNED_OFFSET } else { 0 };
+        let (words, sums) = (&x.words[block], &x.sums[block]);
+        if Q::PER_16 {
+            for half in 0..2 {
+                let mut start = [0; R];
+                for r in 0..R {
+                    start[r] = -offset * i32::from(sums[r][half]);
+                }
+                let mut q_half = [[l.splat(0); 4]; T];
+                for t in 0..T {
+                    q_half[t].copy_from_slice(&q[t][4 * half..4 * half + 4]);
+                }
+                let mut x_half = [[0; R]; 4];
+                x_half.copy_from_slice(&words[4 * half..4 * half + 4]);
+                let dots = dot::<L, PAIRED, R, T, 4>(l, Q::KIND, start, &q_half, &x_half);
+                self.add_dots(l, &dots, scales, half);
+            }
+        } else {
             let mut start = [0; R];
             for r in 0..R {
-                start[r] = -offset * i32::from(sums[r][half]);
+                start[r] = -offset * (i32::from(sums[r][0]) + i32::from(sums[r][1]));
             }
-            let mut q_half = [[l.splat(0); 4]; T];
-            for t in 0..T {
-                q_half[t].copy_from_slice(&q[t][4 * half..4 * half + 4]);
-            }
-            let mut x_half = [[0; R]; 4];
-            x_half.copy_from_slice(&words[4 * half..4 * half + 4]);
-            let dots = dot::<L, PAIRED, R, T, 4>(l, Q::KIND, start, &q_half, &x_half);
+            let dots = dot::<L, PAIRED, R, T, 8>(l, Q::KIND, start, q, words);
+            self.add_dots(l, &dots, scales, 0);
+        }
+        if Q::MINS {
             for r in 0..R {
-                let x_scale = l.splat_f32(x_scales[r]);
-                let x_sum = l.splat_f32(x_scales[r] * f32::from(sums[r][half]));
                 for t in 0..T {
-                    let scale = l.mul(scales[t].scale[half], x_scale);
-                    acc[r][t] = l.fma(l.to_f32(dots[r][t]), scale, acc[r][t]);
-                    if Q::MINS {
-                        acc[r][t] = l.fnma(scales[t].min[half], x_sum, acc[r][t]);
-                    }
-                }
-            }
-        }
-    } else {
-        let mut start = [0; R];
-        for r in 0..R {
-            start[r] = -offset * (i32::from(sums[r][0]) + i32::from(sums[r][1]));
-        }
-        let dots = dot::<L, PAIRED, R, T, 8>(l, Q::KIND, start, q, words);
-        let x_sums = &x.scaled_sums[block];
-        for r in 0..R {
-            let x_scale = l.splat_f32(x_scales[r]);
-            let x_sum = l.splat_f32(x_sums[r]);
-            for t in 0..T {
-                let scale = l.mul(scales[t].scale[0], x_scale);
-                acc[r][t] = l.fma(l.to_f32(dots[r][t]), scale, acc[r][t]);
-                if Q::MINS {
-                    acc[r][t] = l.fnma(scales[t].min[0], x_sum, acc[r][t]);
+                    self.mins[r][t] = l.dot_pairs(self.mins[r][t], scales[t].mins, sums[r]);
                 }
             }
         }
     }
+
+    #[inline(always)]
+    fn add_dots(&mut self, l: L, dots: &[[L::U; T]; R], scales: &[Scales<L::U>; T], half: usize) {
+        for r in 0..R {
+            for t in 0..T {
+                self.products[r][t] = l.mul_add(dots[r][t], scales[t].scale[half], self.products[r][t]);
+            }
+        }
+    }
+
+    /// acc[r][t] += scale of x · (unit · products − min_unit · mins).
+    #[inline(always)]
+    fn flush<Q: Rule>(&self, l: L, units: &[[L::F; 2]; T], x_scales: &[f32; R], acc: &mut [[L::F; T]; R]) {
+        for r in 0..R {
+            for t in 0..T {
+                acc[r][t] =
+                    add_group::<L, Q>(l, self.products[r][t], self.mins[r][t], units[t], x_scales[r], acc[r][t]);
+            }
+        }
+    }
+}
+
+/// acc + x_scale · (unit · products − min_unit · mins), with a rounding after each of its operations but the fused ones.
+#[inline(always)]
+pub(super) fn add_group<L: Lanes, Q: Rule>(
+    l: L,
+    products: L::U,
+    mins: L::U,
+    units: [L::F; 2],
+    x_scale: f32,
+    acc: L::F,
+) -> L::F {
+    let mut sum = l.mul(l.to_f32(products), units[0]);
+    if Q::MINS {
+        sum = l.fnma(l.to_f32(mins), units[1], sum);
+    }
+    l.fma(sum, l.splat_f32(x_scale), acc)
 }
 
 #[inline(always)]
@@ -103,6 +141,12 @@ struct Blocks<'a, F: Format> {
     halves: &'a [[u16; ROWS]],
 }
 
+/// The part of a tile that shares a scale of x: blocks of 32 values, or half a block of 256.
+struct Group<'a, F: Format> {
+    words: &'a [F::Words],
+    halves: &'a [[u16; ROWS]],
+}
+
 impl<'a, F: Format> Blocks<'a, F> {
     #[inline(always)]
     fn of(lines: &'a [Line], blocks: usize) -> Self {
@@ -111,9 +155,51 @@ impl<'a, F: Format> Blocks<'a, F> {
     }
 
     #[inline(always)]
-    fn get(&self, block: usize) -> (&'a F::Words, &'a [u16; ROWS]) {
-        let half = if F::HALF_AT.is_some() { &self.halves[block] } else { &[0; ROWS] };
-        (&self.words[block], half)
+    fn part(&self, blocks: Range<usize>) -> Group<'a, F> {
+        let halves = if F::HALF_AT.is_some() { &self.halves[blocks.clone()] } else { &[] };
+        Group { words: &self.words[blocks], halves }
+    }
+
+    /// The blocks of a group.
+    #[inline(always)]
+    fn group(&self, group: usize) -> Group<'a, F> {
+        if F::SUBS == 1 {
+            let start = group * GROUP_BLOCKS;
+            self.part(start..self.words.len().min(start + GROUP_BLOCKS))
+        } else {
+            let block = group * GROUP_BLOCKS / F::SUBS;
+            self.part(block..block + 1)
+        }
+    }
+}
+
+impl<F: Format> Group<'_, F> {
+    /// Calls `add` with the quants and scales of every sub-block, counted from 0. For blocks of 256 values `FIRST`
+    /// is the first sub-block of the half, a constant: most formats keep their parts at shifts that depend on it, and with
+    /// known shifts unpacking takes a third fewer instructions.
+    #[inline(always)]
+    fn each<L: Lanes, const FIRST: usize>(
+        &self,
+        l: L,
+        units: &Units<L::F>,
+        mut add: impl FnMut(usize, [L::U; 8], Scales<L::U>),
+    ) {
+        let half = |block: usize| if F::HALF_AT.is_some() { &self.halves[block] } else { &[0; ROWS] };
+        if F::SUBS == 1 {
+            for (index, words) in self.words.iter().enumerate() {
+                add(index, F::quants(l, words, 0), F::scales(l, words, half(index), units, 0));
+            }
+        } else {
+            let words = &self.words[0];
+            let mut one = |index: usize| {
+                let sub = FIRST + index;
+                add(index, F::quants(l, words, sub), F::scales(l, words, half(0), units, sub));
+            };
+            one(0);
+            one(1);
+            one(2);
+            one(3);
+        }
     }
 }
 
@@ -147,21 +233,20 @@ impl<F: Format> FewRows<'_, F> {
         let blocks = Blocks::<F>::of(weights.tile(tile), *count);
         let x = x.panel::<R>(panel);
         let mut acc = [[l.splat_f32(0.0)]; R];
-        for block in 0..*count {
-            let (words, half) = blocks.get(block);
-            for line in words.lines() {
-                l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
+        if F::SUBS == 1 {
+            for group in 0..count.div_ceil(GROUP_BLOCKS) {
+                let part = blocks.group(group);
+                prefetch(l, &part);
+                let units = F::units(l, part.words, part.halves);
+                add::<L, F, R, 0>(l, &part, &units, &x, group, &mut acc);
             }
-            let header = F::header(l, words, half);
-            // Four by hand: most formats keep their parts at shifts that repeat after two or four sub-blocks, and with
-            // known shifts unpacking takes a third fewer instructions.
-            for first in (0..F::SUBS).step_by(4) {
-                for_sub::<L, F, R>(l, words, header, first, block, &x, &mut acc);
-                if F::SUBS > 1 {
-                    for_sub::<L, F, R>(l, words, header, first + 1, block, &x, &mut acc);
-                    for_sub::<L, F, R>(l, words, header, first + 2, block, &x, &mut acc);
-                    for_sub::<L, F, R>(l, words, header, first + 3, block, &x, &mut acc);
-                }
+        } else {
+            for block in 0..*count {
+                let part = blocks.part(block..block + 1);
+                prefetch(l, &part);
+                let units = F::units(l, part.words, part.halves);
+                add::<L, F, R, 0>(l, &part, &units, &x, 2 * block, &mut acc);
+                add::<L, F, R, 4>(l, &part, &units, &x, 2 * block + 1, &mut acc);
             }
         }
         for r in 0..R {
@@ -173,20 +258,30 @@ impl<F: Format> FewRows<'_, F> {
     }
 }
 
-/// Unpacks one sub-block of a block and adds its products.
 #[inline(always)]
-fn for_sub<L: Lanes, F: Format, const R: usize>(
+fn prefetch<L: Lanes, F: Format>(l: L, group: &Group<'_, F>) {
+    for words in group.words {
+        for line in words.lines() {
+            l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
+        }
+    }
+}
+
+/// Unpacks one group and adds its products.
+#[inline(always)]
+fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     l: L,
-    words: &F::Words,
-    header: [L::F; 2],
-    sub: usize,
-    block: usize,
+    part: &Group<'_, F>,
+    units: &Units<L::F>,
     x: &QuantizedPanel<'_, R>,
+    group: usize,
     acc: &mut [[L::F; 1]; R],
 ) {
-    let q = [F::quants(l, words, sub)];
-    let scales = [F::scales(l, words, header, sub)];
-    accumulate::<L, F::Rule, false, R, 1>(l, &q, &scales, x, block * F::SUBS + sub, acc);
+    let mut totals = Totals::<L, R, 1>::zero(l);
+    part.each::<L, FIRST>(l, units, |index, q, scales| {
+        totals.add::<F::Rule, false>(l, &[q], &[scales], x, group * GROUP_BLOCKS + index);
+    });
+    totals.flush::<F::Rule>(l, &[[units.unit, units.min_unit]], &x.scales[group], acc);
 }
 
 /// How far ahead of the products decode asks for weights. TinyLlama's shape in Q4_0 on two cores with AVX-512: 31 tokens/s
@@ -197,7 +292,7 @@ pub(crate) const PREFETCH_BYTES: usize = 8192;
 #[derive(Default)]
 pub(super) struct Unpacked {
     lines: Vec<Line>,
-    sums: Vec<[f32; ROWS]>,
+    sums: Vec<Line>,
     ring: matrix::Ring,
 }
 
@@ -207,153 +302,238 @@ pub(super) struct ManyRows<'a, F> {
     pub(super) buffer: &'a mut Unpacked,
 }
 
-/// Sub-blocks unpacked at once: with two tiles about 20 KB, which leaves room for activations in a 32 KB L1.
-const SUBS_AT_ONCE: usize = 16;
+/// Groups unpacked at once: two tiles of 20 KB in all, or one of twice 8 KB for matrix registers, which leaves room for
+/// activations in a 32 KB L1.
+const GROUPS_AT_ONCE: usize = 4;
+
+/// Bytes of sums that are added to before the next groups are unpacked: they and the activations of these groups, which all
+/// their tiles pass over, stay in an L2 of 1 MiB.
+const SUM_BYTES: usize = 256 << 10;
 
 impl<L: Lanes, F: Format> Job<L> for ManyRows<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, l: L) {
-        // Scales and sums add three bytes to every eight quants.
-        let at_once = panels_at_once(L::INT_PANELS[0], self.tiles.blocks * F::SUBS * BLOCK * 11 / 8);
+        let Self { tiles, buffer } = self;
         if L::MATRIX {
-            l.matrix_begin(matrix::k_bytes::<F::Rule>());
-        }
-        for panels in self.tiles.x.panels.chunks(at_once) {
-            if L::TWO_TILES {
-                self.tiles.strips::<L, 2>(l, panels, self.buffer);
-            } else {
-                self.tiles.strips::<L, 1>(l, panels, self.buffer);
+            l.matrix_begin();
+            for panels in tiles.x.panels.chunks(PANELS_AT_ONCE) {
+                tiles.matrix::<L>(l, panels, buffer);
             }
-        }
-        if L::MATRIX {
             l.matrix_end();
+        } else {
+            // Scales and sums add three bytes to every eight quants.
+            let at_once = panels_at_once(L::INT_PANELS[0], tiles.blocks * F::SUBS * BLOCK * 11 / 8);
+            for panels in tiles.x.panels.chunks(at_once) {
+                if L::TWO_TILES {
+                    tiles.strips::<L, 2>(l, panels, buffer);
+                } else {
+                    tiles.strips::<L, 1>(l, panels, buffer);
+                }
+            }
         }
     }
 }
 
+/// Panels of 16 rows that pass over the same planes.
+const PANELS_AT_ONCE: usize = 32;
+
 /// Lines of an unpacked sub-block: quants, scales, mins.
 #[inline(always)]
-pub(super) fn record_lines<Q: Rule>() -> usize {
-    let scales = if Q::PER_16 { 2 } else { 1 };
-    8 + if Q::MINS { 2 * scales } else { scales }
+fn sub_lines<Q: Rule>() -> usize {
+    8 + if Q::PER_16 { 2 } else { 1 } + if Q::MINS { 1 } else { 0 }
+}
+
+/// Lines of an unpacked group: its sub-blocks and its units.
+#[inline(always)]
+fn group_lines<Q: Rule>() -> usize {
+    GROUP_BLOCKS * sub_lines::<Q>() + if Q::MINS { 2 } else { 1 }
 }
 
 impl<F: Format> Tiles<'_, F> {
-    /// Unpacks strips of T tiles, a few sub-blocks at a time, and multiplies each with all panels.
+    /// Groups of a row.
+    #[inline(always)]
+    fn groups(&self) -> usize {
+        (self.blocks * F::SUBS).div_ceil(GROUP_BLOCKS)
+    }
+
+    /// Unpacks strips of T tiles, a few groups at a time, and multiplies each with all panels.
     #[inline(always)]
     fn strips<L: Lanes, const T: usize>(&self, l: L, panels: &[Panel], buffer: &mut Unpacked) {
         let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return };
         let rows = first.start..last.start + last.width;
-        let record = record_lines::<F::Rule>();
-        buffer.lines.resize(SUBS_AT_ONCE * T * record, Line::ZERO);
-        let per_chunk = SUBS_AT_ONCE / F::SUBS;
+        let lines = group_lines::<F::Rule>();
+        buffer.lines.resize(GROUPS_AT_ONCE * T * lines, Line::ZERO);
         for strip in self.tiles.clone().step_by(T) {
             buffer.sums.clear();
-            buffer.sums.resize(rows.len() * T, [0.0; ROWS]);
-            for start in (0..self.blocks).step_by(per_chunk) {
-                let chunk = start..self.blocks.min(start + per_chunk);
+            buffer.sums.resize(rows.len() * T, Line::ZERO);
+            for start in (0..self.groups()).step_by(GROUPS_AT_ONCE) {
+                let chunk = start..self.groups().min(start + GROUPS_AT_ONCE);
                 for t in 0..T {
                     // A last odd tile keeps itself company; its twin is not written out.
                     let tile = (strip + t).min(self.tiles.end - 1);
-                    self.unpack::<L>(l, tile, chunk.clone(), &mut buffer.lines[t * record..], T * record);
+                    let blocks = Blocks::<F>::of(self.weights.tile(tile), self.blocks);
+                    for (group, out) in chunk.clone().zip(buffer.lines[t * lines..].chunks_mut(T * lines)) {
+                        unpack::<L, F>(l, &blocks, group, &mut out[..lines]);
+                    }
                 }
-                let unpacked = &buffer.lines[..chunk.len() * F::SUBS * T * record];
-                let first_sub = start * F::SUBS;
+                let unpacked = &buffer.lines[..chunk.len() * T * lines];
                 for &panel in panels {
                     let sums = &mut buffer.sums[(panel.start - rows.start) * T..][..panel.width * T];
                     let sums = sums.as_chunks_mut().0;
                     // Constant conditions keep the compiler from making code for widths that a family never uses.
-                    if L::MATRIX {
-                        let x = self.x.panel(panel);
-                        matrix::multiply::<L, F::Rule, T>(l, unpacked, x, first_sub, sums, &mut buffer.ring);
-                    } else {
-                        match panel.width {
-                            6 if L::INT_PANELS[0] >= 6 => {
-                                multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), first_sub, sums)
-                            }
-                            4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
-                            2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
-                            _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel), first_sub, sums),
+                    match panel.width {
+                        6 if L::INT_PANELS[0] >= 6 => {
+                            multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), start, sums)
                         }
+                        4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), start, sums),
+                        2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), start, sums),
+                        _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel), start, sums),
                     }
                 }
             }
-            for (row, sums) in (rows.start..rows.end.min(self.x.rows)).zip(buffer.sums.as_chunks::<T>().0) {
+            for (row, sums) in rows.clone().zip(buffer.sums.as_chunks::<T>().0) {
                 for (tile, lanes) in (strip..self.tiles.end).zip(sums) {
                     // SAFETY: this worker owns the tiles.
-                    unsafe { self.out.put(row, tile, lanes) };
+                    unsafe { self.out.put(row, tile, bytemuck::cast_ref(&lanes.0)) };
                 }
             }
         }
     }
 
-    /// Writes the sub-blocks of some blocks of a tile as records, `stride` lines apart.
+    /// The same with matrix registers: one tile at a time, but some tiles before the next groups.
     #[inline(always)]
-    fn unpack<L: Lanes>(&self, l: L, tile: usize, chunk: Range<usize>, out: &mut [Line], stride: usize) {
-        let blocks = Blocks::<F>::of(self.weights.tile(tile), self.blocks);
-        let mut records = out.chunks_mut(stride);
-        for block in chunk {
-            let (words, half) = blocks.get(block);
-            let header = F::header(l, words, half);
-            for sub in 0..F::SUBS {
-                let Some(record) = records.next() else { return };
-                let q = l.pair_words(F::quants(l, words, sub));
-                for (vector, line) in q.into_iter().zip(&mut *record) {
-                    l.store(l.matrix_quants(F::Rule::KIND, F::Rule::OFFSET, vector), line);
-                }
-                let scales = F::scales(l, words, header, sub);
-                let each = if F::Rule::PER_16 { 2 } else { 1 };
-                for i in 0..each {
-                    l.store_f32(scales.scale[i], bytemuck::cast_mut(&mut record[8 + i].0));
-                    if F::Rule::MINS {
-                        l.store_f32(scales.min[i], bytemuck::cast_mut(&mut record[8 + each + i].0));
+    fn matrix<L: Lanes>(&self, l: L, panels: &[Panel], buffer: &mut Unpacked) {
+        let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return };
+        let rows = first.start..last.start + last.width;
+        let lines = matrix::group_lines::<F::Rule>();
+        buffer.lines.resize(GROUPS_AT_ONCE * lines, Line::ZERO);
+        let at_once = (SUM_BYTES / (rows.len() * size_of::<Line>())).max(1);
+        for first_tile in self.tiles.clone().step_by(at_once) {
+            let tiles = first_tile..self.tiles.end.min(first_tile + at_once);
+            buffer.sums.clear();
+            buffer.sums.resize(rows.len() * tiles.len(), Line::ZERO);
+            for start in (0..self.groups()).step_by(GROUPS_AT_ONCE) {
+                let chunk = start..self.groups().min(start + GROUPS_AT_ONCE);
+                for (tile, sums) in tiles.clone().zip(buffer.sums.chunks_mut(rows.len())) {
+                    let blocks = Blocks::<F>::of(self.weights.tile(tile), self.blocks);
+                    for (group, out) in chunk.clone().zip(buffer.lines.chunks_mut(lines)) {
+                        let part = blocks.group(group);
+                        let units = F::units(l, part.words, part.halves);
+                        let mut planes = matrix::Planes::<F::Rule>::begin(l, out, [units.unit, units.min_unit]);
+                        let put = |index, q, scales| planes.put(l, index, q, &scales);
+                        match first_sub::<F>(group) {
+                            0 => part.each::<L, 0>(l, &units, put),
+                            _ => part.each::<L, 4>(l, &units, put),
+                        }
                     }
+                    let unpacked = &buffer.lines[..chunk.len() * lines];
+                    for (&panel, sums) in panels.iter().zip(sums.as_chunks_mut().0) {
+                        matrix::multiply::<L, F::Rule>(l, unpacked, self.x.panel(panel), start, sums, &mut buffer.ring);
+                    }
+                }
+            }
+            for (tile, sums) in tiles.zip(buffer.sums.chunks(rows.len())) {
+                for (row, lanes) in (rows.start..rows.end.min(self.x.rows)).zip(sums) {
+                    // SAFETY: this worker owns the tiles.
+                    unsafe { self.out.put(row, tile, bytemuck::cast_ref(&lanes.0)) };
                 }
             }
         }
     }
 }
 
-/// Adds the products of R rows with the unpacked sub-blocks of T tiles to `sums[row][tile]`.
+/// The first sub-block of a group in its block.
+#[inline(always)]
+fn first_sub<F: Format>(group: usize) -> usize {
+    if F::SUBS == 1 { 0 } else { group * GROUP_BLOCKS % F::SUBS }
+}
+
+/// Writes a group of a tile as a record; what the last group of a row lacks becomes zero.
+#[inline(always)]
+fn unpack<L: Lanes, F: Format>(l: L, blocks: &Blocks<'_, F>, group: usize, out: &mut [Line]) {
+    let part = blocks.group(group);
+    let units = F::units(l, part.words, part.halves);
+    let (subs, unit_lines) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<F::Rule>());
+    if part.words.len() * F::SUBS < GROUP_BLOCKS {
+        subs.fill(Line::ZERO);
+    }
+    let scales_at = if F::Rule::PER_16 { 10 } else { 9 };
+    let put = |index: usize, q, scales: Scales<L::U>| {
+        let lines = &mut subs[index * sub_lines::<F::Rule>()..][..sub_lines::<F::Rule>()];
+        for (vector, line) in l.pair_words(q).into_iter().zip(&mut *lines) {
+            l.store(vector, line);
+        }
+        l.store(scales.scale[0], &mut lines[8]);
+        if F::Rule::PER_16 {
+            l.store(scales.scale[1], &mut lines[9]);
+        }
+        if F::Rule::MINS {
+            l.store(scales.mins, &mut lines[scales_at]);
+        }
+    };
+    match first_sub::<F>(group) {
+        0 => part.each::<L, 0>(l, &units, put),
+        _ => part.each::<L, 4>(l, &units, put),
+    }
+    l.store(l.to_bits(units.unit), &mut unit_lines[0]);
+    if F::Rule::MINS {
+        l.store(l.to_bits(units.min_unit), &mut unit_lines[1]);
+    }
+}
+
+/// Adds the products of R rows with the unpacked groups of T tiles to `sums[row][tile]`.
 #[inline(always)]
 fn multiply<L: Lanes, Q: Rule, const R: usize, const T: usize>(
     l: L,
     unpacked: &[Line],
     x: QuantizedPanel<'_, R>,
-    first_sub: usize,
-    sums: &mut [[[f32; ROWS]; T]],
+    first_group: usize,
+    sums: &mut [[Line; T]],
 ) {
-    let record = record_lines::<Q>();
-    let each = if Q::PER_16 { 2 } else { 1 };
+    let lines = group_lines::<Q>();
     let mut acc = [[l.splat_f32(0.0); T]; R];
     for r in 0..R {
         for t in 0..T {
-            acc[r][t] = l.load_f32(&sums[r][t]);
+            acc[r][t] = l.from_bits(l.load(&sums[r][t]));
         }
     }
-    for (index, records) in unpacked.chunks_exact(T * record).enumerate() {
-        let zero = l.splat_f32(0.0);
-        let mut q = [[l.splat(0); 8]; T];
-        let mut scales = [Scales { scale: [zero; 2], min: [zero; 2] }; T];
-        for t in 0..T {
-            let lines = &records[t * record..][..record];
-            for j in 0..8 {
-                q[t][j] = l.load(&lines[j]);
-            }
-            for i in 0..each {
-                scales[t].scale[i] = l.load_f32(bytemuck::cast_ref(&lines[8 + i].0));
+    for (index, records) in unpacked.chunks_exact(T * lines).enumerate() {
+        let group = first_group + index;
+        let mut totals = Totals::<L, R, T>::zero(l);
+        for sub in 0..GROUP_BLOCKS {
+            let zero = l.splat(0);
+            let mut q = [[zero; 8]; T];
+            let mut scales = [Scales { scale: [zero; 2], mins: zero }; T];
+            for t in 0..T {
+                let lines = &records[t * lines + sub * sub_lines::<Q>()..][..sub_lines::<Q>()];
+                for j in 0..8 {
+                    q[t][j] = l.load(&lines[j]);
+                }
+                scales[t].scale[0] = l.load(&lines[8]);
+                if Q::PER_16 {
+                    scales[t].scale[1] = l.load(&lines[9]);
+                }
                 if Q::MINS {
-                    scales[t].min[i] = l.load_f32(bytemuck::cast_ref(&lines[8 + each + i].0));
+                    scales[t].mins = l.load(&lines[if Q::PER_16 { 10 } else { 9 }]);
                 }
             }
+            totals.add::<Q, true>(l, &q, &scales, &x, group * GROUP_BLOCKS + sub);
         }
-        accumulate::<L, Q, true, R, T>(l, &q, &scales, &x, first_sub + index, &mut acc);
+        let mut units = [[l.splat_f32(0.0); 2]; T];
+        for t in 0..T {
+            let lines = &records[t * lines + GROUP_BLOCKS * sub_lines::<Q>()..];
+            units[t][0] = l.from_bits(l.load(&lines[0]));
+            if Q::MINS {
+                units[t][1] = l.from_bits(l.load(&lines[1]));
+            }
+        }
+        totals.flush::<Q>(l, &units, &x.scales[group], &mut acc);
     }
     for r in 0..R {
         for t in 0..T {
-            l.store_f32(acc[r][t], &mut sums[r][t]);
+            l.store(l.to_bits(acc[r][t]), &mut sums[r][t]);
         }
     }
 }

@@ -72,7 +72,7 @@ impl Queries {
     /// Before the first tile.
     pub(super) fn begin<L: Lanes>(&self, l: L) {
         if self.matrix {
-            l.matrix_begin(4 * ROWS);
+            l.matrix_begin();
         }
     }
 

@@ -12,15 +12,16 @@ impl Format for Iq4Nl {
     const HALF_AT: Option<usize> = Some(0);
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {
-        half_header(l, half)
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+        // 256 · 127 is below 2^15.
+        half_units(l, halves, 128.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
         iq4_quants(l, words)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(_: L, _: &Self::Words, header: [L::F; 2], _: usize) -> Scales<L::F> {
-        Scales::one(header[0])
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+        half_scale(l, half, units)
     }
 }

@@ -12,18 +12,18 @@ impl Format for Iq4Xs {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {
-        [l.f16_low(l.load(&words[0])); 2]
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+        let unit = l.f16_low(l.load(&words[0][0]));
+        Units::stored(unit, unit)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         iq4_quants(l, &words[2 + 4 * sub..])
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
         let low = l.and(l.shr(l.load(&words[1]), 4 * sub as u32), l.splat(0x0f));
         let high = l.and(l.shr(l.load(&words[0]), 16 + 2 * sub as u32), l.splat(0x03));
-        let scale = l.sub(l.or(low, l.shl(high, 4)), l.splat(32));
-        Scales::one(l.mul(header[0], l.to_f32(scale)))
+        Scales::one(l.sub(l.or(low, l.shl(high, 4)), l.splat(32)))
     }
 }

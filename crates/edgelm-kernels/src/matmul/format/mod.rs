@@ -37,7 +37,10 @@ use super::lanes::{Kind, Lanes, Line, ROWS};
 use edgelm_tensor::block::IQ4_VALUES;
 
 /// What the product must know once quants and scales are unpacked:
-/// W[n, k] = scale · (quant − OFFSET) − min, with one scale and min per 32 values, or per 16.
+/// W[n, k] = unit · scale · (quant − OFFSET) − min_unit · min, with one scale and min per 32 values, or per 16. Scales and mins
+/// are integers, so that the products of a group are; units are floats, for a whole group.
+///
+/// |scale · (quant − OFFSET)| and |min| are below 2^15.
 pub(super) trait Rule {
     const KIND: Kind;
     /// Subtracted from every quant.
@@ -48,25 +51,44 @@ pub(super) trait Rule {
     const MINS: bool = false;
 }
 
-/// Scales of a sub-block, per row. With one scale per 32 values, only the first of each pair is used.
+/// Units of a group, per row, and for scales that are stored as floats what turns them into integers of these units.
 #[derive(Clone, Copy)]
-pub(super) struct Scales<F> {
-    pub(super) scale: [F; 2],
-    pub(super) min: [F; 2],
+pub(super) struct Units<F> {
+    pub(super) unit: F,
+    pub(super) min_unit: F,
+    per_unit: F,
+    per_min_unit: F,
 }
 
-impl<F: Copy> Scales<F> {
+impl<F: Copy> Units<F> {
+    /// Of a format whose scales are integers already.
     #[inline(always)]
-    fn one(scale: F) -> Self {
-        Self { scale: [scale; 2], min: [scale; 2] }
+    fn stored(unit: F, min_unit: F) -> Self {
+        Self { unit, min_unit, per_unit: unit, per_min_unit: unit }
+    }
+}
+
+/// Scales of a sub-block, per row.
+#[derive(Clone, Copy)]
+pub(super) struct Scales<U> {
+    /// i32; with one scale per 32 values, only the first is used.
+    pub(super) scale: [U; 2],
+    /// Of both halves, two i16 in a word.
+    pub(super) mins: U,
+}
+
+impl<U: Copy> Scales<U> {
+    #[inline(always)]
+    fn one(scale: U) -> Self {
+        Self { scale: [scale; 2], mins: scale }
     }
     #[inline(always)]
-    fn with_min(scale: F, min: F) -> Self {
-        Self { scale: [scale; 2], min: [min; 2] }
+    fn with_min<L: Lanes<U = U>>(l: L, scale: U, min: U) -> Self {
+        Self { scale: [scale; 2], mins: l.pair(min, min) }
     }
     #[inline(always)]
-    fn two(scale: [F; 2]) -> Self {
-        Self { scale, min: scale }
+    fn two(scale: [U; 2]) -> Self {
+        Self { scale, mins: scale[0] }
     }
 }
 
@@ -106,25 +128,78 @@ pub(super) trait Format {
         let _ = words;
     }
 
-    /// What all sub-blocks of a block share: its scale, and its min or whatever else stands beside it.
-    fn header<L: Lanes>(l: L, words: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2];
+    /// What a group shares: up to four blocks of 32 values, or one of 256 of which it is one half; and their lone f16.
+    fn units<L: Lanes>(l: L, words: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F>;
     /// The 32 quants of a sub-block.
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8];
     /// The scales of a sub-block.
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F>;
+    fn scales<L: Lanes>(l: L, words: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, sub: usize)
+    -> Scales<L::U>;
 }
 
-/// The f16 scale of formats that have one and nothing else.
+/// A unit such that `steps` of it make the power of two below the largest of some f16 magnitudes, and its reciprocal. With
+/// `steps` a power of two the largest is a whole number of units, and so is any that is not much smaller.
 #[inline(always)]
-fn half_header<L: Lanes>(l: L, half: &[u16; ROWS]) -> [L::F; 2] {
-    [l.load_f16(half); 2]
+fn unit_of<L: Lanes>(l: L, magnitudes: impl Iterator<Item = L::U>, steps: f32) -> [L::F; 2] {
+    // Zeros count as the smallest f16 there is, so that no unit is zero.
+    let mut largest = l.splat(1);
+    for magnitude in magnitudes {
+        largest = l.max(largest, l.and(magnitude, l.splat(0x7fff)));
+    }
+    let largest = l.f16_low(largest);
+    let exponent = l.and(l.to_bits(largest), l.splat(0x7f80_0000));
+    // What is not finite must show in the results, as a unit that is not a number.
+    let power = l.fma(largest, l.splat_f32(0.0), l.from_bits(exponent));
+    let reciprocal = l.from_bits(l.sub(l.splat(254 << 23), exponent));
+    [l.mul(power, l.splat_f32(1.0 / steps)), l.mul(reciprocal, l.splat_f32(steps))]
+}
+
+/// Units of formats that have a lone f16 scale for every 32 values.
+#[inline(always)]
+fn half_units<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32) -> Units<L::F> {
+    let [unit, per_unit] = unit_of(l, halves.iter().map(|half| l.load_u16(half)), steps);
+    Units { unit, min_unit: unit, per_unit, per_min_unit: per_unit }
+}
+
+#[inline(always)]
+fn half_scale<L: Lanes>(l: L, half: &[u16; ROWS], units: &Units<L::F>) -> Scales<L::U> {
+    Scales::one(l.round(l.mul(l.load_f16(half), units.per_unit)))
+}
+
+/// Units of formats whose blocks of 32 values begin with an f16 scale and an f16 min.
+#[inline(always)]
+fn word_units<L: Lanes>(l: L, words: impl Iterator<Item = L::U> + Clone, steps: f32) -> Units<L::F> {
+    let [unit, per_unit] = unit_of(l, words.clone(), steps);
+    // Mins have 15 bits and a sign.
+    let [min_unit, per_min_unit] = unit_of(l, words.map(|word| l.shr(word, 16)), 16384.0);
+    Units { unit, min_unit, per_unit, per_min_unit }
+}
+
+#[inline(always)]
+fn word_scale<L: Lanes>(l: L, word: &Line, units: &Units<L::F>) -> Scales<L::U> {
+    let [scale, min] = word_floats(l, word);
+    Scales::with_min(l, l.round(l.mul(scale, units.per_unit)), l.round(l.mul(min, units.per_min_unit)))
 }
 
 /// The two f16 of a word.
 #[inline(always)]
-fn word_header<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
+fn word_floats<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
     let word = l.load(word);
     [l.f16_low(word), l.f16_low(l.shr(word, 16))]
+}
+
+/// Units of k-quants that keep d and dmin in one word.
+#[inline(always)]
+fn word_units_stored<L: Lanes>(l: L, word: &Line) -> Units<L::F> {
+    let [unit, min_unit] = word_floats(l, word);
+    Units::stored(unit, min_unit)
+}
+
+/// Units of k-quants whose d is a lone f16.
+#[inline(always)]
+fn half_units_stored<L: Lanes>(l: L, halves: &[[u16; ROWS]]) -> Units<L::F> {
+    let unit = l.load_f16(&halves[0]);
+    Units::stored(unit, unit)
 }
 
 /// 32 nibbles of 4 words: value k in the low half of byte k, value 16 + k in its high half.

@@ -20,22 +20,17 @@ impl Format for Q2K {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {
-        word_header(l, &words[20])
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+        word_units_stored(l, &words[0][20])
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         bits(l, &words[4 + sub / 4 * 8..], sub % 4 * 2, 0x03)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
         let (first, second) = (byte(l, &words[..4], 2 * sub), byte(l, &words[..4], 2 * sub + 1));
         let nibble = l.splat(0x0f);
-        let scales = [l.to_f32(l.and(first, nibble)), l.to_f32(l.and(second, nibble))];
-        let mins = [l.to_f32(l.shr(first, 4)), l.to_f32(l.shr(second, 4))];
-        Scales {
-            scale: [l.mul(header[0], scales[0]), l.mul(header[0], scales[1])],
-            min: [l.mul(header[1], mins[0]), l.mul(header[1], mins[1])],
-        }
+        Scales { scale: [l.and(first, nibble), l.and(second, nibble)], mins: l.pair(l.shr(first, 4), l.shr(second, 4)) }
     }
 }

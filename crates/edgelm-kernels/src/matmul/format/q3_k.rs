@@ -23,8 +23,8 @@ impl Format for Q3K {
     const HALF_AT: Option<usize> = Some(108);
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {
-        half_header(l, half)
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+        half_units_stored(l, halves)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
@@ -32,17 +32,17 @@ impl Format for Q3K {
         join(l, low, bits(l, &words[0..8], sub, 0x01), 2)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
-        Scales::two([scale(l, words, header[0], 2 * sub), scale(l, words, header[0], 2 * sub + 1)])
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
+        Scales::two([scale(l, words, 2 * sub), scale(l, words, 2 * sub + 1)])
     }
 }
 
-/// d · (scale − 32) of 16 values.
+/// scale − 32 of 16 values.
 #[inline(always)]
-fn scale<L: Lanes>(l: L, words: &[Line; 27], d: L::F, index: usize) -> L::F {
+fn scale<L: Lanes>(l: L, words: &[Line; 27], index: usize) -> L::U {
     let (low, top) = (l.load(&words[24 + index / 4 % 2]), l.load(&words[26]));
     let at = 8 * (index % 4) as u32;
     let nibble = l.and(l.shr(low, at + 4 * (index / 8) as u32), l.splat(0x0f));
     let pair = l.and(l.shr(top, at + 2 * (index / 4) as u32), l.splat(0x03));
-    l.mul(d, l.to_f32(l.sub(l.or(nibble, l.shl(pair, 4)), l.splat(32))))
+    l.sub(l.or(nibble, l.shl(pair, 4)), l.splat(32))
 }

@@ -17,15 +17,16 @@ impl Format for Q4_0 {
     const HALF_AT: Option<usize> = Some(0);
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {
-        half_header(l, half)
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+        // 4095 · 8 is below 2^15.
+        half_units(l, halves, 2048.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
         split_nibbles(l, words)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(_: L, _: &Self::Words, header: [L::F; 2], _: usize) -> Scales<L::F> {
-        Scales::one(header[0])
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+        half_scale(l, half, units)
     }
 }

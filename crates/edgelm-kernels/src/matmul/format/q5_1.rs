@@ -21,15 +21,16 @@ impl Format for Q5_1 {
         arrange_fifth_bits(&mut words[1]);
     }
     #[inline(always)]
-    fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {
-        word_header(l, &words[0])
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+        // 1024 · 31 is below 2^15.
+        word_units(l, words.iter().map(|words| l.load(&words[0])), 512.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
         join(l, split_nibbles(l, &words[2..]), fifth_bits(l, &words[1]), 0)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(_: L, _: &Self::Words, header: [L::F; 2], _: usize) -> Scales<L::F> {
-        Scales::with_min(header[0], header[1])
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+        word_scale(l, &words[0], units)
     }
 }

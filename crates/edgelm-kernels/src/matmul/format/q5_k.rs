@@ -19,8 +19,8 @@ impl Format for Q5K {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS]) -> [L::F; 2] {
-        word_header(l, &words[0])
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+        word_units_stored(l, &words[0][0])
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
@@ -28,8 +28,8 @@ impl Format for Q5K {
         join(l, low, bits(l, &words[4..12], sub, 0x01), 4)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
         let [scale, min] = scale_and_min(l, &words[1..4], sub);
-        Scales::with_min(l.mul(header[0], l.to_f32(scale)), l.mul(header[1], l.to_f32(min)))
+        Scales::with_min(l, scale, min)
     }
 }

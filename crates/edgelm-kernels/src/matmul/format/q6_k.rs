@@ -22,8 +22,8 @@ impl Format for Q6K {
     const HALF_AT: Option<usize> = Some(208);
 
     #[inline(always)]
-    fn header<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS]) -> [L::F; 2] {
-        half_header(l, half)
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+        half_units_stored(l, halves)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
@@ -32,11 +32,9 @@ impl Format for Q6K {
         join(l, low, bits(l, &words[32 + half * 8..], part * 2, 0x03), 4)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, header: [L::F; 2], sub: usize) -> Scales<L::F> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
         let word = l.load(&words[48 + sub / 2]);
         let at = 16 * (sub % 2) as u32;
-        let first = l.sar(l.shl(word, 24 - at), 24);
-        let second = l.sar(l.shl(word, 16 - at), 24);
-        Scales::two([l.mul(header[0], l.to_f32(first)), l.mul(header[0], l.to_f32(second))])
+        Scales::two([l.sar(l.shl(word, 24 - at), 24), l.sar(l.shl(word, 16 - at), 24)])
     }
 }

@@ -158,6 +158,19 @@ impl<P: Products> Lanes for P {
         pairs(a, b, |a, b| unsafe { vsubq_u32(a, b) })
     }
     #[inline(always)]
+    fn mul_add(self, a: Words, b: Words, c: Words) -> Words {
+        // SAFETY: see above.
+        let four = |i: usize| unsafe { vmlaq_u32(c[i], a[i], b[i]) };
+        [four(0), four(1), four(2), four(3)]
+    }
+    #[inline(always)]
+    fn max(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        pairs(a, b, |a, b| unsafe {
+            vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b)))
+        })
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         // SAFETY: see above; the load reads the whole table.
         unsafe {
@@ -207,6 +220,28 @@ impl<P: Products> Lanes for P {
     fn to_f32(self, a: Words) -> Floats {
         // SAFETY: see above.
         each(a, |a| unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(a)) })
+    }
+    #[inline(always)]
+    fn round(self, a: Floats) -> Words {
+        // SAFETY: see above.
+        each(a, |a| unsafe { vreinterpretq_u32_s32(vcvtnq_s32_f32(a)) })
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Floats) -> Words {
+        // SAFETY: see above.
+        each(a, |a| unsafe { vreinterpretq_u32_f32(a) })
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Words) -> Floats {
+        // SAFETY: see above.
+        each(a, |a| unsafe { vreinterpretq_f32_u32(a) })
+    }
+    #[inline(always)]
+    fn load_u16(self, values: &[u16; ROWS]) -> Words {
+        // SAFETY: see above; each load reads the four halves of its array.
+        let load = |values: &[u16; 4]| unsafe { vmovl_u16(vld1_u16(values.as_ptr())) };
+        let fours = values.as_chunks::<4>().0;
+        [load(&fours[0]), load(&fours[1]), load(&fours[2]), load(&fours[3])]
     }
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Floats {
@@ -265,12 +300,12 @@ impl<P: Products> Lanes for P {
     }
 
     #[inline(always)]
-    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
+    fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {
         // SAFETY: see above; each load reads the four values of its array.
         unsafe {
             let mask = vdupq_n_u32(0x7fff_ffff);
             let mut max = vdupq_n_u32(0);
-            for four in values.as_chunks::<4>().0 {
+            for four in values.as_flattened().as_chunks::<4>().0 {
                 max = vmaxq_u32(max, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(four.as_ptr())), mask));
             }
             vmaxvq_u32(max)

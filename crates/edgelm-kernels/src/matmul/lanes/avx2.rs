@@ -100,6 +100,25 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])] }
     }
     #[inline(always)]
+    fn mul_add(self, a: Words, b: Words, c: Words) -> Words {
+        // SAFETY: see above.
+        let half = |i: usize| unsafe { _mm256_add_epi32(_mm256_mullo_epi32(a[i], b[i]), c[i]) };
+        [half(0), half(1)]
+    }
+    #[inline(always)]
+    fn max(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: Words, pairs: Words, x: [i16; 2]) -> Words {
+        let [low, high] = x.map(|x| u32::from(x as u16));
+        let x = self.splat(low | high << 16);
+        // SAFETY: see above.
+        let half = |i: usize| unsafe { _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs[i], x[i])) };
+        [half(0), half(1)]
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         // SAFETY: see above.
         unsafe {
@@ -154,6 +173,31 @@ impl Lanes for Avx2 {
     fn to_f32(self, a: Words) -> Floats {
         // SAFETY: see above.
         unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+    }
+    #[inline(always)]
+    fn round(self, a: Floats) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Floats) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_castps_si256(a[0]), _mm256_castps_si256(a[1])] }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Words) -> Floats {
+        // SAFETY: see above.
+        unsafe { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
+    }
+    #[inline(always)]
+    fn load_u16(self, values: &[u16; ROWS]) -> Words {
+        // SAFETY: see above; both loads lie inside the array.
+        unsafe {
+            [
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(values.as_ptr().cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(values[8..].as_ptr().cast())),
+            ]
+        }
     }
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Floats {
@@ -220,13 +264,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
+    fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {
         // SAFETY: see above; all loads lie inside the array.
         unsafe {
             let mask = _mm256_set1_epi32(0x7fff_ffff);
             let mut max = _mm256_setzero_si256();
-            for part in 0..4 {
-                let bits = _mm256_loadu_si256(values[8 * part..].as_ptr().cast());
+            for eight in values.as_flattened().as_chunks::<8>().0 {
+                let bits = _mm256_loadu_si256(eight.as_ptr().cast());
                 max = _mm256_max_epi32(max, _mm256_and_si256(bits, mask));
             }
             let max = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));

@@ -85,6 +85,27 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         unsafe { _mm512_sub_epi32(a, b) }
     }
     #[inline(always)]
+    fn mul_add(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(_mm512_mullo_epi32(a, b), c) }
+    }
+    #[inline(always)]
+    fn add_high(self, high: __m512i, low: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512i, pairs: __m512i, x: [i16; 2]) -> __m512i {
+        let [low, high] = x.map(|x| u32::from(x as u16));
+        // SAFETY: see above.
+        unsafe { _mm512_dpwssd_epi32(sum, pairs, self.splat(low | high << 16)) }
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: __m512i) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), bytes) }
@@ -118,55 +139,83 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         sums
     }
 
-    fn matrix_begin(self, k_bytes: usize) {
-        assert!(AMX && matches!(k_bytes, 16 | 32 | 64));
-        // SAFETY: an `Avx512<true>` exists only with permission; the size was just checked.
-        unsafe { amx::configure(k_bytes) }
+    fn matrix_begin(self) {
+        assert!(AMX);
+        // SAFETY: an `Avx512<true>` exists only with permission.
+        unsafe { amx::configure() }
     }
     #[inline(always)]
-    unsafe fn matrix_dot(self, index: usize, x: *const u8, q: *const Line) {
-        const X_STRIDE: usize = 32;
-        const Q_STRIDE: usize = size_of::<Line>();
-        // SAFETY: the caller's promises. Sums take turns among four registers and operands among two, because a load
-        // waits for the products that still read its register.
+    fn matrix_planes(self, kind: Kind, offset: i32, q: __m512i, scale: __m512i) -> [__m512i; 2] {
+        // SAFETY: see above.
         unsafe {
-            if index.is_multiple_of(2) {
-                amx::load::<4>(x, X_STRIDE);
-                amx::load::<6>(q.cast(), Q_STRIDE);
+            let q = match kind {
+                Kind::Signed => self.signed(q),
+                Kind::Unsigned(_) => _mm512_sub_epi8(q, _mm512_set1_epi8(offset as i8)),
+            };
+            let even = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(q)), scale);
+            let odd = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(q), scale);
+            let low = self.splat(0x00ff_00ff);
+            [
+                _mm512_or_si512(_mm512_srli_epi16::<8>(even), _mm512_andnot_si512(low, odd)),
+                _mm512_or_si512(_mm512_and_si512(even, low), _mm512_slli_epi16::<8>(odd)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn matrix_dot(self, index: usize, steps: usize, x: *const Line, planes: *const Line) {
+        const LINE: usize = size_of::<Line>();
+        // SAFETY: the caller's promises. Sums take turns, so that some are computed while others are written.
+        unsafe {
+            let even = index.is_multiple_of(2);
+            if even {
+                amx::zero::<0>();
+                amx::zero::<1>();
             } else {
-                amx::load::<5>(x, X_STRIDE);
-                amx::load::<7>(q.cast(), Q_STRIDE);
+                amx::zero::<2>();
+                amx::zero::<3>();
             }
-            match index % 4 {
-                0 => {
-                    amx::zero::<0>();
-                    amx::dot_signed::<0, 4, 6>();
-                }
-                1 => {
-                    amx::zero::<1>();
-                    amx::dot_signed::<1, 5, 7>();
-                }
-                2 => {
-                    amx::zero::<2>();
-                    amx::dot_signed::<2, 4, 6>();
-                }
-                _ => {
-                    amx::zero::<3>();
-                    amx::dot_signed::<3, 5, 7>();
+            for step in 0..steps {
+                let (x, planes) = (x.add(ROWS * step).cast(), planes.add(2 * ROWS * step).cast::<u8>());
+                let low = planes.add(ROWS * LINE);
+                // A load waits for the products that still read its register.
+                if step % 2 == 0 {
+                    amx::load::<4>(x, LINE);
+                    amx::load::<6>(planes, LINE);
+                    amx::load::<7>(low, LINE);
+                    if even {
+                        amx::dot_signed::<0, 4, 6>();
+                        amx::dot_signed_unsigned::<1, 4, 7>();
+                    } else {
+                        amx::dot_signed::<2, 4, 6>();
+                        amx::dot_signed_unsigned::<3, 4, 7>();
+                    }
+                } else {
+                    amx::load::<5>(x, LINE);
+                    amx::load::<6>(planes, LINE);
+                    amx::load::<7>(low, LINE);
+                    if even {
+                        amx::dot_signed::<0, 5, 6>();
+                        amx::dot_signed_unsigned::<1, 5, 7>();
+                    } else {
+                        amx::dot_signed::<2, 5, 6>();
+                        amx::dot_signed_unsigned::<3, 5, 7>();
+                    }
                 }
             }
         }
     }
     #[inline(always)]
-    unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
-        let to = to.as_mut_ptr().cast();
-        // SAFETY: the caller's promise; a sum is 16 rows of 64 bytes.
+    unsafe fn matrix_store(self, index: usize, to: &mut [[Line; ROWS]; 2]) {
+        const LINE: usize = size_of::<Line>();
+        let (high, low) = (to[0].as_mut_ptr().cast(), to[1].as_mut_ptr().cast());
+        // SAFETY: the caller's promise; sums are 16 rows of 64 bytes.
         unsafe {
-            match index % 4 {
-                0 => amx::store::<0>(to, size_of::<Line>()),
-                1 => amx::store::<1>(to, size_of::<Line>()),
-                2 => amx::store::<2>(to, size_of::<Line>()),
-                _ => amx::store::<3>(to, size_of::<Line>()),
+            if index.is_multiple_of(2) {
+                amx::store::<0>(high, LINE);
+                amx::store::<1>(low, LINE);
+            } else {
+                amx::store::<2>(high, LINE);
+                amx::store::<3>(low, LINE);
             }
         }
     }
@@ -213,15 +262,6 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         // SAFETY: as in `matrix_begin`.
         unsafe { amx::release() }
     }
-    #[inline(always)]
-    fn matrix_quants(self, kind: Kind, offset: i32, q: __m512i) -> __m512i {
-        match kind {
-            _ if !AMX => q,
-            Kind::Signed => self.signed(q),
-            // SAFETY: see above.
-            Kind::Unsigned(_) => unsafe { _mm512_sub_epi8(q, _mm512_set1_epi8(offset as i8)) },
-        }
-    }
 
     #[inline(always)]
     fn dot_signed(self, sum: __m512i, bytes: __m512i, x: u32) -> __m512i {
@@ -238,6 +278,26 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     fn to_f32(self, a: __m512i) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn to_bits(self, a: __m512) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_castps_si512(a) }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
+    fn load_u16(self, values: &[u16; ROWS]) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast())) }
     }
     #[inline(always)]
     fn splat_f32(self, value: f32) -> __m512 {
@@ -262,10 +322,7 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     #[inline(always)]
     fn load_bf16(self, values: &[u16; ROWS]) -> __m512 {
         // SAFETY: see above.
-        unsafe {
-            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
-        }
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(self.load_u16(values))) }
     }
     #[inline(always)]
     fn f16_low(self, a: __m512i) -> __m512 {
@@ -289,28 +346,32 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     }
 
     #[inline(always)]
-    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
-        // SAFETY: see above; both loads lie inside the array.
+    fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {
+        // SAFETY: see above; the loads lie inside their arrays.
         unsafe {
             let mask = _mm512_set1_epi32(0x7fff_ffff);
-            let low = _mm512_and_si512(_mm512_loadu_si512(values.as_ptr().cast()), mask);
-            let high = _mm512_and_si512(_mm512_loadu_si512(values[16..].as_ptr().cast()), mask);
-            _mm512_reduce_max_epu32(_mm512_max_epu32(low, high))
+            let mut max = _mm512_setzero_si512();
+            for sixteen in values.as_flattened().as_chunks::<16>().0 {
+                max = _mm512_max_epu32(max, _mm512_and_si512(_mm512_loadu_si512(sixteen.as_ptr().cast()), mask));
+            }
+            _mm512_reduce_max_epu32(max)
         }
     }
     #[inline(always)]
     fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
-        let mut sums = [0; 2];
-        for half in 0..2 {
-            // SAFETY: see above; loads and stores lie inside the arrays.
-            unsafe {
-                let scaled = _mm512_mul_ps(_mm512_loadu_ps(values[16 * half..].as_ptr()), _mm512_set1_ps(factor));
-                let words = _mm512_cvtps_epi32(scaled);
-                _mm_storeu_si128(out[16 * half..].as_mut_ptr().cast(), _mm512_cvtepi32_epi8(words));
-                sums[half] = _mm512_reduce_add_epi32(words);
-            }
+        // SAFETY: see above; loads and stores lie inside the arrays.
+        unsafe {
+            let factor = _mm512_set1_ps(factor);
+            let low = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), factor));
+            let high = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values[16..].as_ptr()), factor));
+            let bytes = _mm256_set_m128i(_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(low));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
+            // Sums of 8 bytes in each 64 bits, 128 too much per byte; then of 16.
+            let eights = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+            let sums = _mm256_add_epi64(eights, _mm256_unpackhi_epi64(eights, eights));
+            let sum = |half: __m128i| _mm_cvtsi128_si32(half) - 16 * 128;
+            [sum(_mm256_castsi256_si128(sums)), sum(_mm256_extracti128_si256::<1>(sums))]
         }
-        sums
     }
 
     #[inline(always)]

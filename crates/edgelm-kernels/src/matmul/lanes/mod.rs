@@ -187,6 +187,28 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     }
     /// Subtraction of words, wrapping.
     fn sub(self, a: Self::U, b: Self::U) -> Self::U;
+    /// a · b + c of words, wrapping.
+    fn mul_add(self, a: Self::U, b: Self::U, c: Self::U) -> Self::U;
+    /// 256 · high + low of words, wrapping.
+    #[inline(always)]
+    fn add_high(self, high: Self::U, low: Self::U) -> Self::U {
+        self.sub(low, self.sub(self.splat(0), self.shl(high, 8)))
+    }
+    /// The larger of each two words, as i32.
+    fn max(self, a: Self::U, b: Self::U) -> Self::U;
+    /// The low halves of two words in one.
+    #[inline(always)]
+    fn pair(self, low: Self::U, high: Self::U) -> Self::U {
+        self.or(self.and(low, self.splat(0xffff)), self.shl(high, 16))
+    }
+    /// sum + low half · low half of x + high half · high half of x, of each word of two i16. Wrapping.
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::U, pairs: Self::U, x: [i16; 2]) -> Self::U {
+        let low = self.sar(self.shl(pairs, 16), 16);
+        let high = self.sar(pairs, 16);
+        let sum = self.mul_add(low, self.splat(i32::from(x[0]) as u32), sum);
+        self.mul_add(high, self.splat(i32::from(x[1]) as u32), sum)
+    }
     /// table[byte] for each byte, all of them below 16.
     fn lookup(self, table: &[i8; 16], bytes: Self::U) -> Self::U;
     /// Prepares signed bytes for `dot`.
@@ -202,39 +224,39 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
 
-    /// Makes the matrix registers ready for sums over `k_bytes` bytes: 16, 32 or 64.
-    fn matrix_begin(self, k_bytes: usize) {
-        let _ = k_bytes;
+    /// Makes the matrix registers ready.
+    fn matrix_begin(self) {}
+    /// The product (q − offset) · scale of every byte, which fits 16 bits: its high bytes, signed, and its low bytes, unsigned.
+    /// `scale` has the same i16 in both halves of a word.
+    fn matrix_planes(self, kind: Kind, offset: i32, q: Self::U, scale: Self::U) -> [Self::U; 2] {
+        let _ = (kind, offset, scale);
+        [q; 2]
     }
-    /// Starts sum number `index`: c[row][lane] = Σ_b x.row.byte(b) · q.lane.byte(b) over the signed bytes b of
-    /// `matrix_begin`, exactly. `x` are 16 rows, 32 bytes apart; `q` is one line per 4 bytes.
+    /// Starts sums number `index`, over `steps` times 64 bytes: for high and low bytes b of the planes each,
+    /// c[row][lane] = Σ_b x.row.byte(b) · plane.lane.byte(b), exactly. A step takes 16 lines of x, one per row, and of
+    /// `planes` 16 lines of high bytes and 16 of low ones, one per 4 bytes.
     ///
     /// # Safety
-    /// Between `matrix_begin` and `matrix_end`; the rows and lines are readable memory.
-    unsafe fn matrix_dot(self, index: usize, x: *const u8, q: *const Line) {
-        let _ = (index, x, q);
+    /// Between `matrix_begin` and `matrix_end`; the lines are readable memory.
+    unsafe fn matrix_dot(self, index: usize, steps: usize, x: *const Line, planes: *const Line) {
+        let _ = (index, steps, x, planes);
     }
-    /// Writes sum number `index`, one of the last four that were started.
+    /// Writes sums number `index`, those started last or before: the rows over high bytes, then the rows over low ones.
     ///
     /// # Safety
     /// Between `matrix_begin` and `matrix_end`.
-    unsafe fn matrix_store(self, index: usize, to: &mut [Line; ROWS]) {
+    unsafe fn matrix_store(self, index: usize, to: &mut [[Line; ROWS]; 2]) {
         let _ = (index, to);
     }
     /// Computes four blocks of sixteen rows and sixteen lanes, exactly.
     ///
     /// # Safety
-    /// Between `matrix_begin` of 64 bytes and `matrix_end`; what `four` points to is as it says.
+    /// Between `matrix_begin` and `matrix_end`; what `four` points to is as it says.
     unsafe fn matrix_four(self, four: &MatrixFour) {
         let _ = four;
     }
     /// Gives the matrix registers up.
     fn matrix_end(self) {}
-    /// Quants as `matrix_dot` takes them: signed, `offset` subtracted, and without what `signed` added.
-    fn matrix_quants(self, kind: Kind, offset: i32, q: Self::U) -> Self::U {
-        let _ = (kind, offset);
-        q
-    }
 
     /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane. Exact as long as x is in -127 ..= 127 and `bytes` are signed ones
     /// passed through [`Lanes::signed`].
@@ -275,6 +297,14 @@ pub(crate) trait Lanes: Copy + Send + Sync {
 
     /// Each word, as i32, to f32.
     fn to_f32(self, a: Self::U) -> Self::F;
+    /// The nearest integers, ties to even; what does not fit an i32 becomes anything.
+    fn round(self, a: Self::F) -> Self::U;
+    /// The bits of each f32.
+    fn to_bits(self, a: Self::F) -> Self::U;
+    /// The f32 of each word of bits.
+    fn from_bits(self, a: Self::U) -> Self::F;
+    /// Sixteen halves, each in the low half of a word.
+    fn load_u16(self, values: &[u16; ROWS]) -> Self::U;
     fn splat_f32(self, value: f32) -> Self::F;
     fn load_f32(self, values: &[f32; ROWS]) -> Self::F;
     fn store_f32(self, value: Self::F, out: &mut [f32; ROWS]);
@@ -292,8 +322,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         self.fma(a, b, c)
     }
 
-    /// The largest |value| of 32 consecutive floats, as bits: not-a-number exceeds infinity exceeds the rest.
-    fn max_magnitude(self, values: &[f32; 32]) -> u32;
+    /// The largest |value|, as bits: not-a-number exceeds infinity exceeds the rest.
+    fn max_magnitude(self, values: &[[f32; 32]]) -> u32;
     /// round(value · factor) to the nearest integer, ties to even, as bytes; and the two sums of 16.
     /// Products must lie in -127.5 .. 127.5.
     fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2];

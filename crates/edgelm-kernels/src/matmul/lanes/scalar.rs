@@ -70,6 +70,14 @@ impl Lanes for Scalar {
         std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
     #[inline(always)]
+    fn mul_add(self, a: Words, b: Words, c: Words) -> Words {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]).wrapping_add(c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: Words, b: Words) -> Words {
+        std::array::from_fn(|i| (a[i] as i32).max(b[i] as i32) as u32)
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte & 15)] as u8)))
     }
@@ -108,6 +116,22 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn to_f32(self, a: Words) -> Floats {
         a.map(|word| word as i32 as f32)
+    }
+    #[inline(always)]
+    fn round(self, a: Floats) -> Words {
+        a.map(|value| value.round_ties_even() as i32 as u32)
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Floats) -> Words {
+        a.map(f32::to_bits)
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Words) -> Floats {
+        a.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn load_u16(self, values: &[u16; ROWS]) -> Words {
+        values.map(u32::from)
     }
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Floats {
@@ -151,8 +175,8 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn max_magnitude(self, values: &[f32; 32]) -> u32 {
-        values.iter().fold(0, |max, value| max.max(value.to_bits() & 0x7fff_ffff))
+    fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {
+        values.as_flattened().iter().fold(0, |max, value| max.max(value.to_bits() & 0x7fff_ffff))
     }
     #[inline(always)]
     fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
