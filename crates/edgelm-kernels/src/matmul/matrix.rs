@@ -116,8 +116,9 @@ fn add<L: Lanes, Q: Rule>(
     x: &QuantizedPanel<'_, ROWS>,
     acc: &mut [L::F; ROWS],
 ) {
-    let float = |index: usize| l.from_bits(l.load(&lines[PLANE_LINES + index]));
-    let units = if Q::MINS { [float(GROUP_BLOCKS), float(GROUP_BLOCKS + 1)] } else { [float(0); 2] };
+    let units_at = PLANE_LINES + if Q::MINS { GROUP_BLOCKS } else { 0 };
+    let units = [units_at, units_at + if Q::MINS { 1 } else { 0 }];
+    let units = [l.from_bits(l.load(&lines[units[0]])), l.from_bits(l.load(&lines[units[1]]))];
     for r in 0..ROWS {
         let products = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));
         let mut mins = l.splat(0);

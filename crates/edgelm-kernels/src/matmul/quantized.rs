@@ -173,33 +173,40 @@ impl<'a, F: Format> Blocks<'a, F> {
     }
 }
 
+/// Takes the sub-blocks of a group, counted from 0. Not a closure: those are not inlined for certain, and what is not
+/// inlined is compiled for any CPU.
+trait Take<L: Lanes> {
+    /// Must be `#[inline(always)]`.
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>);
+}
+
 impl<F: Format> Group<'_, F> {
-    /// Calls `add` with the quants and scales of every sub-block, counted from 0. For blocks of 256 values `FIRST`
-    /// is the first sub-block of the half, a constant: most formats keep their parts at shifts that depend on it, and with
-    /// known shifts unpacking takes a third fewer instructions.
+    /// Unpacks every sub-block. For blocks of 256 values `FIRST` is the first sub-block of the half, a constant: most
+    /// formats keep their parts at shifts that depend on it, and with known shifts unpacking takes a third fewer
+    /// instructions.
     #[inline(always)]
-    fn each<L: Lanes, const FIRST: usize>(
-        &self,
-        l: L,
-        units: &Units<L::F>,
-        mut add: impl FnMut(usize, [L::U; 8], Scales<L::U>),
-    ) {
-        let half = |block: usize| if F::HALF_AT.is_some() { &self.halves[block] } else { &[0; ROWS] };
+    fn each<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, to: &mut impl Take<L>) {
         if F::SUBS == 1 {
             for (index, words) in self.words.iter().enumerate() {
-                add(index, F::quants(l, words, 0), F::scales(l, words, half(index), units, 0));
+                to.take(l, index, F::quants(l, words, 0), F::scales(l, words, self.half(index), units, 0));
             }
         } else {
-            let words = &self.words[0];
-            let mut one = |index: usize| {
-                let sub = FIRST + index;
-                add(index, F::quants(l, words, sub), F::scales(l, words, half(0), units, sub));
-            };
-            one(0);
-            one(1);
-            one(2);
-            one(3);
+            self.one::<L, FIRST>(l, units, 0, to);
+            self.one::<L, FIRST>(l, units, 1, to);
+            self.one::<L, FIRST>(l, units, 2, to);
+            self.one::<L, FIRST>(l, units, 3, to);
         }
+    }
+
+    #[inline(always)]
+    fn one<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, index: usize, to: &mut impl Take<L>) {
+        let (words, sub) = (&self.words[0], FIRST + index);
+        to.take(l, index, F::quants(l, words, sub), F::scales(l, words, self.half(0), units, sub));
+    }
+
+    #[inline(always)]
+    fn half(&self, block: usize) -> &[u16; ROWS] {
+        if F::HALF_AT.is_some() { &self.halves[block] } else { &[0; ROWS] }
     }
 }
 
@@ -277,11 +284,24 @@ fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     group: usize,
     acc: &mut [[L::F; 1]; R],
 ) {
-    let mut totals = Totals::<L, R, 1>::zero(l);
-    part.each::<L, FIRST>(l, units, |index, q, scales| {
-        totals.add::<F::Rule, false>(l, &[q], &[scales], x, group * GROUP_BLOCKS + index);
-    });
-    totals.flush::<F::Rule>(l, &[[units.unit, units.min_unit]], &x.scales[group], acc);
+    let mut products = Products::<L, F::Rule, R> { totals: Totals::zero(l), x, group, rule: PhantomData };
+    part.each::<L, FIRST>(l, units, &mut products);
+    products.totals.flush::<F::Rule>(l, &[[units.unit, units.min_unit]], &x.scales[group], acc);
+}
+
+/// Multiplies sub-blocks as they come.
+struct Products<'a, L: Lanes, Q, const R: usize> {
+    totals: Totals<L, R, 1>,
+    x: &'a QuantizedPanel<'a, R>,
+    group: usize,
+    rule: PhantomData<Q>,
+}
+
+impl<L: Lanes, Q: Rule, const R: usize> Take<L> for Products<'_, L, Q, R> {
+    #[inline(always)]
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
+        self.totals.add::<Q, false>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
+    }
 }
 
 /// How far ahead of the products decode asks for weights. TinyLlama's shape in Q4_0 on two cores with AVX-512: 31 tokens/s
@@ -422,10 +442,10 @@ impl<F: Format> Tiles<'_, F> {
                         let part = blocks.group(group);
                         let units = F::units(l, part.words, part.halves);
                         let mut planes = matrix::Planes::<F::Rule>::begin(l, out, [units.unit, units.min_unit]);
-                        let put = |index, q, scales| planes.put(l, index, q, &scales);
-                        match first_sub::<F>(group) {
-                            0 => part.each::<L, 0>(l, &units, put),
-                            _ => part.each::<L, 4>(l, &units, put),
+                        if first_sub::<F>(group) == 0 {
+                            part.each::<L, 0>(l, &units, &mut planes);
+                        } else {
+                            part.each::<L, 4>(l, &units, &mut planes);
                         }
                     }
                     let unpacked = &buffer.lines[..chunk.len() * lines];
@@ -459,27 +479,46 @@ fn unpack<L: Lanes, F: Format>(l: L, blocks: &Blocks<'_, F>, group: usize, out: 
     if part.words.len() * F::SUBS < GROUP_BLOCKS {
         subs.fill(Line::ZERO);
     }
-    let scales_at = if F::Rule::PER_16 { 10 } else { 9 };
-    let put = |index: usize, q, scales: Scales<L::U>| {
-        let lines = &mut subs[index * sub_lines::<F::Rule>()..][..sub_lines::<F::Rule>()];
-        for (vector, line) in l.pair_words(q).into_iter().zip(&mut *lines) {
-            l.store(vector, line);
-        }
-        l.store(scales.scale[0], &mut lines[8]);
-        if F::Rule::PER_16 {
-            l.store(scales.scale[1], &mut lines[9]);
-        }
-        if F::Rule::MINS {
-            l.store(scales.mins, &mut lines[scales_at]);
-        }
-    };
-    match first_sub::<F>(group) {
-        0 => part.each::<L, 0>(l, &units, put),
-        _ => part.each::<L, 4>(l, &units, put),
+    let mut records = Records::<F::Rule> { subs, rule: PhantomData };
+    if first_sub::<F>(group) == 0 {
+        part.each::<L, 0>(l, &units, &mut records);
+    } else {
+        part.each::<L, 4>(l, &units, &mut records);
     }
     l.store(l.to_bits(units.unit), &mut unit_lines[0]);
     if F::Rule::MINS {
         l.store(l.to_bits(units.min_unit), &mut unit_lines[1]);
+    }
+}
+
+/// Writes sub-blocks as they come.
+struct Records<'a, Q> {
+    subs: &'a mut [Line],
+    rule: PhantomData<Q>,
+}
+
+impl<L: Lanes, Q: Rule> Take<L> for Records<'_, Q> {
+    #[inline(always)]
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
+        let lines = &mut self.subs[index * sub_lines::<Q>()..][..sub_lines::<Q>()];
+        let q = l.pair_words(q);
+        for j in 0..8 {
+            l.store(q[j], &mut lines[j]);
+        }
+        l.store(scales.scale[0], &mut lines[8]);
+        if Q::PER_16 {
+            l.store(scales.scale[1], &mut lines[9]);
+        }
+        if Q::MINS {
+            l.store(scales.mins, &mut lines[if Q::PER_16 { 10 } else { 9 }]);
+        }
+    }
+}
+
+impl<L: Lanes, Q: Rule> Take<L> for matrix::Planes<'_, Q> {
+    #[inline(always)]
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
+        self.put(l, index, q, &scales);
     }
 }
 

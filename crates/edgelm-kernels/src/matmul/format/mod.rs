@@ -137,16 +137,18 @@ pub(super) trait Format {
     -> Scales<L::U>;
 }
 
-/// A unit such that `steps` of it make the power of two below the largest of some f16 magnitudes, and its reciprocal. With
-/// `steps` a power of two the largest is a whole number of units, and so is any that is not much smaller.
+/// The larger of `largest` and the magnitude of an f16 in the low half of each word.
 #[inline(always)]
-fn unit_of<L: Lanes>(l: L, magnitudes: impl Iterator<Item = L::U>, steps: f32) -> [L::F; 2] {
-    // Zeros count as the smallest f16 there is, so that no unit is zero.
-    let mut largest = l.splat(1);
-    for magnitude in magnitudes {
-        largest = l.max(largest, l.and(magnitude, l.splat(0x7fff)));
-    }
-    let largest = l.f16_low(largest);
+fn larger<L: Lanes>(l: L, largest: L::U, half: L::U) -> L::U {
+    l.max(largest, l.and(half, l.splat(0x7fff)))
+}
+
+/// A unit such that `steps` of it make the power of two below an f16 magnitude, and its reciprocal. With `steps` a power
+/// of two the magnitude is a whole number of units, and so is any that is not much smaller.
+#[inline(always)]
+fn unit_of<L: Lanes>(l: L, largest: L::U, steps: f32) -> [L::F; 2] {
+    // Zero counts as the smallest f16 there is, so that no unit is zero.
+    let largest = l.f16_low(l.max(largest, l.splat(1)));
     let exponent = l.and(l.to_bits(largest), l.splat(0x7f80_0000));
     // What is not finite must show in the results, as a unit that is not a number.
     let power = l.fma(largest, l.splat_f32(0.0), l.from_bits(exponent));
@@ -157,7 +159,11 @@ fn unit_of<L: Lanes>(l: L, magnitudes: impl Iterator<Item = L::U>, steps: f32) -
 /// Units of formats that have a lone f16 scale for every 32 values.
 #[inline(always)]
 fn half_units<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32) -> Units<L::F> {
-    let [unit, per_unit] = unit_of(l, halves.iter().map(|half| l.load_u16(half)), steps);
+    let mut largest = l.splat(0);
+    for half in halves {
+        largest = larger(l, largest, l.load_u16(half));
+    }
+    let [unit, per_unit] = unit_of(l, largest, steps);
     Units { unit, min_unit: unit, per_unit, per_min_unit: per_unit }
 }
 
@@ -168,10 +174,15 @@ fn half_scale<L: Lanes>(l: L, half: &[u16; ROWS], units: &Units<L::F>) -> Scales
 
 /// Units of formats whose blocks of 32 values begin with an f16 scale and an f16 min.
 #[inline(always)]
-fn word_units<L: Lanes>(l: L, words: impl Iterator<Item = L::U> + Clone, steps: f32) -> Units<L::F> {
-    let [unit, per_unit] = unit_of(l, words.clone(), steps);
+fn word_units<L: Lanes, W: Words>(l: L, blocks: &[W], steps: f32) -> Units<L::F> {
+    let mut largest = [l.splat(0); 2];
+    for words in blocks {
+        let word = l.load(&words.lines()[0]);
+        largest = [larger(l, largest[0], word), larger(l, largest[1], l.shr(word, 16))];
+    }
+    let [unit, per_unit] = unit_of(l, largest[0], steps);
     // Mins have 15 bits and a sign.
-    let [min_unit, per_min_unit] = unit_of(l, words.map(|word| l.shr(word, 16)), 16384.0);
+    let [min_unit, per_min_unit] = unit_of(l, largest[1], 16384.0);
     Units { unit, min_unit, per_unit, per_min_unit }
 }
 

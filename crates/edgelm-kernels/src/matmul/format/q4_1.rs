@@ -22,7 +22,7 @@ impl Format for Q4_1 {
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
         // 2047 · 15 is below 2^15.
-        word_units(l, words.iter().map(|words| l.load(&words[0])), 1024.0)
+        word_units(l, words, 1024.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

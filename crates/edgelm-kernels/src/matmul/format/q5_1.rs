@@ -23,7 +23,7 @@ impl Format for Q5_1 {
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
         // 1024 · 31 is below 2^15.
-        word_units(l, words.iter().map(|words| l.load(&words[0])), 512.0)
+        word_units(l, words, 512.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
