@@ -55,14 +55,18 @@ pub(super) struct Quantized {
     pub(super) panels: Vec<Panel>,
     /// M; the last panel for matrix registers has room for more.
     pub(super) rows: usize,
-    /// Blocks of a row, the last group filled up with zeros.
-    blocks: usize,
+    /// M, or more for matrix registers.
+    stored: usize,
+    /// Groups of a row.
+    groups: usize,
+    /// Groups that stand side by side, panel after panel, before the next groups of the first panel.
+    chunk: usize,
     words: Vec<Line>,
     scales: Vec<f32>,
     sums: Vec<[i16; 2]>,
 }
 
-/// One panel of R quantized rows.
+/// The groups of one chunk of a panel of R quantized rows; blocks and groups count from its first.
 #[derive(Clone, Copy)]
 pub(super) struct QuantizedPanel<'a, const R: usize> {
     /// Word w of block b of row r, values 4w .. 4w + 4: `words[b][w][r]`. For R = 16, matrix registers, see `lines`.
@@ -76,53 +80,65 @@ pub(super) struct QuantizedPanel<'a, const R: usize> {
 }
 
 impl Quantized {
-    /// The panel's view; R must be its width.
+    /// A panel's view of the chunk that begins with `group`; R must be its width.
     #[inline(always)]
-    pub(super) fn panel<const R: usize>(&self, panel: Panel) -> QuantizedPanel<'_, R> {
-        let of = panel.start * self.blocks..(panel.start + R) * self.blocks;
-        let lines = &self.words[of.start / 2..of.end / 2];
+    pub(super) fn panel<const R: usize>(&self, panel: Panel, group: usize) -> QuantizedPanel<'_, R> {
+        let groups = self.chunk.min(self.groups - group);
+        let start = group * self.stored + panel.start * groups;
+        let of = start..start + groups * R;
+        let blocks = of.start * GROUP_BLOCKS..of.end * GROUP_BLOCKS;
+        let lines = &self.words[blocks.start / 2..blocks.end / 2];
         QuantizedPanel {
             words: bytemuck::cast_slice::<_, u32>(lines).as_chunks().0.as_chunks().0,
             lines,
-            scales: self.scales[of.start / GROUP_BLOCKS..of.end / GROUP_BLOCKS].as_chunks().0,
-            sums: self.sums[of].as_chunks().0,
+            scales: self.scales[of].as_chunks().0,
+            sums: self.sums[blocks].as_chunks().0,
         }
     }
 
-    /// Quantizes `x` [m, cols] in panels of `widths`.
-    pub(super) fn fill<L: Lanes>(&mut self, l: L, pool: &Pool, x: &[f32], m: usize, cols: usize, widths: &[usize]) {
-        let stored = if widths == [ROWS] { m.next_multiple_of(ROWS) } else { m };
-        cut_panels(stored, widths, &mut self.panels);
-        let per_row = cols.div_ceil(GROUP) * GROUP_BLOCKS;
-        let blocks = stored * per_row;
+    /// Quantizes `x` [m, cols] in panels of `widths`, for passes over all groups of a row, or over `chunk` at a time.
+    pub(super) fn fill<L: Lanes>(
+        &mut self,
+        l: L,
+        pool: &Pool,
+        (x, m, cols): (&[f32], usize, usize),
+        widths: &[usize],
+        chunk: Option<usize>,
+    ) {
+        self.stored = if widths == [ROWS] { m.next_multiple_of(ROWS) } else { m };
+        cut_panels(self.stored, widths, &mut self.panels);
         self.rows = m;
-        self.blocks = per_row;
-        self.words.resize(blocks / 2, Line::ZERO);
-        self.scales.resize(blocks / GROUP_BLOCKS, 0.0);
-        self.sums.resize(blocks, [0; 2]);
+        self.groups = cols.div_ceil(GROUP);
+        self.chunk = chunk.unwrap_or(self.groups).max(1);
+        let groups = self.stored * self.groups;
+        self.words.resize(groups * GROUP_BLOCKS / 2, Line::ZERO);
+        self.scales.resize(groups, 0.0);
+        self.sums.resize(groups * GROUP_BLOCKS, [0; 2]);
         if x.is_empty() {
             return;
         }
+        let workers = if m * cols < PARALLEL_FROM { 1 } else { pool.threads() };
         let words = bytemuck::cast_slice_mut(&mut self.words);
-        let whole = Slots { words, scales: &mut self.scales, sums: &mut self.sums };
-        if m * cols < PARALLEL_FROM {
-            return l.enter(Quantize { panels: &self.panels, x, cols, slots: whole });
+        let mut rest = Slots { words, scales: &mut self.scales, sums: &mut self.sums };
+        let mut parts: Vec<_> = (0..workers).map(|_| Mutex::new(Vec::new())).collect();
+        for start in (0..self.groups).step_by(self.chunk) {
+            let groups = start..self.groups.min(start + self.chunk);
+            for (worker, part) in parts.iter_mut().enumerate() {
+                let of = if workers == 1 { 0..self.panels.len() } else { pool.share(worker, self.panels.len(), 1) };
+                let panels = &self.panels[of];
+                let rows: usize = panels.iter().map(|panel| panel.width).sum();
+                let (slots, tail) = rest.split_at(rows * groups.len());
+                rest = tail;
+                let part = part.get_mut().unwrap_or_else(PoisonError::into_inner);
+                part.push(Quantize { panels, x, cols, groups: groups.clone(), slots });
+            }
         }
-        let mut parts = Vec::with_capacity(pool.threads());
-        let mut rest = whole;
-        for worker in 0..pool.threads() {
-            let panels = &self.panels[pool.share(worker, self.panels.len(), 1)];
-            let rows: usize = panels.iter().map(|panel| panel.width).sum();
-            let (part, tail) = rest.split_at(rows * per_row);
-            rest = tail;
-            parts.push(Mutex::new(Some(Quantize { panels, x, cols, slots: part })));
-        }
-        pool.run(&|worker| {
-            let part = parts[worker].lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(job) = part {
+        let run = |worker: usize| {
+            for job in parts[worker].lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
                 l.enter(job);
             }
-        });
+        };
+        if workers == 1 { run(0) } else { pool.run(&run) }
     }
 }
 
@@ -137,18 +153,20 @@ struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
-    fn split_at(self, blocks: usize) -> (Self, Self) {
-        let (words, words_rest) = self.words.split_at_mut(blocks * 8);
-        let (scales, scales_rest) = self.scales.split_at_mut(blocks / GROUP_BLOCKS);
-        let (sums, sums_rest) = self.sums.split_at_mut(blocks);
+    fn split_at(self, groups: usize) -> (Self, Self) {
+        let (words, words_rest) = self.words.split_at_mut(groups * GROUP_BLOCKS * 8);
+        let (scales, scales_rest) = self.scales.split_at_mut(groups);
+        let (sums, sums_rest) = self.sums.split_at_mut(groups * GROUP_BLOCKS);
         (Slots { words, scales, sums }, Slots { words: words_rest, scales: scales_rest, sums: sums_rest })
     }
 }
 
+/// Some groups of some panels, whose slots stand side by side.
 struct Quantize<'a> {
     panels: &'a [Panel],
     x: &'a [f32],
     cols: usize,
+    groups: Range<usize>,
     slots: Slots<'a>,
 }
 
@@ -157,16 +175,17 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
 
     #[inline(always)]
     fn run(self, l: L) {
-        let Self { panels, x, cols, slots } = self;
-        let per_row = cols.div_ceil(GROUP) * GROUP_BLOCKS;
+        let Self { panels, x, cols, groups, slots } = self;
+        let of = groups.start * GROUP..cols.min(groups.end * GROUP);
         let Some(first) = panels.first() else { return };
         for &Panel { start, width } in panels {
-            let base = (start - first.start) * per_row;
+            let base = (start - first.start) * groups.len();
             let rows = x[start * cols..].chunks_exact(cols);
             for (r, row) in rows.take(width).enumerate() {
-                for (group, values) in row.as_chunks::<BLOCK>().0.chunks(GROUP_BLOCKS).enumerate() {
+                let blocks = row[of.clone()].as_chunks::<BLOCK>().0;
+                for (group, values) in blocks.chunks(GROUP_BLOCKS).enumerate() {
                     let (scale, factor) = scale_of(l.max_magnitude(values));
-                    slots.scales[base / GROUP_BLOCKS + group * width + r] = scale;
+                    slots.scales[base + group * width + r] = scale;
                     for i in 0..GROUP_BLOCKS {
                         let block = group * GROUP_BLOCKS + i;
                         let mut bytes = [0; BLOCK];
@@ -174,14 +193,15 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                             Some(values) if factor != 0.0 => l.quantize(values, factor, &mut bytes),
                             _ => [0; 2],
                         };
-                        slots.sums[base + block * width + r] = sums.map(|sum| sum as i16);
+                        slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
                         let bytes = bytes.as_chunks::<4>().0.iter();
                         let bytes = bytes.map(|bytes| u32::from_le_bytes(bytes.map(|byte| byte as u8)));
+                        let at = base * GROUP_BLOCKS * 8;
                         if width == ROWS {
-                            let at = base * 8 + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
+                            let at = at + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
                             slots.words[at..at + 8].iter_mut().zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         } else {
-                            let words = &mut slots.words[(base + block * width) * 8..][..8 * width];
+                            let words = &mut slots.words[at + block * width * 8..][..8 * width];
                             words[r..].iter_mut().step_by(width).zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         }
                     }

@@ -134,7 +134,7 @@ impl<E: Element> FewRows<'_, E> {
                 let mut lanes = [0.0; ROWS];
                 l.store_f32(acc[r][t], &mut lanes);
                 // SAFETY: this worker owns the tile.
-                unsafe { self.0.out.put(panel.start + r, tile, &lanes) };
+                unsafe { self.0.out.put(l, panel.start + r, tile, &lanes) };
             }
         }
     }
@@ -210,7 +210,7 @@ impl<E: Element> Tiles<'_, E> {
             for (row, sums) in rows.clone().zip(buffer.sums.as_chunks::<T>().0) {
                 for (tile, lanes) in (strip..self.tiles.end).zip(sums) {
                     // SAFETY: this worker owns the tiles.
-                    unsafe { self.out.put(row, tile, lanes) };
+                    unsafe { self.out.put(l, row, tile, lanes) };
                 }
             }
         }

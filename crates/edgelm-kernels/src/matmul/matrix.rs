@@ -3,8 +3,8 @@
 //!
 //! A register sums what shares a scale, so scales go into the weights: scale · (quant − OFFSET) has 16 bits, and its high
 //! and low bytes are two planes of int8 weights with which the sums of a whole group are exact integers,
-//! 256 · high + low. They leave by way of memory; so the sums of one group are computed while those of the one before are
-//! added to f32 sums, which stay in vector registers.
+//! 256 · high + low. They leave by way of memory. So the sums of one group are computed while those of the group before are
+//! written and those of the one before that are added to f32 sums, which stay in vector registers.
 //!
 //! What bounds it (one core of a 4.1 GHz Xeon with AMX; 32 tiles, 512 rows, K = 2048): two planes halve the 7.5 TOPS of one
 //! `tdpbssd` after another; 3.1 with loads from L1 and L2, 2.2 with stores or with vector code beside them, 1.6 with both.
@@ -68,47 +68,54 @@ impl<'a, Q: Rule> Planes<'a, Q> {
     }
 }
 
-/// Adds the products of 16 rows with unpacked groups of a tile to `sums[row]`.
+/// Adds the products of 16 rows with unpacked groups of a tile, which are the chunk of x, to `sums[row]`.
 #[inline(always)]
 pub(super) fn multiply<L: Lanes, Q: Rule>(
     l: L,
     unpacked: &[Line],
     x: QuantizedPanel<'_, ROWS>,
-    first_group: usize,
     sums: &mut [Line; ROWS],
     ring: &mut Ring,
 ) {
     const STEPS: usize = GROUP_BLOCKS / 2;
+    const { assert!(STEPS == 2, "each step writes one plane and adds half of the rows") };
+    let count = unpacked.len() / group_lines::<Q>();
+    let lines = |index: usize| &unpacked[index * group_lines::<Q>()..][..group_lines::<Q>()];
+    let x_lines = &x.lines[..count * STEPS * ROWS];
     let mut acc = [l.splat_f32(0.0); ROWS];
     for r in 0..ROWS {
         acc[r] = l.from_bits(l.load(&sums[r]));
     }
-    let groups = unpacked.chunks_exact(group_lines::<Q>());
-    let x_lines = x.lines.as_chunks::<{ STEPS * ROWS }>().0;
-    let mut before = None;
-    for (index, lines) in groups.enumerate() {
-        let group = first_group + index;
-        // SAFETY: `ManyRows` has begun. The group of x is 16 lines for each of two steps, and the planes are 32 lines each.
-        unsafe { l.matrix_dot(index, STEPS, x_lines[group].as_ptr(), lines[..PLANE_LINES].as_ptr()) };
-        if let Some((lines, group)) = before {
-            add::<L, Q>(l, &ring.0[(index - 1) % 2], lines, group, &x, &mut acc);
+    for index in 0..count + 2 {
+        for step in 0..STEPS {
+            if index < count {
+                let x = x_lines[(index * STEPS + step) * ROWS..][..ROWS].as_ptr();
+                let planes = lines(index)[step * 2 * ROWS..][..2 * ROWS].as_ptr();
+                // SAFETY: `ManyRows` has begun; the slices have the lines that are read.
+                unsafe { l.matrix_step(index, step, x, planes) };
+            }
+            if index >= 1 && index <= count {
+                // SAFETY: begun; these sums are the last but one that were started, or the last.
+                unsafe { l.matrix_store(index - 1, step, &mut ring.0[(index - 1) % 2][step]) };
+            }
+            if index >= 2 {
+                let (index, sums) = (index - 2, &ring.0[index % 2]);
+                if step == 0 {
+                    add::<L, Q, 0>(l, sums, lines(index), index, &x, &mut acc);
+                } else {
+                    add::<L, Q, 8>(l, sums, lines(index), index, &x, &mut acc);
+                }
+            }
         }
-        // SAFETY: begun, see above; these sums were started last.
-        unsafe { l.matrix_store(index, &mut ring.0[index % 2]) };
-        before = Some((lines, group));
-    }
-    if let Some((lines, group)) = before {
-        let last = unpacked.len() / group_lines::<Q>() - 1;
-        add::<L, Q>(l, &ring.0[last % 2], lines, group, &x, &mut acc);
     }
     for r in 0..ROWS {
         l.store(l.to_bits(acc[r]), &mut sums[r]);
     }
 }
 
-/// Adds one group's sums.
+/// Adds eight rows, from `FIRST` on, of one group's sums.
 #[inline(always)]
-fn add<L: Lanes, Q: Rule>(
+fn add<L: Lanes, Q: Rule, const FIRST: usize>(
     l: L,
     sums: &[[Line; ROWS]; 2],
     lines: &[Line],
@@ -119,7 +126,7 @@ fn add<L: Lanes, Q: Rule>(
     let units_at = PLANE_LINES + if Q::MINS { GROUP_BLOCKS } else { 0 };
     let units = [units_at, units_at + if Q::MINS { 1 } else { 0 }];
     let units = [l.from_bits(l.load(&lines[units[0]])), l.from_bits(l.load(&lines[units[1]]))];
-    for r in 0..ROWS {
+    for r in FIRST..FIRST + 8 {
         let products = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));
         let mut mins = l.splat(0);
         if Q::MINS {

@@ -320,7 +320,8 @@ impl LanesVisitor for Matmul<'_, '_> {
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
             let widths = if many { L::INT_PANELS } else { quantized::FEW_PANELS };
-            scratch.quantized.fill(l.vector(), pool, x, m, cols, widths);
+            let chunk = (many && L::MATRIX).then_some(quantized::GROUPS_AT_ONCE);
+            scratch.quantized.fill(l.vector(), pool, (x, m, cols), widths, chunk);
         }
         if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
             let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };

@@ -1,6 +1,6 @@
 //! Where workers write their columns of a result.
 
-use super::lanes::ROWS;
+use super::lanes::{Lanes, ROWS};
 use std::marker::PhantomData;
 
 /// A result `[M, N]` that several workers fill, tile by tile: a tile is 16 columns.
@@ -28,16 +28,22 @@ impl<'a> Out<'a> {
     ///
     /// SAFETY: no other thread may write this tile meanwhile.
     #[inline(always)]
-    pub(super) unsafe fn put(&self, row: usize, tile: usize, lanes: &[f32; ROWS]) {
+    pub(super) unsafe fn put<L: Lanes>(&self, l: L, row: usize, tile: usize, lanes: &[f32; ROWS]) {
         let start = tile * ROWS;
         assert!(row < self.rows && start < self.cols);
         let width = ROWS.min(self.cols - start);
         // SAFETY: row and columns were just checked to lie inside the slice; the caller promises exclusive access.
         let to = unsafe { std::slice::from_raw_parts_mut(self.base.add(row * self.cols + start), width) };
-        to.copy_from_slice(&lanes[..width]);
-        if let Some(bias) = self.bias {
-            for (value, bias) in to.iter_mut().zip(&bias[start..]) {
-                *value += bias;
+        let bias = self.bias.map(|bias| &bias[start..start + width]);
+        if let Some(to) = to.first_chunk_mut() {
+            let mut value = l.load_f32(lanes);
+            if let Some(bias) = bias.and_then(|bias| bias.first_chunk()) {
+                value = l.fma(l.load_f32(bias), l.splat_f32(1.0), value);
+            }
+            l.store_f32(value, to);
+        } else {
+            for (index, value) in to.iter_mut().enumerate() {
+                *value = lanes[index] + bias.map_or(0.0, |bias| bias[index]);
             }
         }
     }

@@ -160,6 +160,20 @@ impl<'a, F: Format> Blocks<'a, F> {
         Group { words: &self.words[blocks], halves }
     }
 
+    /// Asks for a group to come into the cache.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, l: L, group: usize) {
+        let part = self.group(group);
+        for words in part.words {
+            for line in words.lines() {
+                l.prefetch(line);
+            }
+        }
+        for half in part.halves.iter().step_by(2) {
+            l.prefetch(std::ptr::from_ref(half).cast());
+        }
+    }
+
     /// The blocks of a group.
     #[inline(always)]
     fn group(&self, group: usize) -> Group<'a, F> {
@@ -238,7 +252,7 @@ impl<F: Format> FewRows<'_, F> {
     fn panel<L: Lanes, const R: usize>(&self, l: L, tile: usize, panel: Panel) {
         let Tiles { weights, blocks: count, x, out, .. } = &self.0;
         let blocks = Blocks::<F>::of(weights.tile(tile), *count);
-        let x = x.panel::<R>(panel);
+        let x = x.panel::<R>(panel, 0);
         let mut acc = [[l.splat_f32(0.0)]; R];
         if F::SUBS == 1 {
             for group in 0..count.div_ceil(GROUP_BLOCKS) {
@@ -260,7 +274,7 @@ impl<F: Format> FewRows<'_, F> {
             let mut lanes = [0.0; ROWS];
             l.store_f32(acc[r][0], &mut lanes);
             // SAFETY: this worker owns the tile.
-            unsafe { out.put(panel.start + r, tile, &lanes) };
+            unsafe { out.put(l, panel.start + r, tile, &lanes) };
         }
     }
 }
@@ -324,7 +338,7 @@ pub(super) struct ManyRows<'a, F> {
 
 /// Groups unpacked at once: two tiles of 20 KB in all, or one of twice 8 KB for matrix registers, which leaves room for
 /// activations in a 32 KB L1.
-const GROUPS_AT_ONCE: usize = 4;
+pub(super) const GROUPS_AT_ONCE: usize = 4;
 
 /// Bytes of sums that are added to before the next groups are unpacked: they and the activations of these groups, which all
 /// their tiles pass over, stay in an L2 of 1 MiB.
@@ -405,18 +419,18 @@ impl<F: Format> Tiles<'_, F> {
                     // Constant conditions keep the compiler from making code for widths that a family never uses.
                     match panel.width {
                         6 if L::INT_PANELS[0] >= 6 => {
-                            multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel), start, sums)
+                            multiply::<L, F::Rule, 6, T>(l, unpacked, self.x.panel(panel, 0), start, sums)
                         }
-                        4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel), start, sums),
-                        2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel), start, sums),
-                        _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel), start, sums),
+                        4 => multiply::<L, F::Rule, 4, T>(l, unpacked, self.x.panel(panel, 0), start, sums),
+                        2 => multiply::<L, F::Rule, 2, T>(l, unpacked, self.x.panel(panel, 0), start, sums),
+                        _ => multiply::<L, F::Rule, 1, T>(l, unpacked, self.x.panel(panel, 0), start, sums),
                     }
                 }
             }
             for (row, sums) in rows.clone().zip(buffer.sums.as_chunks::<T>().0) {
                 for (tile, lanes) in (strip..self.tiles.end).zip(sums) {
                     // SAFETY: this worker owns the tiles.
-                    unsafe { self.out.put(row, tile, bytemuck::cast_ref(&lanes.0)) };
+                    unsafe { self.out.put(l, row, tile, bytemuck::cast_ref(&lanes.0)) };
                 }
             }
         }
@@ -448,16 +462,24 @@ impl<F: Format> Tiles<'_, F> {
                             part.each::<L, 4>(l, &units, &mut planes);
                         }
                     }
+                    // What is unpacked next comes from memory while this is multiplied.
+                    let next = if tile + 1 < tiles.end { (tile + 1, start) } else { (tiles.start, chunk.end) };
+                    let next_blocks = Blocks::<F>::of(self.weights.tile(next.0), self.blocks);
+                    for group in next.1..self.groups().min(next.1 + GROUPS_AT_ONCE) {
+                        next_blocks.prefetch(l, group);
+                    }
                     let unpacked = &buffer.lines[..chunk.len() * lines];
                     for (&panel, sums) in panels.iter().zip(sums.as_chunks_mut().0) {
-                        matrix::multiply::<L, F::Rule>(l, unpacked, self.x.panel(panel), start, sums, &mut buffer.ring);
+                        let x = self.x.panel(panel, start);
+                        matrix::multiply::<L, F::Rule>(l, unpacked, x, sums, &mut buffer.ring);
                     }
                 }
             }
-            for (tile, sums) in tiles.zip(buffer.sums.chunks(rows.len())) {
-                for (row, lanes) in (rows.start..rows.end.min(self.x.rows)).zip(sums) {
+            for row in rows.start..rows.end.min(self.x.rows) {
+                let sums = buffer.sums[row - rows.start..].iter().step_by(rows.len());
+                for (tile, lanes) in tiles.clone().zip(sums) {
                     // SAFETY: this worker owns the tiles.
-                    unsafe { self.out.put(row, tile, bytemuck::cast_ref(&lanes.0)) };
+                    unsafe { self.out.put(l, row, tile, bytemuck::cast_ref(&lanes.0)) };
                 }
             }
         }

@@ -162,60 +162,58 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         }
     }
     #[inline(always)]
-    unsafe fn matrix_dot(self, index: usize, steps: usize, x: *const Line, planes: *const Line) {
+    unsafe fn matrix_step(self, index: usize, step: usize, x: *const Line, planes: *const Line) {
         const LINE: usize = size_of::<Line>();
-        // SAFETY: the caller's promises. Sums take turns, so that some are computed while others are written.
+        let (x, high) = (x.cast(), planes.cast::<u8>());
+        // SAFETY: the caller's promises. Sums take turns, so that some are computed while others are written; and so do the
+        // registers of x, because a load waits for the products that still read its register.
         unsafe {
-            let even = index.is_multiple_of(2);
-            if even {
+            let low = high.add(ROWS * LINE);
+            if step == 0 && index.is_multiple_of(2) {
                 amx::zero::<0>();
                 amx::zero::<1>();
-            } else {
+            } else if step == 0 {
                 amx::zero::<2>();
                 amx::zero::<3>();
             }
-            for step in 0..steps {
-                let (x, planes) = (x.add(ROWS * step).cast(), planes.add(2 * ROWS * step).cast::<u8>());
-                let low = planes.add(ROWS * LINE);
-                // A load waits for the products that still read its register.
-                if step % 2 == 0 {
-                    amx::load::<4>(x, LINE);
-                    amx::load::<6>(planes, LINE);
-                    amx::load::<7>(low, LINE);
-                    if even {
-                        amx::dot_signed::<0, 4, 6>();
-                        amx::dot_signed_unsigned::<1, 4, 7>();
-                    } else {
-                        amx::dot_signed::<2, 4, 6>();
-                        amx::dot_signed_unsigned::<3, 4, 7>();
-                    }
-                } else {
-                    amx::load::<5>(x, LINE);
-                    amx::load::<6>(planes, LINE);
-                    amx::load::<7>(low, LINE);
-                    if even {
-                        amx::dot_signed::<0, 5, 6>();
-                        amx::dot_signed_unsigned::<1, 5, 7>();
-                    } else {
-                        amx::dot_signed::<2, 5, 6>();
-                        amx::dot_signed_unsigned::<3, 5, 7>();
-                    }
+            if step.is_multiple_of(2) {
+                amx::load::<4>(x, LINE);
+            } else {
+                amx::load::<5>(x, LINE);
+            }
+            amx::load::<6>(high, LINE);
+            amx::load::<7>(low, LINE);
+            match (index % 2, step % 2) {
+                (0, 0) => {
+                    amx::dot_signed::<0, 4, 6>();
+                    amx::dot_signed_unsigned::<1, 4, 7>();
+                }
+                (0, _) => {
+                    amx::dot_signed::<0, 5, 6>();
+                    amx::dot_signed_unsigned::<1, 5, 7>();
+                }
+                (_, 0) => {
+                    amx::dot_signed::<2, 4, 6>();
+                    amx::dot_signed_unsigned::<3, 4, 7>();
+                }
+                _ => {
+                    amx::dot_signed::<2, 5, 6>();
+                    amx::dot_signed_unsigned::<3, 5, 7>();
                 }
             }
         }
     }
     #[inline(always)]
-    unsafe fn matrix_store(self, index: usize, to: &mut [[Line; ROWS]; 2]) {
+    unsafe fn matrix_store(self, index: usize, plane: usize, to: &mut [Line; ROWS]) {
         const LINE: usize = size_of::<Line>();
-        let (high, low) = (to[0].as_mut_ptr().cast(), to[1].as_mut_ptr().cast());
+        let to = to.as_mut_ptr().cast();
         // SAFETY: the caller's promise; sums are 16 rows of 64 bytes.
         unsafe {
-            if index.is_multiple_of(2) {
-                amx::store::<0>(high, LINE);
-                amx::store::<1>(low, LINE);
-            } else {
-                amx::store::<2>(high, LINE);
-                amx::store::<3>(low, LINE);
+            match (index % 2, plane) {
+                (0, 0) => amx::store::<0>(to, LINE),
+                (0, _) => amx::store::<1>(to, LINE),
+                (_, 0) => amx::store::<2>(to, LINE),
+                _ => amx::store::<3>(to, LINE),
             }
         }
     }

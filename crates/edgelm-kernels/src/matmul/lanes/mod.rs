@@ -232,21 +232,22 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         let _ = (kind, offset, scale);
         [q; 2]
     }
-    /// Starts sums number `index`, over `steps` times 64 bytes: for high and low bytes b of the planes each,
-    /// c[row][lane] = Σ_b x.row.byte(b) · plane.lane.byte(b), exactly. A step takes 16 lines of x, one per row, and of
-    /// `planes` 16 lines of high bytes and 16 of low ones, one per 4 bytes.
+    /// Adds 64 bytes to sums number `index`, which step 0 starts: for high and low bytes b of the planes each,
+    /// c[row][lane] += Σ_b x.row.byte(b) · plane.lane.byte(b), exactly. `x` are 16 lines, one per row; `planes` 16 lines of high
+    /// bytes and 16 of low ones, one per 4 bytes.
     ///
     /// # Safety
     /// Between `matrix_begin` and `matrix_end`; the lines are readable memory.
-    unsafe fn matrix_dot(self, index: usize, steps: usize, x: *const Line, planes: *const Line) {
-        let _ = (index, steps, x, planes);
+    unsafe fn matrix_step(self, index: usize, step: usize, x: *const Line, planes: *const Line) {
+        let _ = (index, step, x, planes);
     }
-    /// Writes sums number `index`, those started last or before: the rows over high bytes, then the rows over low ones.
+    /// Writes the rows of sums number `index`, the last or the last but one that was started: plane 0 over high bytes, plane 1
+    /// over low ones.
     ///
     /// # Safety
     /// Between `matrix_begin` and `matrix_end`.
-    unsafe fn matrix_store(self, index: usize, to: &mut [[Line; ROWS]; 2]) {
-        let _ = (index, to);
+    unsafe fn matrix_store(self, index: usize, plane: usize, to: &mut [Line; ROWS]) {
+        let _ = (index, plane, to);
     }
     /// Computes four blocks of sixteen rows and sixteen lanes, exactly.
     ///
