@@ -64,6 +64,7 @@ pub(super) struct Quantized {
     words: Vec<Line>,
     scales: Vec<f32>,
     sums: Vec<[i16; 2]>,
+    pair_sums: Vec<[i16; 2]>,
 }
 
 /// The groups of one chunk of a panel of R quantized rows; blocks and groups count from its first.
@@ -77,6 +78,8 @@ pub(super) struct QuantizedPanel<'a, const R: usize> {
     pub(super) scales: &'a [[f32; R]],
     /// Σ quants of each half of a block: `sums[block][row]`.
     pub(super) sums: &'a [[[i16; 2]; R]],
+    /// Σ quants of each of two blocks: `pair_sums[block / 2][row]`.
+    pub(super) pair_sums: &'a [[[i16; 2]; R]],
 }
 
 impl Quantized {
@@ -92,7 +95,8 @@ impl Quantized {
             words: bytemuck::cast_slice::<_, u32>(lines).as_chunks().0.as_chunks().0,
             lines,
             scales: self.scales[of].as_chunks().0,
-            sums: self.sums[blocks].as_chunks().0,
+            sums: self.sums[blocks.clone()].as_chunks().0,
+            pair_sums: self.pair_sums[blocks.start / 2..blocks.end / 2].as_chunks().0,
         }
     }
 
@@ -114,12 +118,14 @@ impl Quantized {
         self.words.resize(groups * GROUP_BLOCKS / 2, Line::ZERO);
         self.scales.resize(groups, 0.0);
         self.sums.resize(groups * GROUP_BLOCKS, [0; 2]);
+        self.pair_sums.resize(groups * GROUP_BLOCKS / 2, [0; 2]);
         if x.is_empty() {
             return;
         }
         let workers = if m * cols < PARALLEL_FROM { 1 } else { pool.threads() };
         let words = bytemuck::cast_slice_mut(&mut self.words);
-        let mut rest = Slots { words, scales: &mut self.scales, sums: &mut self.sums };
+        let (scales, sums, pair_sums) = (&mut self.scales, &mut self.sums, &mut self.pair_sums);
+        let mut rest = Slots { words, scales, sums, pair_sums };
         let mut parts: Vec<_> = (0..workers).map(|_| Mutex::new(Vec::new())).collect();
         for start in (0..self.groups).step_by(self.chunk) {
             let groups = start..self.groups.min(start + self.chunk);
@@ -150,6 +156,7 @@ struct Slots<'a> {
     words: &'a mut [u32],
     scales: &'a mut [f32],
     sums: &'a mut [[i16; 2]],
+    pair_sums: &'a mut [[i16; 2]],
 }
 
 impl<'a> Slots<'a> {
@@ -157,7 +164,11 @@ impl<'a> Slots<'a> {
         let (words, words_rest) = self.words.split_at_mut(groups * GROUP_BLOCKS * 8);
         let (scales, scales_rest) = self.scales.split_at_mut(groups);
         let (sums, sums_rest) = self.sums.split_at_mut(groups * GROUP_BLOCKS);
-        (Slots { words, scales, sums }, Slots { words: words_rest, scales: scales_rest, sums: sums_rest })
+        let (pair_sums, pair_sums_rest) = self.pair_sums.split_at_mut(groups * GROUP_BLOCKS / 2);
+        (
+            Slots { words, scales, sums, pair_sums },
+            Slots { words: words_rest, scales: scales_rest, sums: sums_rest, pair_sums: pair_sums_rest },
+        )
     }
 }
 
@@ -194,6 +205,8 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                             _ => [0; 2],
                         };
                         slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
+                        let pair = base * GROUP_BLOCKS / 2 + block / 2 * width + r;
+                        slots.pair_sums[pair][block % 2] = (sums[0] + sums[1]) as i16;
                         let bytes = bytes.as_chunks::<4>().0.iter();
                         let bytes = bytes.map(|bytes| u32::from_le_bytes(bytes.map(|byte| byte as u8)));
                         let at = base * GROUP_BLOCKS * 8;

@@ -30,7 +30,17 @@ const PLANE_LINES: usize = 2 * 8 * GROUP_BLOCKS;
 /// Lines of an unpacked group: planes, mins, units.
 #[inline(always)]
 pub(super) fn group_lines<Q: Rule>() -> usize {
-    PLANE_LINES + if Q::MINS { GROUP_BLOCKS + 2 } else { 1 }
+    PLANE_LINES + min_lines::<Q>() + if Q::MINS { 2 } else { 1 }
+}
+
+/// Mins of both halves of a sub-block in a word, or where these are the same of two sub-blocks.
+#[inline(always)]
+const fn min_lines<Q: Rule>() -> usize {
+    match (Q::MINS, Q::PER_16) {
+        (false, _) => 0,
+        (true, true) => GROUP_BLOCKS,
+        (true, false) => GROUP_BLOCKS / 2,
+    }
 }
 
 /// A group that is being unpacked.
@@ -43,11 +53,10 @@ impl<'a, Q: Rule> Planes<'a, Q> {
     /// Writes the units. What the last group of a row lacks keeps what was there: x is zero for it.
     #[inline(always)]
     pub(super) fn begin<L: Lanes>(l: L, lines: &'a mut [Line], units: [L::F; 2]) -> Self {
+        let at = PLANE_LINES + min_lines::<Q>();
+        l.store(l.to_bits(units[0]), &mut lines[at]);
         if Q::MINS {
-            l.store(l.to_bits(units[0]), &mut lines[PLANE_LINES + GROUP_BLOCKS]);
-            l.store(l.to_bits(units[1]), &mut lines[PLANE_LINES + GROUP_BLOCKS + 1]);
-        } else {
-            l.store(l.to_bits(units[0]), &mut lines[PLANE_LINES]);
+            l.store(l.to_bits(units[1]), &mut lines[at + 1]);
         }
         Self { lines, rule: PhantomData }
     }
@@ -62,8 +71,12 @@ impl<'a, Q: Rule> Planes<'a, Q> {
             l.store(high, &mut self.lines[first + j]);
             l.store(low, &mut self.lines[first + ROWS + j]);
         }
-        if Q::MINS {
+        if Q::MINS && Q::PER_16 {
             l.store(scales.mins, &mut self.lines[PLANE_LINES + index]);
+        } else if Q::MINS {
+            let line = &mut self.lines[PLANE_LINES + index / 2];
+            let before = if index.is_multiple_of(2) { scales.mins } else { l.load(line) };
+            l.store(l.pair(before, scales.mins), line);
         }
     }
 }
@@ -123,17 +136,15 @@ fn add<L: Lanes, Q: Rule, const FIRST: usize>(
     x: &QuantizedPanel<'_, ROWS>,
     acc: &mut [L::F; ROWS],
 ) {
-    let units_at = PLANE_LINES + if Q::MINS { GROUP_BLOCKS } else { 0 };
+    let units_at = PLANE_LINES + min_lines::<Q>();
     let units = [units_at, units_at + if Q::MINS { 1 } else { 0 }];
     let units = [l.from_bits(l.load(&lines[units[0]])), l.from_bits(l.load(&lines[units[1]]))];
+    let x_sums = if Q::PER_16 { x.sums } else { x.pair_sums };
     for r in FIRST..FIRST + 8 {
         let products = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));
         let mut mins = l.splat(0);
-        if Q::MINS {
-            for sub in 0..GROUP_BLOCKS {
-                let pairs = l.load(&lines[PLANE_LINES + sub]);
-                mins = l.dot_pairs(mins, pairs, x.sums[group * GROUP_BLOCKS + sub][r]);
-            }
+        for pair in 0..min_lines::<Q>() {
+            mins = l.dot_pairs(mins, l.load(&lines[PLANE_LINES + pair]), x_sums[group * min_lines::<Q>() + pair][r]);
         }
         acc[r] = add_group::<L, Q>(l, products, mins, units, x.scales[group][r], acc[r]);
     }
