@@ -31,7 +31,7 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
 
     /// Adds one sub-block. PAIRED: `q` went through [`Lanes::pair_words`].
     ///
-    /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 128.
+    /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 256.
     #[inline(always)]
     fn add<Q: Rule, const PAIRED: bool>(
         &mut self,
@@ -141,7 +141,7 @@ struct Blocks<'a, F: Format> {
     halves: &'a [[u16; ROWS]],
 }
 
-/// The part of a tile that shares a scale of x: blocks of 32 values, or half a block of 256.
+/// The part of a tile that shares a scale of x: eight blocks of 32 values, or one of 256.
 struct Group<'a, F: Format> {
     words: &'a [F::Words],
     halves: &'a [[u16; ROWS]],
@@ -181,8 +181,7 @@ impl<'a, F: Format> Blocks<'a, F> {
             let start = group * GROUP_BLOCKS;
             self.part(start..self.words.len().min(start + GROUP_BLOCKS))
         } else {
-            let block = group * GROUP_BLOCKS / F::SUBS;
-            self.part(block..block + 1)
+            self.part(group..group + 1)
         }
     }
 }
@@ -195,27 +194,32 @@ trait Take<L: Lanes> {
 }
 
 impl<F: Format> Group<'_, F> {
-    /// Unpacks every sub-block. For blocks of 256 values `FIRST` is the first sub-block of the half, a constant: most
-    /// formats keep their parts at shifts that depend on it, and with known shifts unpacking takes a third fewer
-    /// instructions.
+    /// Unpacks every sub-block.
     #[inline(always)]
-    fn each<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, to: &mut impl Take<L>) {
+    fn each<L: Lanes>(&self, l: L, units: &Units<L::F>, to: &mut impl Take<L>) {
         if F::SUBS == 1 {
             for (index, words) in self.words.iter().enumerate() {
                 to.take(l, index, F::quants(l, words, 0), F::scales(l, words, self.half(index), units, 0));
             }
         } else {
-            self.one::<L, FIRST>(l, units, 0, to);
-            self.one::<L, FIRST>(l, units, 1, to);
-            self.one::<L, FIRST>(l, units, 2, to);
-            self.one::<L, FIRST>(l, units, 3, to);
+            // By hand: most formats keep their parts at shifts that depend on the sub-block, and with known shifts
+            // unpacking takes a third fewer instructions.
+            const { assert!(F::SUBS == 1 || F::SUBS == GROUP_BLOCKS && GROUP_BLOCKS == 8) };
+            self.one(l, units, 0, to);
+            self.one(l, units, 1, to);
+            self.one(l, units, 2, to);
+            self.one(l, units, 3, to);
+            self.one(l, units, 4, to);
+            self.one(l, units, 5, to);
+            self.one(l, units, 6, to);
+            self.one(l, units, 7, to);
         }
     }
 
     #[inline(always)]
-    fn one<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, index: usize, to: &mut impl Take<L>) {
-        let (words, sub) = (&self.words[0], FIRST + index);
-        to.take(l, index, F::quants(l, words, sub), F::scales(l, words, self.half(0), units, sub));
+    fn one<L: Lanes>(&self, l: L, units: &Units<L::F>, sub: usize, to: &mut impl Take<L>) {
+        let words = &self.words[0];
+        to.take(l, sub, F::quants(l, words, sub), F::scales(l, words, self.half(0), units, sub));
     }
 
     #[inline(always)]
@@ -254,21 +258,11 @@ impl<F: Format> FewRows<'_, F> {
         let blocks = Blocks::<F>::of(weights.tile(tile), *count);
         let x = x.panel::<R>(panel, 0);
         let mut acc = [[l.splat_f32(0.0)]; R];
-        if F::SUBS == 1 {
-            for group in 0..count.div_ceil(GROUP_BLOCKS) {
-                let part = blocks.group(group);
-                prefetch(l, &part);
-                let units = F::units(l, part.words, part.halves);
-                add::<L, F, R, 0>(l, &part, &units, &x, group, &mut acc);
-            }
-        } else {
-            for block in 0..*count {
-                let part = blocks.part(block..block + 1);
-                prefetch(l, &part);
-                let units = F::units(l, part.words, part.halves);
-                add::<L, F, R, 0>(l, &part, &units, &x, 2 * block, &mut acc);
-                add::<L, F, R, 4>(l, &part, &units, &x, 2 * block + 1, &mut acc);
-            }
+        for group in 0..self.0.groups() {
+            let part = blocks.group(group);
+            prefetch(l, &part);
+            let units = F::units(l, part.words, part.halves);
+            add::<L, F, R>(l, &part, &units, &x, group, &mut acc);
         }
         for r in 0..R {
             let mut lanes = [0.0; ROWS];
@@ -290,7 +284,7 @@ fn prefetch<L: Lanes, F: Format>(l: L, group: &Group<'_, F>) {
 
 /// Unpacks one group and adds its products.
 #[inline(always)]
-fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
+fn add<L: Lanes, F: Format, const R: usize>(
     l: L,
     part: &Group<'_, F>,
     units: &Units<L::F>,
@@ -299,7 +293,7 @@ fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     acc: &mut [[L::F; 1]; R],
 ) {
     let mut products = Products::<L, F::Rule, R> { totals: Totals::zero(l), x, group, rule: PhantomData };
-    part.each::<L, FIRST>(l, units, &mut products);
+    part.each(l, units, &mut products);
     products.totals.flush::<F::Rule>(l, &[[units.unit, units.min_unit]], &x.scales[group], acc);
 }
 
@@ -338,7 +332,7 @@ pub(super) struct ManyRows<'a, F> {
 
 /// Groups unpacked at once: two tiles of 20 KB in all, or one of twice 8 KB for matrix registers, which leaves room for
 /// activations in a 32 KB L1.
-pub(super) const GROUPS_AT_ONCE: usize = 4;
+pub(super) const GROUPS_AT_ONCE: usize = 2;
 
 /// Bytes of sums that are added to before the next groups are unpacked: they and the activations of these groups, which all
 /// their tiles pass over, stay in an L2 of 1 MiB.
@@ -456,11 +450,7 @@ impl<F: Format> Tiles<'_, F> {
                         let part = blocks.group(group);
                         let units = F::units(l, part.words, part.halves);
                         let mut planes = matrix::Planes::<F::Rule>::begin(l, out, [units.unit, units.min_unit]);
-                        if first_sub::<F>(group) == 0 {
-                            part.each::<L, 0>(l, &units, &mut planes);
-                        } else {
-                            part.each::<L, 4>(l, &units, &mut planes);
-                        }
+                        part.each(l, &units, &mut planes);
                     }
                     // What is unpacked next comes from memory while this is multiplied.
                     let next = if tile + 1 < tiles.end { (tile + 1, start) } else { (tiles.start, chunk.end) };
@@ -486,12 +476,6 @@ impl<F: Format> Tiles<'_, F> {
     }
 }
 
-/// The first sub-block of a group in its block.
-#[inline(always)]
-fn first_sub<F: Format>(group: usize) -> usize {
-    if F::SUBS == 1 { 0 } else { group * GROUP_BLOCKS % F::SUBS }
-}
-
 /// Writes a group of a tile as a record; what the last group of a row lacks becomes zero.
 #[inline(always)]
 fn unpack<L: Lanes, F: Format>(l: L, blocks: &Blocks<'_, F>, group: usize, out: &mut [Line]) {
@@ -502,11 +486,7 @@ fn unpack<L: Lanes, F: Format>(l: L, blocks: &Blocks<'_, F>, group: usize, out: 
         subs.fill(Line::ZERO);
     }
     let mut records = Records::<F::Rule> { subs, rule: PhantomData };
-    if first_sub::<F>(group) == 0 {
-        part.each::<L, 0>(l, &units, &mut records);
-    } else {
-        part.each::<L, 4>(l, &units, &mut records);
-    }
+    part.each(l, &units, &mut records);
     l.store(l.to_bits(units.unit), &mut unit_lines[0]);
     if F::Rule::MINS {
         l.store(l.to_bits(units.min_unit), &mut unit_lines[1]);
