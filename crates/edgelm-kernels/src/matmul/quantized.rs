@@ -260,7 +260,6 @@ impl<F: Format> FewRows<'_, F> {
         let mut acc = [[l.splat_f32(0.0)]; R];
         for group in 0..self.0.groups() {
             let part = blocks.group(group);
-            prefetch(l, &part);
             let units = F::units(l, part.words, part.halves);
             add::<L, F, R>(l, &part, &units, &x, group, &mut acc);
         }
@@ -269,15 +268,6 @@ impl<F: Format> FewRows<'_, F> {
             l.store_f32(acc[r][0], &mut lanes);
             // SAFETY: this worker owns the tile.
             unsafe { out.put(l, panel.start + r, tile, &lanes) };
-        }
-    }
-}
-
-#[inline(always)]
-fn prefetch<L: Lanes, F: Format>(l: L, group: &Group<'_, F>) {
-    for words in group.words {
-        for line in words.lines() {
-            l.prefetch(std::ptr::from_ref(line).wrapping_byte_add(PREFETCH_BYTES));
         }
     }
 }
@@ -292,23 +282,28 @@ fn add<L: Lanes, F: Format, const R: usize>(
     group: usize,
     acc: &mut [[L::F; 1]; R],
 ) {
-    let mut products = Products::<L, F::Rule, R> { totals: Totals::zero(l), x, group, rule: PhantomData };
+    let mut products = Products::<L, F, R> { totals: Totals::zero(l), x, group, words: part.words };
     part.each(l, units, &mut products);
     products.totals.flush::<F::Rule>(l, &[[units.unit, units.min_unit]], &x.scales[group], acc);
 }
 
 /// Multiplies sub-blocks as they come.
-struct Products<'a, L: Lanes, Q, const R: usize> {
+struct Products<'a, L: Lanes, F: Format, const R: usize> {
     totals: Totals<L, R, 1>,
     x: &'a QuantizedPanel<'a, R>,
     group: usize,
-    rule: PhantomData<Q>,
+    words: &'a [F::Words],
 }
 
-impl<L: Lanes, Q: Rule, const R: usize> Take<L> for Products<'_, L, Q, R> {
+impl<L: Lanes, F: Format, const R: usize> Take<L> for Products<'_, L, F, R> {
     #[inline(always)]
     fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
-        self.totals.add::<Q, false>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
+        // A few lines at a time: a burst would occupy all line-fill buffers, and loads that only miss L1 wait for one too.
+        let ahead = self.words.as_ptr().cast::<Line>().wrapping_byte_add(PREFETCH_BYTES);
+        for line in index * F::Words::COUNT / F::SUBS..(index + 1) * F::Words::COUNT / F::SUBS {
+            l.prefetch(ahead.wrapping_add(line));
+        }
+        self.totals.add::<F::Rule, false>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
     }
 }
 
