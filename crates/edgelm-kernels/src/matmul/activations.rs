@@ -16,8 +16,9 @@ pub(super) const BLOCK: usize = 32;
 ///
 /// Perplexity of mica-40m (48 windows of WikiText-2) against f32 activations, with one scale per 32, 64, 128 and 256 values:
 /// Q8_0 +0.014, 0.032, 0.023, 0.043 %; Q4_K_M +0.012, 0.034, 0.059, 0.072 %. On one core with AMX, Q4_0 with 128 runs at
-/// 1.6 TOPS, with 256 at 1.9, and with 32, where scales must be floats, at 0.9.
-pub(super) const GROUP_BLOCKS: usize = 8;
+/// 1.6 TOPS, with 256 at 1.9, and with 32, where scales must be floats, at 0.9. 256 is too coarse for small models: the
+/// divergence of mica-5m in Q8_0 was three times that with 32.
+pub(super) const GROUP_BLOCKS: usize = 4;
 const GROUP: usize = GROUP_BLOCKS * BLOCK;
 
 /// Rows `start .. start + width` of a batch.
@@ -47,7 +48,7 @@ pub(super) fn panels_at_once(widest: usize, row_bytes: usize) -> usize {
 
 /// Rows of x in int8: x[k] ≈ scale[group] · quant[k].
 ///
-/// Numerics: scale = max|x| / 127 over a group of 256 values (the last one may be shorter); quants are rounded to nearest, ties to even, and lie in
+/// Numerics: scale = max|x| / 127 over a group of 128 values (the last one may be shorter); quants are rounded to nearest, ties to even, and lie in
 /// -127 ..= 127. A group whose largest magnitude is below 127 / f32::MAX becomes zero; one with a value that is not
 /// finite gets a scale that is not a number, so the results show it.
 #[derive(Default)]

@@ -54,9 +54,9 @@ impl<'a, Q: Rule> Planes<'a, Q> {
     #[inline(always)]
     pub(super) fn begin<L: Lanes>(l: L, lines: &'a mut [Line], units: [L::F; 2]) -> Self {
         let at = PLANE_LINES + min_lines::<Q>();
-        l.store(l.to_bits(units[0]), &mut lines[at]);
+        l.store(l.as_bits(units[0]), &mut lines[at]);
         if Q::MINS {
-            l.store(l.to_bits(units[1]), &mut lines[at + 1]);
+            l.store(l.as_bits(units[1]), &mut lines[at + 1]);
         }
         Self { lines, rule: PhantomData }
     }
@@ -91,13 +91,13 @@ pub(super) fn multiply<L: Lanes, Q: Rule>(
     ring: &mut Ring,
 ) {
     const STEPS: usize = GROUP_BLOCKS / 2;
-    const { assert!(STEPS == 4, "every other step writes a plane, and each adds a quarter of the rows") };
+    const { assert!(STEPS == 2, "each step writes one plane and adds half of the rows") };
     let count = unpacked.len() / group_lines::<Q>();
     let lines = |index: usize| &unpacked[index * group_lines::<Q>()..][..group_lines::<Q>()];
     let x_lines = &x.lines[..count * STEPS * ROWS];
     let mut acc = [l.splat_f32(0.0); ROWS];
     for r in 0..ROWS {
-        acc[r] = l.from_bits(l.load(&sums[r]));
+        acc[r] = l.as_floats(l.load(&sums[r]));
     }
     for index in 0..count + 2 {
         for step in 0..STEPS {
@@ -107,28 +107,26 @@ pub(super) fn multiply<L: Lanes, Q: Rule>(
                 // SAFETY: `ManyRows` has begun; the slices have the lines that are read.
                 unsafe { l.matrix_step(index, step, x, planes) };
             }
-            if index >= 1 && index <= count && step % 2 == 0 {
+            if index >= 1 && index <= count {
                 // SAFETY: begun; these sums are the last but one that were started, or the last.
-                unsafe { l.matrix_store(index - 1, step / 2, &mut ring.0[(index - 1) % 2][step / 2]) };
+                unsafe { l.matrix_store(index - 1, step, &mut ring.0[(index - 1) % 2][step]) };
             }
             if index >= 2 {
                 let (index, sums) = (index - 2, &ring.0[index % 2]);
-                let lines = lines(index);
-                match step {
-                    0 => add::<L, Q, 0>(l, sums, lines, index, &x, &mut acc),
-                    1 => add::<L, Q, 4>(l, sums, lines, index, &x, &mut acc),
-                    2 => add::<L, Q, 8>(l, sums, lines, index, &x, &mut acc),
-                    _ => add::<L, Q, 12>(l, sums, lines, index, &x, &mut acc),
+                if step == 0 {
+                    add::<L, Q, 0>(l, sums, lines(index), index, &x, &mut acc);
+                } else {
+                    add::<L, Q, 8>(l, sums, lines(index), index, &x, &mut acc);
                 }
             }
         }
     }
     for r in 0..ROWS {
-        l.store(l.to_bits(acc[r]), &mut sums[r]);
+        l.store(l.as_bits(acc[r]), &mut sums[r]);
     }
 }
 
-/// Adds four rows, from `FIRST` on, of one group's sums.
+/// Adds eight rows, from `FIRST` on, of one group's sums.
 #[inline(always)]
 fn add<L: Lanes, Q: Rule, const FIRST: usize>(
     l: L,
@@ -140,9 +138,9 @@ fn add<L: Lanes, Q: Rule, const FIRST: usize>(
 ) {
     let units_at = PLANE_LINES + min_lines::<Q>();
     let units = [units_at, units_at + if Q::MINS { 1 } else { 0 }];
-    let units = [l.from_bits(l.load(&lines[units[0]])), l.from_bits(l.load(&lines[units[1]]))];
+    let units = [l.as_floats(l.load(&lines[units[0]])), l.as_floats(l.load(&lines[units[1]]))];
     let x_sums = if Q::PER_16 { x.sums } else { x.pair_sums };
-    for r in FIRST..FIRST + 4 {
+    for r in FIRST..FIRST + 8 {
         let products = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));
         let mut mins = l.splat(0);
         for pair in 0..min_lines::<Q>() {

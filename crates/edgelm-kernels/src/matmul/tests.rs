@@ -106,10 +106,10 @@ fn round_activations(row: &[f32]) -> Vec<f64> {
         let (scale, factor) = if max == 0.0 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
         group.iter().map(|v| f64::from(scale) * f64::from((v * factor).round_ties_even())).collect::<Vec<_>>()
     };
-    row.chunks(256).flat_map(round).collect()
+    row.chunks(128).flat_map(round).collect()
 }
 
-/// One row of weights. Scales and mins that are stored as f16 for 32 values become integers of a unit that 256 values share.
+/// One row of weights. Scales and mins that are stored as f16 for 32 values become integers of a unit that 128 values share.
 fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
     let steps = match dtype {
         DType::Q4_0 => 2048.0,
@@ -132,7 +132,7 @@ fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
         blocks.map(move |block| f64::from(integer(block)) * f64::from(power * (1.0 / steps))).collect::<Vec<_>>()
     };
     let mut out = Vec::new();
-    for group in row.chunks(8 * dtype.block_bytes()) {
+    for group in row.chunks(4 * dtype.block_bytes()) {
         let scales = rounded(group, 0, steps);
         let mins = match half_fields(dtype) {
             [_, min] => rounded(group, *min, 16384.0),

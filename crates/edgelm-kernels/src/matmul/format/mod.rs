@@ -149,10 +149,10 @@ fn larger<L: Lanes>(l: L, largest: L::U, half: L::U) -> L::U {
 fn unit_of<L: Lanes>(l: L, largest: L::U, steps: f32) -> [L::F; 2] {
     // Zero counts as the smallest f16 there is, so that no unit is zero.
     let largest = l.f16_low(l.max(largest, l.splat(1)));
-    let exponent = l.and(l.to_bits(largest), l.splat(0x7f80_0000));
+    let exponent = l.and(l.as_bits(largest), l.splat(0x7f80_0000));
     // What is not finite must show in the results, as a unit that is not a number.
-    let power = l.fma(largest, l.splat_f32(0.0), l.from_bits(exponent));
-    let reciprocal = l.from_bits(l.sub(l.splat(254 << 23), exponent));
+    let power = l.fma(largest, l.splat_f32(0.0), l.as_floats(exponent));
+    let reciprocal = l.as_floats(l.sub(l.splat(254 << 23), exponent));
     [l.mul(power, l.splat_f32(1.0 / steps)), l.mul(reciprocal, l.splat_f32(steps))]
 }
 

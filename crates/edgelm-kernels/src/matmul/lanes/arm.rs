@@ -227,12 +227,12 @@ impl<P: Products> Lanes for P {
         each(a, |a| unsafe { vreinterpretq_u32_s32(vcvtnq_s32_f32(a)) })
     }
     #[inline(always)]
-    fn to_bits(self, a: Floats) -> Words {
+    fn as_bits(self, a: Floats) -> Words {
         // SAFETY: see above.
         each(a, |a| unsafe { vreinterpretq_u32_f32(a) })
     }
     #[inline(always)]
-    fn from_bits(self, a: Words) -> Floats {
+    fn as_floats(self, a: Words) -> Floats {
         // SAFETY: see above.
         each(a, |a| unsafe { vreinterpretq_f32_u32(a) })
     }

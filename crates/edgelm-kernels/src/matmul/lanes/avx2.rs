@@ -180,12 +180,12 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
     }
     #[inline(always)]
-    fn to_bits(self, a: Floats) -> Words {
+    fn as_bits(self, a: Floats) -> Words {
         // SAFETY: see above.
         unsafe { [_mm256_castps_si256(a[0]), _mm256_castps_si256(a[1])] }
     }
     #[inline(always)]
-    fn from_bits(self, a: Words) -> Floats {
+    fn as_floats(self, a: Words) -> Floats {
         // SAFETY: see above.
         unsafe { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
     }

@@ -283,12 +283,12 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         unsafe { _mm512_cvtps_epi32(a) }
     }
     #[inline(always)]
-    fn to_bits(self, a: __m512) -> __m512i {
+    fn as_bits(self, a: __m512) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_castps_si512(a) }
     }
     #[inline(always)]
-    fn from_bits(self, a: __m512i) -> __m512 {
+    fn as_floats(self, a: __m512i) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_castsi512_ps(a) }
     }

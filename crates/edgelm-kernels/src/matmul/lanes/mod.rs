@@ -121,6 +121,7 @@ pub(crate) trait Job<L: Lanes> {
 /// Four blocks of a product, with strides counted in lines: line `row · to_stride + column` of `to` becomes the sums
 /// Σ_step Σ_b x.byte(b) · q.lane.byte(b), where x is line `row · x_stride + step` and byte 4 · i + j of a lane is byte j of
 /// its word in line `step · step_stride + i · q_stride + column · column_stride` of `q`.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX has matrix registers"))]
 pub(crate) struct MatrixFour {
     /// Bytes of x are unsigned; those of q never are.
     pub(crate) unsigned: bool,
@@ -301,9 +302,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// The nearest integers, ties to even; what does not fit an i32 becomes anything.
     fn round(self, a: Self::F) -> Self::U;
     /// The bits of each f32.
-    fn to_bits(self, a: Self::F) -> Self::U;
+    fn as_bits(self, a: Self::F) -> Self::U;
     /// The f32 of each word of bits.
-    fn from_bits(self, a: Self::U) -> Self::F;
+    fn as_floats(self, a: Self::U) -> Self::F;
     /// Sixteen halves, each in the low half of a word.
     fn load_u16(self, values: &[u16; ROWS]) -> Self::U;
     fn splat_f32(self, value: f32) -> Self::F;

@@ -122,11 +122,11 @@ impl Lanes for Scalar {
         a.map(|value| value.round_ties_even() as i32 as u32)
     }
     #[inline(always)]
-    fn to_bits(self, a: Floats) -> Words {
+    fn as_bits(self, a: Floats) -> Words {
         a.map(f32::to_bits)
     }
     #[inline(always)]
-    fn from_bits(self, a: Words) -> Floats {
+    fn as_floats(self, a: Words) -> Floats {
         a.map(f32::from_bits)
     }
     #[inline(always)]
