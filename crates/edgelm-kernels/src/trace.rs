@@ -247,7 +247,12 @@ mod tests {
                 cpu.trace_layer(Some(7));
                 let _operator = cpu.operator("outer", || Work { bytes: 10, operations: 20, is_int8: true });
                 assert!(cpu.operator("inner", Work::default).is_none());
-                cpu.pool().run(&|_| std::thread::sleep(std::time::Duration::from_micros(50)));
+                // Parts that wait for each other run on different workers.
+                let all = std::sync::Barrier::new(threads);
+                cpu.pool().run(&|_| {
+                    all.wait();
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                });
                 cpu.pool().run(&|_| ());
             }
             cpu.trace_layer(None);

@@ -79,7 +79,7 @@ pub(super) struct QuantizedPanel<'a, const R: usize> {
     pub(super) scales: &'a [[f32; R]],
     /// Σ quants of each half of a block: `sums[block][row]`.
     pub(super) sums: &'a [[[i16; 2]; R]],
-    /// Σ quants of each of two blocks: `pair_sums[block / 2][row]`.
+    /// For R = 16 alone, Σ quants of each of two blocks: `pair_sums[block / 2][row]`.
     pub(super) pair_sums: &'a [[[i16; 2]; R]],
 }
 
@@ -123,30 +123,45 @@ impl Quantized {
         if x.is_empty() {
             return;
         }
-        let workers = if m * cols < PARALLEL_FROM { 1 } else { pool.threads() };
         let words = bytemuck::cast_slice_mut(&mut self.words);
         let (scales, sums, pair_sums) = (&mut self.scales, &mut self.sums, &mut self.pair_sums);
         let mut rest = Slots { words, scales, sums, pair_sums };
-        let mut parts: Vec<_> = (0..workers).map(|_| Mutex::new(Vec::new())).collect();
-        for start in (0..self.groups).step_by(self.chunk) {
-            let groups = start..self.groups.min(start + self.chunk);
+        let chunks = (0..self.groups).step_by(self.chunk);
+        let chunks = chunks.map(|start| start..self.groups.min(start + self.chunk));
+        if m * cols < PARALLEL_FROM {
+            // Decode comes here for every product, and must not allocate.
+            for groups in chunks {
+                l.enter(take_job(&mut rest, &self.panels, x, cols, groups));
+            }
+            return;
+        }
+        let mut parts: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Vec::new())).collect();
+        for groups in chunks {
             for (worker, part) in parts.iter_mut().enumerate() {
-                let of = if workers == 1 { 0..self.panels.len() } else { pool.share(worker, self.panels.len(), 1) };
-                let panels = &self.panels[of];
-                let rows: usize = panels.iter().map(|panel| panel.width).sum();
-                let (slots, tail) = rest.split_at(rows * groups.len());
-                rest = tail;
+                let panels = &self.panels[pool.share(worker, self.panels.len(), 1)];
                 let part = part.get_mut().unwrap_or_else(PoisonError::into_inner);
-                part.push(Quantize { panels, x, cols, groups: groups.clone(), slots });
+                part.push(take_job(&mut rest, panels, x, cols, groups.clone()));
             }
         }
-        let run = |worker: usize| {
+        pool.run(&|worker| {
             for job in parts[worker].lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
                 l.enter(job);
             }
-        };
-        if workers == 1 { run(0) } else { pool.run(&run) }
+        });
     }
+}
+
+/// The job of some panels and groups, with the slots that come next.
+fn take_job<'a>(
+    rest: &mut Slots<'a>,
+    panels: &'a [Panel],
+    x: &'a [f32],
+    cols: usize,
+    groups: Range<usize>,
+) -> Quantize<'a> {
+    let rows: usize = panels.iter().map(|panel| panel.width).sum();
+    let slots = rest.take(rows * groups.len());
+    Quantize { panels, x, cols, groups, slots }
 }
 
 /// Below this many values the caller converts them alone: a region costs about a microsecond, in which one core
@@ -161,15 +176,15 @@ struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
-    fn split_at(self, groups: usize) -> (Self, Self) {
-        let (words, words_rest) = self.words.split_at_mut(groups * GROUP_BLOCKS * 8);
-        let (scales, scales_rest) = self.scales.split_at_mut(groups);
-        let (sums, sums_rest) = self.sums.split_at_mut(groups * GROUP_BLOCKS);
-        let (pair_sums, pair_sums_rest) = self.pair_sums.split_at_mut(groups * GROUP_BLOCKS / 2);
-        (
-            Slots { words, scales, sums, pair_sums },
-            Slots { words: words_rest, scales: scales_rest, sums: sums_rest, pair_sums: pair_sums_rest },
-        )
+    /// Takes those of the first `groups` groups away.
+    fn take(&mut self, groups: usize) -> Self {
+        const ENOUGH: &str = "there are slots for every panel";
+        Self {
+            words: self.words.split_off_mut(..groups * GROUP_BLOCKS * 8).expect(ENOUGH),
+            scales: self.scales.split_off_mut(..groups).expect(ENOUGH),
+            sums: self.sums.split_off_mut(..groups * GROUP_BLOCKS).expect(ENOUGH),
+            pair_sums: self.pair_sums.split_off_mut(..groups * GROUP_BLOCKS / 2).expect(ENOUGH),
+        }
     }
 }
 
@@ -206,12 +221,12 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                             _ => [0; 2],
                         };
                         slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
-                        let pair = base * GROUP_BLOCKS / 2 + block / 2 * width + r;
-                        slots.pair_sums[pair][block % 2] = (sums[0] + sums[1]) as i16;
                         let bytes = bytes.as_chunks::<4>().0.iter();
                         let bytes = bytes.map(|bytes| u32::from_le_bytes(bytes.map(|byte| byte as u8)));
                         let at = base * GROUP_BLOCKS * 8;
                         if width == ROWS {
+                            let pair = base * GROUP_BLOCKS / 2 + block / 2 * ROWS + r;
+                            slots.pair_sums[pair][block % 2] = (sums[0] + sums[1]) as i16;
                             let at = at + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
                             slots.words[at..at + 8].iter_mut().zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         } else {

@@ -12,7 +12,7 @@
 use super::activations::{GROUP_BLOCKS, QuantizedPanel};
 use super::format::{Rule, Scales};
 use super::lanes::{Lanes, Line, ROWS};
-use super::quantized::add_group;
+use super::quantized::{Take, add_group, load_units, unit_lines};
 use std::marker::PhantomData;
 
 /// The last sums, as they come out of matrix registers, high and low: `[group mod 2][plane][row of x]`.
@@ -30,7 +30,7 @@ const PLANE_LINES: usize = 2 * 8 * GROUP_BLOCKS;
 /// Lines of an unpacked group: planes, mins, units.
 #[inline(always)]
 pub(super) fn group_lines<Q: Rule>() -> usize {
-    PLANE_LINES + min_lines::<Q>() + if Q::MINS { 2 } else { 1 }
+    PLANE_LINES + min_lines::<Q>() + unit_lines::<Q>()
 }
 
 /// Mins of both halves of a sub-block in a word, or where these are the same of two sub-blocks.
@@ -50,20 +50,21 @@ pub(super) struct Planes<'a, Q> {
 }
 
 impl<'a, Q: Rule> Planes<'a, Q> {
-    /// Writes the units. What the last group of a row lacks keeps what was there: x is zero for it.
-    #[inline(always)]
-    pub(super) fn begin<L: Lanes>(l: L, lines: &'a mut [Line], units: [L::F; 2]) -> Self {
-        let at = PLANE_LINES + min_lines::<Q>();
-        l.store(l.as_bits(units[0]), &mut lines[at]);
-        if Q::MINS {
-            l.store(l.as_bits(units[1]), &mut lines[at + 1]);
-        }
+    /// What the last group of a row lacks keeps what was there: x is zero for it.
+    pub(super) fn new(lines: &'a mut [Line]) -> Self {
         Self { lines, rule: PhantomData }
     }
 
-    /// Writes a sub-block.
+    /// Where the units stand.
     #[inline(always)]
-    pub(super) fn put<L: Lanes>(&mut self, l: L, index: usize, q: [L::U; 8], scales: &Scales<L::U>) {
+    pub(super) fn units(&mut self) -> &mut [Line] {
+        &mut self.lines[PLANE_LINES + min_lines::<Q>()..]
+    }
+}
+
+impl<L: Lanes, Q: Rule> Take<L> for Planes<'_, Q> {
+    #[inline(always)]
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
         let first = index / 2 * 2 * ROWS + index % 2 * 8;
         let scale = [l.pair(scales.scale[0], scales.scale[0]), l.pair(scales.scale[1], scales.scale[1])];
         for j in 0..8 {
@@ -136,9 +137,7 @@ fn add<L: Lanes, Q: Rule, const FIRST: usize>(
     x: &QuantizedPanel<'_, ROWS>,
     acc: &mut [L::F; ROWS],
 ) {
-    let units_at = PLANE_LINES + min_lines::<Q>();
-    let units = [units_at, units_at + if Q::MINS { 1 } else { 0 }];
-    let units = [l.as_floats(l.load(&lines[units[0]])), l.as_floats(l.load(&lines[units[1]]))];
+    let units = load_units::<L, Q>(l, &lines[PLANE_LINES + min_lines::<Q>()..]);
     let x_sums = if Q::PER_16 { x.sums } else { x.pair_sums };
     for r in FIRST..FIRST + 8 {
         let products = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));

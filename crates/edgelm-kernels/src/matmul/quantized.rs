@@ -187,9 +187,43 @@ impl<'a, F: Format> Blocks<'a, F> {
     }
 }
 
+impl<F: Format> Blocks<'_, F> {
+    /// Unpacks a group and returns its units.
+    #[inline(always)]
+    fn unpack<L: Lanes>(&self, l: L, group: usize, to: &mut impl Take<L>) -> [L::F; 2] {
+        let part = self.group(group);
+        let units = F::units(l, part.words, part.halves);
+        if F::SUBS == 1 || (group * GROUP_BLOCKS).is_multiple_of(F::SUBS) {
+            part.each::<L, 0>(l, &units, to);
+        } else {
+            part.each::<L, GROUP_BLOCKS>(l, &units, to);
+        }
+        [units.unit, units.min_unit]
+    }
+}
+
+/// Lines of the units of a group.
+#[inline(always)]
+pub(super) const fn unit_lines<Q: Rule>() -> usize {
+    if Q::MINS { 2 } else { 1 }
+}
+
+#[inline(always)]
+pub(super) fn store_units<L: Lanes, Q: Rule>(l: L, units: [L::F; 2], lines: &mut [Line]) {
+    for index in 0..unit_lines::<Q>() {
+        l.store(l.as_bits(units[index]), &mut lines[index]);
+    }
+}
+
+/// Without mins, both are the unit of the scales.
+#[inline(always)]
+pub(super) fn load_units<L: Lanes, Q: Rule>(l: L, lines: &[Line]) -> [L::F; 2] {
+    [l.as_floats(l.load(&lines[0])), l.as_floats(l.load(&lines[unit_lines::<Q>() - 1]))]
+}
+
 /// Takes the sub-blocks of a group, counted from 0. Not a closure: those are not inlined for certain, and what is not
 /// inlined is compiled for any CPU.
-trait Take<L: Lanes> {
+pub(super) trait Take<L: Lanes> {
     /// Must be `#[inline(always)]`.
     fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>);
 }
@@ -378,7 +412,7 @@ fn sub_lines<Q: Rule>() -> usize {
 /// Lines of an unpacked group: its sub-blocks and its units.
 #[inline(always)]
 fn group_lines<Q: Rule>() -> usize {
-    GROUP_BLOCKS * sub_lines::<Q>() + if Q::MINS { 2 } else { 1 }
+    GROUP_BLOCKS * sub_lines::<Q>() + unit_lines::<Q>()
 }
 
 impl<F: Format> Tiles<'_, F> {
@@ -449,14 +483,9 @@ impl<F: Format> Tiles<'_, F> {
                 for (tile, sums) in tiles.clone().zip(buffer.sums.chunks_mut(rows.len())) {
                     let blocks = Blocks::<F>::of(self.weights.tile(tile), self.blocks);
                     for (group, out) in chunk.clone().zip(buffer.lines.chunks_mut(lines)) {
-                        let part = blocks.group(group);
-                        let units = F::units(l, part.words, part.halves);
-                        let mut planes = matrix::Planes::<F::Rule>::begin(l, out, [units.unit, units.min_unit]);
-                        if first_sub::<F>(group) == 0 {
-                            part.each::<L, 0>(l, &units, &mut planes);
-                        } else {
-                            part.each::<L, 4>(l, &units, &mut planes);
-                        }
+                        let mut planes = matrix::Planes::<F::Rule>::new(out);
+                        let units = blocks.unpack(l, group, &mut planes);
+                        store_units::<L, F::Rule>(l, units, planes.units());
                     }
                     // What is unpacked next comes from memory while this is multiplied.
                     let next = if tile + 1 < tiles.end { (tile + 1, start) } else { (tiles.start, chunk.end) };
@@ -482,31 +511,15 @@ impl<F: Format> Tiles<'_, F> {
     }
 }
 
-/// The first sub-block of a group in its block.
-#[inline(always)]
-fn first_sub<F: Format>(group: usize) -> usize {
-    if F::SUBS == 1 { 0 } else { group * GROUP_BLOCKS % F::SUBS }
-}
-
 /// Writes a group of a tile as a record; what the last group of a row lacks becomes zero.
 #[inline(always)]
 fn unpack<L: Lanes, F: Format>(l: L, blocks: &Blocks<'_, F>, group: usize, out: &mut [Line]) {
-    let part = blocks.group(group);
-    let units = F::units(l, part.words, part.halves);
-    let (subs, unit_lines) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<F::Rule>());
-    if part.words.len() * F::SUBS < GROUP_BLOCKS {
+    let (subs, units) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<F::Rule>());
+    if blocks.group(group).words.len() * F::SUBS < GROUP_BLOCKS {
         subs.fill(Line::ZERO);
     }
-    let mut records = Records::<F::Rule> { subs, rule: PhantomData };
-    if first_sub::<F>(group) == 0 {
-        part.each::<L, 0>(l, &units, &mut records);
-    } else {
-        part.each::<L, 4>(l, &units, &mut records);
-    }
-    l.store(l.as_bits(units.unit), &mut unit_lines[0]);
-    if F::Rule::MINS {
-        l.store(l.as_bits(units.min_unit), &mut unit_lines[1]);
-    }
+    let stored = blocks.unpack(l, group, &mut Records::<F::Rule> { subs, rule: PhantomData });
+    store_units::<L, F::Rule>(l, stored, units);
 }
 
 /// Writes sub-blocks as they come.
@@ -530,13 +543,6 @@ impl<L: Lanes, Q: Rule> Take<L> for Records<'_, Q> {
         if Q::MINS {
             l.store(scales.mins, &mut lines[if Q::PER_16 { 10 } else { 9 }]);
         }
-    }
-}
-
-impl<L: Lanes, Q: Rule> Take<L> for matrix::Planes<'_, Q> {
-    #[inline(always)]
-    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
-        self.put(l, index, q, &scales);
     }
 }
 
@@ -580,11 +586,7 @@ fn multiply<L: Lanes, Q: Rule, const R: usize, const T: usize>(
         }
         let mut units = [[l.splat_f32(0.0); 2]; T];
         for t in 0..T {
-            let lines = &records[t * lines + GROUP_BLOCKS * sub_lines::<Q>()..];
-            units[t][0] = l.as_floats(l.load(&lines[0]));
-            if Q::MINS {
-                units[t][1] = l.as_floats(l.load(&lines[1]));
-            }
+            units[t] = load_units::<L, Q>(l, &records[t * lines + GROUP_BLOCKS * sub_lines::<Q>()..]);
         }
         totals.flush::<Q>(l, &units, &x.scales[group], &mut acc);
     }
