@@ -65,7 +65,6 @@ pub(super) struct Quantized {
     words: Vec<Line>,
     scales: Vec<f32>,
     sums: Vec<[i16; 2]>,
-    pair_sums: Vec<[i16; 2]>,
 }
 
 /// The groups of one chunk of a panel of R quantized rows; blocks and groups count from its first.
@@ -77,10 +76,8 @@ pub(super) struct QuantizedPanel<'a, const R: usize> {
     pub(super) lines: &'a [Line],
     /// `scales[group][row]`.
     pub(super) scales: &'a [[f32; R]],
-    /// Σ quants of each half of a block: `sums[block][row]`.
+    /// Σ quants of each half of a block: `sums[block][row]`. For R = 16 none.
     pub(super) sums: &'a [[[i16; 2]; R]],
-    /// For R = 16 alone, Σ quants of each of two blocks: `pair_sums[block / 2][row]`.
-    pub(super) pair_sums: &'a [[[i16; 2]; R]],
 }
 
 impl Quantized {
@@ -96,8 +93,7 @@ impl Quantized {
             words: bytemuck::cast_slice::<_, u32>(lines).as_chunks().0.as_chunks().0,
             lines,
             scales: self.scales[of].as_chunks().0,
-            sums: self.sums[blocks.clone()].as_chunks().0,
-            pair_sums: self.pair_sums[blocks.start / 2..blocks.end / 2].as_chunks().0,
+            sums: if R == ROWS { &[] } else { self.sums[blocks].as_chunks().0 },
         }
     }
 
@@ -118,14 +114,13 @@ impl Quantized {
         let groups = self.stored * self.groups;
         self.words.resize(groups * GROUP_BLOCKS / 2, Line::ZERO);
         self.scales.resize(groups, 0.0);
-        self.sums.resize(groups * GROUP_BLOCKS, [0; 2]);
-        self.pair_sums.resize(groups * GROUP_BLOCKS / 2, [0; 2]);
+        let sums = if widths == [ROWS] { 0 } else { groups * GROUP_BLOCKS };
+        self.sums.resize(sums, [0; 2]);
         if x.is_empty() {
             return;
         }
         let words = bytemuck::cast_slice_mut(&mut self.words);
-        let (scales, sums, pair_sums) = (&mut self.scales, &mut self.sums, &mut self.pair_sums);
-        let mut rest = Slots { words, scales, sums, pair_sums };
+        let mut rest = Slots { words, scales: &mut self.scales, sums: &mut self.sums };
         let chunks = (0..self.groups).step_by(self.chunk);
         let chunks = chunks.map(|start| start..self.groups.min(start + self.chunk));
         if m * cols < PARALLEL_FROM {
@@ -172,7 +167,6 @@ struct Slots<'a> {
     words: &'a mut [u32],
     scales: &'a mut [f32],
     sums: &'a mut [[i16; 2]],
-    pair_sums: &'a mut [[i16; 2]],
 }
 
 impl<'a> Slots<'a> {
@@ -182,8 +176,8 @@ impl<'a> Slots<'a> {
         Self {
             words: self.words.split_off_mut(..groups * GROUP_BLOCKS * 8).expect(ENOUGH),
             scales: self.scales.split_off_mut(..groups).expect(ENOUGH),
-            sums: self.sums.split_off_mut(..groups * GROUP_BLOCKS).expect(ENOUGH),
-            pair_sums: self.pair_sums.split_off_mut(..groups * GROUP_BLOCKS / 2).expect(ENOUGH),
+            // Panels for matrix registers have no sums.
+            sums: self.sums.split_off_mut(..groups * GROUP_BLOCKS).unwrap_or_default(),
         }
     }
 }
@@ -220,16 +214,14 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                             Some(values) if factor != 0.0 => l.quantize(values, factor, &mut bytes),
                             _ => [0; 2],
                         };
-                        slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
                         let bytes = bytes.as_chunks::<4>().0.iter();
                         let bytes = bytes.map(|bytes| u32::from_le_bytes(bytes.map(|byte| byte as u8)));
                         let at = base * GROUP_BLOCKS * 8;
                         if width == ROWS {
-                            let pair = base * GROUP_BLOCKS / 2 + block / 2 * ROWS + r;
-                            slots.pair_sums[pair][block % 2] = (sums[0] + sums[1]) as i16;
                             let at = at + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
                             slots.words[at..at + 8].iter_mut().zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         } else {
+                            slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
                             let words = &mut slots.words[at + block * width * 8..][..8 * width];
                             words[r..].iter_mut().step_by(width).zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         }

@@ -5,7 +5,7 @@
 
 use super::activations::{Floats, Panel, panels_at_once};
 use super::lanes::{Job, Lanes, Line, ROWS};
-use super::output::Out;
+use super::output::{Out, PutRows};
 use super::pack::Packed;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -131,10 +131,8 @@ impl<E: Element> FewRows<'_, E> {
         multiply::<L, E, R, T>(l, self.0.strip::<T>(first), x, &mut acc);
         for r in 0..R {
             for (t, tile) in (first..self.0.tiles.end.min(first + T)).enumerate() {
-                let mut lanes = [0.0; ROWS];
-                l.store_f32(acc[r][t], &mut lanes);
                 // SAFETY: this worker owns the tile.
-                unsafe { self.0.out.put(l, panel.start + r, tile, &lanes) };
+                unsafe { self.0.out.tiles(tile..tile + 1) }.put_one(l, panel.start + r, acc[r][t]);
             }
         }
     }
@@ -144,7 +142,7 @@ impl<E: Element> FewRows<'_, E> {
 #[derive(Default)]
 pub(super) struct Converted {
     values: Vec<Line>,
-    sums: Vec<[f32; ROWS]>,
+    sums: Vec<Line>,
 }
 
 /// Many rows: any panel width of [`Lanes::FLOAT_PANELS`].
@@ -182,7 +180,7 @@ impl<E: Element> Tiles<'_, E> {
         for strip in self.tiles.clone().step_by(T) {
             let tiles = self.strip::<T>(strip);
             buffer.sums.clear();
-            buffer.sums.resize(rows.len() * T, [0.0; ROWS]);
+            buffer.sums.resize(rows.len() * T, Line::ZERO);
             for start in (0..self.cols).step_by(COLS_AT_ONCE) {
                 let chunk = start..self.cols.min(start + COLS_AT_ONCE);
                 let values: &mut [[f32; ROWS]] = bytemuck::cast_slice_mut(&mut buffer.values);
@@ -207,12 +205,9 @@ impl<E: Element> Tiles<'_, E> {
                     }
                 }
             }
-            for (row, sums) in rows.clone().zip(buffer.sums.as_chunks::<T>().0) {
-                for (tile, lanes) in (strip..self.tiles.end).zip(sums) {
-                    // SAFETY: this worker owns the tiles.
-                    unsafe { self.out.put(l, row, tile, lanes) };
-                }
-            }
+            // SAFETY: this worker owns the tiles.
+            let out = unsafe { self.out.tiles(strip..self.tiles.end.min(strip + T)) };
+            PutRows { out, rows: rows.clone(), lines: &buffer.sums, strides: [T, 1] }.run(l);
         }
     }
 }
@@ -223,18 +218,18 @@ fn resume<L: Lanes, const R: usize, const T: usize>(
     l: L,
     w: [&[[f32; ROWS]]; T],
     x: &[[f32; R]],
-    sums: &mut [[[f32; ROWS]; T]],
+    sums: &mut [[Line; T]],
 ) {
     let mut acc = [[l.splat_f32(0.0); T]; R];
     for r in 0..R {
         for t in 0..T {
-            acc[r][t] = l.load_f32(&sums[r][t]);
+            acc[r][t] = l.as_floats(l.load(&sums[r][t]));
         }
     }
     multiply::<L, F32, R, T>(l, w, x, &mut acc);
     for r in 0..R {
         for t in 0..T {
-            l.store_f32(acc[r][t], &mut sums[r][t]);
+            l.store(l.as_bits(acc[r][t]), &mut sums[r][t]);
         }
     }
 }

@@ -14,7 +14,6 @@ mod float;
 mod format;
 mod interleave;
 pub(crate) mod lanes;
-mod matrix;
 mod output;
 mod pack;
 pub(crate) mod quantized;
@@ -319,7 +318,7 @@ impl LanesVisitor for Matmul<'_, '_> {
         let pool = cpu.pool();
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
-            let widths = if many { L::INT_PANELS } else { quantized::FEW_PANELS };
+            let widths = if many { L::INT_PANELS } else { L::FEW_PANELS };
             let chunk = (many && L::MATRIX).then_some(quantized::GROUPS_AT_ONCE);
             scratch.quantized.fill(l.vector(), pool, (x, m, cols), widths, chunk);
         }
@@ -417,9 +416,9 @@ impl Work<'_> {
             format: PhantomData,
         };
         if many {
-            l.enter(quantized::ManyRows { tiles, buffer: &mut buffers.unpacked });
+            quantized::many_rows(l, &tiles, &mut buffers.unpacked);
         } else {
-            l.vector().enter(quantized::FewRows(tiles));
+            quantized::few_rows(l.vector(), &tiles);
         }
     }
 

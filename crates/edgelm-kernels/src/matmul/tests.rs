@@ -109,44 +109,94 @@ fn round_activations(row: &[f32]) -> Vec<f64> {
     row.chunks(128).flat_map(round).collect()
 }
 
-/// One row of weights. Scales and mins that are stored as f16 for 32 values become integers of a unit that 128 values share.
+/// One row of weights. Scales and mins become integers of a unit that 128 values share, unless they are integers as stored.
 fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
-    let steps = match dtype {
-        DType::Q4_0 => 2048.0,
-        DType::Q4_1 | DType::Q5_0 => 1024.0,
-        DType::Q5_1 => 512.0,
-        DType::IQ4_NL => 128.0,
-        DType::Q8_0 => 127.75,
-        _ => {
-            let mut decoded = vec![0.0; cols];
-            decode_row(dtype, row, &mut decoded).unwrap();
-            return decoded.into_iter().map(f64::from).collect();
+    let of_128 = 128 / dtype.block_len().min(128);
+    let groups = row.chunks(of_128 * dtype.block_bytes());
+    match dtype {
+        DType::Q4_0 => groups.flat_map(|group| with_steps(dtype, group, 2048.0)).collect(),
+        DType::Q5_0 => groups.flat_map(|group| with_steps(dtype, group, 1024.0)).collect(),
+        DType::IQ4_NL => groups.flat_map(|group| with_steps(dtype, group, 128.0)).collect(),
+        DType::Q8_0 => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
+        DType::Q4_1 => groups.flat_map(|group| with_range(dtype, group, [15.0, 1.0], 0x11)).collect(),
+        DType::Q5_1 => groups.flat_map(|group| with_range(dtype, group, [31.0, 1.0], 0x11)).collect(),
+        DType::Q4_K => groups.flat_map(|group| with_range(dtype, group, [945.0, 63.0], 0x11)).collect(),
+        DType::Q5_K => groups.flat_map(|group| with_range(dtype, group, [1953.0, 63.0], 0x11)).collect(),
+        DType::Q2_K => groups.flat_map(|group| with_range(dtype, group, [45.0, 15.0], 0x55)).collect(),
+        _ => decode(dtype, row, cols),
+    }
+}
+
+fn decode(dtype: DType, blocks: &[u8], values: usize) -> Vec<f64> {
+    let mut decoded = vec![0.0; values];
+    decode_row(dtype, blocks, &mut decoded).unwrap();
+    decoded.into_iter().map(f64::from).collect()
+}
+
+/// A group with other f16 fields.
+fn with_fields(dtype: DType, group: &[u8], values: &[f32]) -> Vec<f64> {
+    let mut group = group.to_vec();
+    for block in group.chunks_exact_mut(dtype.block_bytes()) {
+        for (&at, &value) in half_fields(dtype).iter().zip(values) {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
         }
-    };
-    let field = |block: &[u8], at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-    let rounded = |group: &[u8], at: usize, steps: f32| {
-        let blocks = group.chunks_exact(dtype.block_bytes());
-        let largest = blocks.clone().fold(2.0f32.powi(-24), |max, block| max.max(field(block, at).abs()));
-        let power = 2.0f32.powi(largest.log2().floor() as i32);
-        let integer = move |block: &[u8]| (field(block, at) * (1.0 / power * steps)).round_ties_even();
-        blocks.map(move |block| f64::from(integer(block)) * f64::from(power * (1.0 / steps))).collect::<Vec<_>>()
-    };
-    let mut out = Vec::new();
-    for group in row.chunks(4 * dtype.block_bytes()) {
-        let scales = rounded(group, 0, steps);
-        let mins = match half_fields(dtype) {
-            [_, min] => rounded(group, *min, 16384.0),
-            _ => vec![0.0; scales.len()],
+    }
+    decode(dtype, &group, group.len() / dtype.block_bytes() * dtype.block_len())
+}
+
+/// An f16 field of each block.
+fn field(dtype: DType, group: &[u8], index: usize) -> Vec<f32> {
+    let at = half_fields(dtype)[index];
+    let half = |block: &[u8]| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    group.chunks_exact(dtype.block_bytes()).map(half).collect()
+}
+
+fn power_below(values: impl Iterator<Item = f32>) -> f32 {
+    let largest = values.fold(2.0f32.powi(-24), f32::max);
+    f32::from_bits(largest.to_bits() & 0x7f80_0000)
+}
+
+/// The largest scale has `steps` units for the power of two below it.
+fn with_steps(dtype: DType, group: &[u8], steps: f32) -> Vec<f64> {
+    let scales = field(dtype, group, 0);
+    let power = power_below(scales.iter().map(|scale| scale.abs()));
+    let unit = f64::from(power * (1.0 / steps));
+    let scale = |scale: f32| unit * f64::from((scale * (1.0 / power * steps)).round_ties_even());
+    let quants = with_fields(dtype, group, &[1.0]);
+    quants.iter().zip(scales.into_iter().flat_map(|s| [scale(s); 32])).map(|(quant, scale)| quant * scale).collect()
+}
+
+/// The largest values that d and dmin allow, `most` of each, have 2^14 - 32 units for the power of two below them. `ones`:
+/// a byte of quants that are 1.
+fn with_range(dtype: DType, group: &[u8], most: [f32; 2], ones: u8) -> Vec<f64> {
+    let (d, dmin) = (field(dtype, group, 0), field(dtype, group, 1));
+    let range = d.iter().map(|d| d.abs()).fold(0.0, f32::max);
+    let min_range = dmin.iter().map(|dmin| dmin.abs()).fold(0.0, f32::max);
+    let power = power_below([range.mul_add(most[0], min_range * most[1])].into_iter());
+    let (unit, per_unit) = (f64::from(power * (1.0 / 16352.0)), 1.0 / power * 16352.0);
+    // With quants of 1, values are scales; the fields of quants are all but f16, scales and fifth bits.
+    let mut of_one = group.to_vec();
+    for block in of_one.chunks_exact_mut(dtype.block_bytes()) {
+        let (zeros, quants) = match dtype {
+            DType::Q4_1 => (0..0, 4..20),
+            DType::Q5_1 => (4..8, 8..24),
+            DType::Q4_K => (0..0, 16..144),
+            DType::Q5_K => (16..48, 48..176),
+            _ => (0..0, 16..80),
         };
-        for ((block, scale), min) in group.chunks_exact(dtype.block_bytes()).zip(scales).zip(mins) {
-            let mut block = block.to_vec();
-            for (&at, value) in half_fields(dtype).iter().zip([half::f16::ONE, half::f16::ZERO]) {
-                block[at..at + 2].copy_from_slice(&value.to_le_bytes());
-            }
-            let mut quants = [0.0; 32];
-            decode_row(dtype, &block, &mut quants).unwrap();
-            out.extend(quants.map(|quant| f64::from(quant) * scale + min));
-        }
+        block[zeros].fill(0);
+        block[quants].fill(ones);
+    }
+    let scales = with_fields(dtype, &of_one, &[1.0, 0.0]);
+    let scaled = with_fields(dtype, group, &[1.0, 0.0]);
+    let mins = with_fields(dtype, group, &[0.0, 1.0]);
+    let integer = |stored: f64, per_one: f32| f64::from((stored as f32 * per_one).round_ties_even());
+    let mut out = Vec::new();
+    for index in 0..scales.len() {
+        let block = index / dtype.block_len();
+        let quant = if scales[index] == 0.0 { 0.0 } else { scaled[index] / scales[index] };
+        let scale = integer(scales[index], d[block] * per_unit);
+        out.push(unit * (scale * quant + integer(mins[index], dmin[block] * per_unit)));
     }
     out
 }

@@ -5,7 +5,7 @@ use super::*;
 pub(in crate::matmul) struct Iq4Nl;
 
 impl Format for Iq4Nl {
-    type Rule = SignedRule;
+    type Rule = Signed;
     type Words = [Line; 4];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 2;

@@ -6,15 +6,14 @@ use super::*;
 pub(in crate::matmul) struct Iq4Xs;
 
 impl Format for Iq4Xs {
-    type Rule = SignedRule;
+    type Rule = Signed;
     type Words = [Line; 34];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        let unit = l.f16_low(l.load(&words[0][0]));
-        Units::stored(unit, unit)
+        Units::stored(l.f16_low(l.load(&words[0][0])))
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {

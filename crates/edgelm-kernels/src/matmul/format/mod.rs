@@ -19,6 +19,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod rule;
 
 pub(super) use iq4_nl::Iq4Nl;
 pub(super) use iq4_xs::Iq4Xs;
@@ -32,39 +33,24 @@ pub(super) use q5_1::Q5_1;
 pub(super) use q5_k::Q5K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
+pub(super) use rule::{Per16, Per16WithMins, Rule, Signed, Unsigned, WithMins};
 
-use super::lanes::{Kind, Lanes, Line, ROWS};
+use super::lanes::{Lanes, Line, ROWS};
 use edgelm_tensor::block::IQ4_VALUES;
 
-/// What the product must know once quants and scales are unpacked:
-/// W[n, k] = unit · scale · (quant − OFFSET) − min_unit · min, with one scale and min per 32 values, or per 16. Scales and mins
-/// are integers, so that the products of a group are; units are floats, for a whole group.
-///
-/// |scale · (quant − OFFSET)| and |min| are below 2^15.
-pub(super) trait Rule {
-    const KIND: Kind;
-    /// Subtracted from every quant.
-    const OFFSET: i32 = 0;
-    /// Scales (and mins) are per 16 values.
-    const PER_16: bool = false;
-    /// There are mins.
-    const MINS: bool = false;
-}
-
-/// Units of a group, per row, and for scales that are stored as floats what turns them into integers of these units.
+/// Units of a group, per row, and what turns its scales and mins, as they are stored, into integers of these units.
 #[derive(Clone, Copy)]
 pub(super) struct Units<F> {
     pub(super) unit: F,
-    pub(super) min_unit: F,
-    per_unit: F,
-    per_min_unit: F,
+    per_scale: F,
+    per_min: F,
 }
 
 impl<F: Copy> Units<F> {
-    /// Of a format whose scales are integers already.
+    /// Of a format whose scales are integers already, and which has no mins.
     #[inline(always)]
-    fn stored(unit: F, min_unit: F) -> Self {
-        Self { unit, min_unit, per_unit: unit, per_min_unit: unit }
+    fn stored(unit: F) -> Self {
+        Self { unit, per_scale: unit, per_min: unit }
     }
 }
 
@@ -143,13 +129,13 @@ fn larger<L: Lanes>(l: L, largest: L::U, half: L::U) -> L::U {
     l.max(largest, l.and(half, l.splat(0x7fff)))
 }
 
-/// A unit such that `steps` of it make the power of two below an f16 magnitude, and its reciprocal. With `steps` a power
-/// of two the magnitude is a whole number of units, and so is any that is not much smaller.
+/// A unit such that `steps` of it make the power of two at or below `largest`, and its reciprocal. With `steps` a power
+/// of two, a magnitude of 11 bits is a whole number of units, and so is any that is not much smaller.
 #[inline(always)]
-fn unit_of<L: Lanes>(l: L, largest: L::U, steps: f32) -> [L::F; 2] {
+fn unit_of<L: Lanes>(l: L, largest: L::F, steps: f32) -> [L::F; 2] {
     // Zero counts as the smallest f16 there is, so that no unit is zero.
-    let largest = l.f16_low(l.max(largest, l.splat(1)));
-    let exponent = l.and(l.as_bits(largest), l.splat(0x7f80_0000));
+    let bits = l.max(l.as_bits(largest), l.splat((127 - 24) << 23));
+    let exponent = l.and(bits, l.splat(0x7f80_0000));
     // What is not finite must show in the results, as a unit that is not a number.
     let power = l.fma(largest, l.splat_f32(0.0), l.as_floats(exponent));
     let reciprocal = l.as_floats(l.sub(l.splat(254 << 23), exponent));
@@ -163,33 +149,35 @@ fn half_units<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32) -> Units<L::F>
     for half in halves {
         largest = larger(l, largest, l.load_u16(half));
     }
-    let [unit, per_unit] = unit_of(l, largest, steps);
-    Units { unit, min_unit: unit, per_unit, per_min_unit: per_unit }
+    let [unit, per_unit] = unit_of(l, l.f16_low(largest), steps);
+    Units { unit, per_scale: per_unit, per_min: per_unit }
 }
 
 #[inline(always)]
 fn half_scale<L: Lanes>(l: L, half: &[u16; ROWS], units: &Units<L::F>) -> Scales<L::U> {
-    Scales::one(l.round(l.mul(l.load_f16(half), units.per_unit)))
+    Scales::one(l.round(l.mul(l.load_f16(half), units.per_scale)))
 }
 
-/// Units of formats whose blocks of 32 values begin with an f16 scale and an f16 min.
+/// [`unit_of`] 2¹⁴ less what rounding may add: with a scale rounded by half a unit, up to 31 / 2 in a value.
+const RANGE_STEPS: f32 = 16384.0 - 32.0;
+
+/// Units of formats whose blocks of 32 values, quants up to `max`, begin with an f16 scale and an f16 min.
 #[inline(always)]
-fn word_units<L: Lanes, W: Words>(l: L, blocks: &[W], steps: f32) -> Units<L::F> {
+fn word_units<L: Lanes, W: Words>(l: L, blocks: &[W], max: f32) -> Units<L::F> {
     let mut largest = [l.splat(0); 2];
     for words in blocks {
         let word = l.load(&words.lines()[0]);
         largest = [larger(l, largest[0], word), larger(l, largest[1], l.shr(word, 16))];
     }
-    let [unit, per_unit] = unit_of(l, largest[0], steps);
-    // Mins have 15 bits and a sign.
-    let [min_unit, per_min_unit] = unit_of(l, largest[1], 16384.0);
-    Units { unit, min_unit, per_unit, per_min_unit }
+    let range = l.fma(l.f16_low(largest[0]), l.splat_f32(max), l.f16_low(largest[1]));
+    let [unit, per_unit] = unit_of(l, range, RANGE_STEPS);
+    Units { unit, per_scale: per_unit, per_min: per_unit }
 }
 
 #[inline(always)]
 fn word_scale<L: Lanes>(l: L, word: &Line, units: &Units<L::F>) -> Scales<L::U> {
     let [scale, min] = word_floats(l, word);
-    Scales::with_min(l, l.round(l.mul(scale, units.per_unit)), l.round(l.mul(min, units.per_min_unit)))
+    Scales::with_min(l, l.round(l.mul(scale, units.per_scale)), l.round(l.mul(min, units.per_min)))
 }
 
 /// The two f16 of a word.
@@ -199,18 +187,29 @@ fn word_floats<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
     [l.f16_low(word), l.f16_low(l.shr(word, 16))]
 }
 
-/// Units of k-quants that keep d and dmin in one word.
+/// Units of k-quants that keep d and dmin in one word; d · scale · quant is at most `max` · d, and dmin · min `max_min` · dmin.
 #[inline(always)]
-fn word_units_stored<L: Lanes>(l: L, word: &Line) -> Units<L::F> {
-    let [unit, min_unit] = word_floats(l, word);
-    Units::stored(unit, min_unit)
+fn mins_units<L: Lanes>(l: L, word: &Line, max: f32, max_min: f32) -> Units<L::F> {
+    let [d, dmin] = word_floats(l, word);
+    let magnitude = l.splat(0x7fff_ffff);
+    let d_range = l.as_floats(l.and(l.as_bits(d), magnitude));
+    let min_range = l.as_floats(l.and(l.as_bits(dmin), magnitude));
+    let range = l.fma(d_range, l.splat_f32(max), l.mul(min_range, l.splat_f32(max_min)));
+    let [unit, per_unit] = unit_of(l, range, RANGE_STEPS);
+    // They subtract their mins.
+    Units { unit, per_scale: l.mul(d, per_unit), per_min: l.mul(l.mul(dmin, l.splat_f32(-1.0)), per_unit) }
+}
+
+/// The scale or min of a k-quant, an integer.
+#[inline(always)]
+fn in_units<L: Lanes>(l: L, stored: L::U, per_one: L::F) -> L::U {
+    l.round(l.mul(l.to_f32(stored), per_one))
 }
 
 /// Units of k-quants whose d is a lone f16.
 #[inline(always)]
 fn half_units_stored<L: Lanes>(l: L, halves: &[[u16; ROWS]]) -> Units<L::F> {
-    let unit = l.load_f16(&halves[0]);
-    Units::stored(unit, unit)
+    Units::stored(l.load_f16(&halves[0]))
 }
 
 /// 32 nibbles of 4 words: value k in the low half of byte k, value 16 + k in its high half.
@@ -270,13 +269,6 @@ fn arrange_fifth_bits(line: &mut Line) {
     *line = arranged;
 }
 
-/// Q4_1 and Q5_1 add their min; the products subtract one.
-fn negate_high_half(line: &mut Line) {
-    for word in &mut line.0 {
-        *word ^= 0x8000_0000;
-    }
-}
-
 /// Byte `index` of 16 bytes kept in 4 words, as an unsigned word.
 #[inline(always)]
 fn byte<L: Lanes>(l: L, words: &[Line], index: usize) -> L::U {
@@ -286,19 +278,21 @@ fn byte<L: Lanes>(l: L, words: &[Line], index: usize) -> L::U {
 /// The 6-bit scale and min of sub-block `sub` in the 12 bytes that Q4_K and Q5_K share: the first four pairs have a
 /// byte each; the low nibbles of the last four fill the third word and their top bits the free ones of the others.
 #[inline(always)]
-fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize) -> [L::U; 2] {
+fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize, units: &Units<L::F>) -> Scales<L::U> {
     let at = 8 * (sub % 4) as u32;
     let (scales, mins) = (l.load(&words[0]), l.load(&words[1]));
-    if sub < 4 {
+    let [scale, min] = if sub < 4 {
         let mask = l.splat(63);
-        return [l.and(l.shr(scales, at), mask), l.and(l.shr(mins, at), mask)];
-    }
-    let rest = l.shr(l.load(&words[2]), at);
-    let (nibble, top) = (l.splat(0x0f), l.splat(0x30));
-    [
-        l.or(l.and(rest, nibble), l.and(l.shr(scales, at + 2), top)),
-        l.or(l.and(l.shr(rest, 4), nibble), l.and(l.shr(mins, at + 2), top)),
-    ]
+        [l.and(l.shr(scales, at), mask), l.and(l.shr(mins, at), mask)]
+    } else {
+        let rest = l.shr(l.load(&words[2]), at);
+        let (nibble, top) = (l.splat(0x0f), l.splat(0x30));
+        [
+            l.or(l.and(rest, nibble), l.and(l.shr(scales, at + 2), top)),
+            l.or(l.and(l.shr(rest, 4), nibble), l.and(l.shr(mins, at + 2), top)),
+        ]
+    };
+    Scales::with_min(l, in_units(l, scale, units.per_scale), in_units(l, min, units.per_min))
 }
 
 #[inline(always)]
@@ -308,10 +302,4 @@ fn iq4_quants<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
         *vector = l.signed(l.lookup(&IQ4_VALUES, *vector));
     }
     q
-}
-
-/// Signed bytes with one scale per 32.
-pub(super) struct SignedRule;
-impl Rule for SignedRule {
-    const KIND: Kind = Kind::Signed;
 }

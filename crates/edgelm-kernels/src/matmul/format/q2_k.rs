@@ -7,30 +7,27 @@ use super::*;
 
 pub(in crate::matmul) struct Q2K;
 
-impl Rule for Q2K {
-    const KIND: Kind = Kind::Unsigned(3);
-    const PER_16: bool = true;
-    const MINS: bool = true;
-}
-
 impl Format for Q2K {
-    type Rule = Self;
+    type Rule = Per16WithMins<3>;
     type Words = [Line; 21];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        word_units_stored(l, &words[0][20])
+        mins_units(l, &words[0][20], 15.0 * 3.0, 15.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         bits(l, &words[4 + sub / 4 * 8..], sub % 4 * 2, 0x03)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, sub: usize) -> Scales<L::U> {
         let (first, second) = (byte(l, &words[..4], 2 * sub), byte(l, &words[..4], 2 * sub + 1));
         let nibble = l.splat(0x0f);
-        Scales { scale: [l.and(first, nibble), l.and(second, nibble)], mins: l.pair(l.shr(first, 4), l.shr(second, 4)) }
+        let scale =
+            [in_units(l, l.and(first, nibble), units.per_scale), in_units(l, l.and(second, nibble), units.per_scale)];
+        let mins = [in_units(l, l.shr(first, 4), units.per_min), in_units(l, l.shr(second, 4), units.per_min)];
+        Scales { scale, mins: l.pair(mins[0], mins[1]) }
     }
 }

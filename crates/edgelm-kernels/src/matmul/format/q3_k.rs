@@ -9,14 +9,8 @@ use super::*;
 
 pub(in crate::matmul) struct Q3K;
 
-impl Rule for Q3K {
-    const KIND: Kind = Kind::Unsigned(7);
-    const OFFSET: i32 = 4;
-    const PER_16: bool = true;
-}
-
 impl Format for Q3K {
-    type Rule = Self;
+    type Rule = Per16<7, 4>;
     type Words = [Line; 27];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;

@@ -4,13 +4,8 @@ use super::*;
 
 pub(in crate::matmul) struct Q4_0;
 
-impl Rule for Q4_0 {
-    const KIND: Kind = Kind::Unsigned(15);
-    const OFFSET: i32 = 8;
-}
-
 impl Format for Q4_0 {
-    type Rule = Self;
+    type Rule = Unsigned<15, 8>;
     type Words = [Line; 4];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 2;

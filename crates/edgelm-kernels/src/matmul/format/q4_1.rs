@@ -4,25 +4,15 @@ use super::*;
 
 pub(in crate::matmul) struct Q4_1;
 
-impl Rule for Q4_1 {
-    const KIND: Kind = Kind::Unsigned(15);
-    const MINS: bool = true;
-}
-
 impl Format for Q4_1 {
-    type Rule = Self;
+    type Rule = WithMins<15>;
     type Words = [Line; 5];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 0;
 
-    /// The offset is added where mins are subtracted: its sign flips.
-    fn arrange(words: &mut [Line]) {
-        negate_high_half(&mut words[0]);
-    }
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        // 2047 · 15 is below 2^15.
-        word_units(l, words, 1024.0)
+        word_units(l, words, 15.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

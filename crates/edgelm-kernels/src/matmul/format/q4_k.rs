@@ -7,28 +7,22 @@ use super::*;
 
 pub(in crate::matmul) struct Q4K;
 
-impl Rule for Q4K {
-    const KIND: Kind = Kind::Unsigned(15);
-    const MINS: bool = true;
-}
-
 impl Format for Q4K {
-    type Rule = Self;
+    type Rule = WithMins<15>;
     type Words = [Line; 36];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        word_units_stored(l, &words[0][0])
+        mins_units(l, &words[0][0], 63.0 * 15.0, 63.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         bits(l, &words[4 + sub / 2 * 8..], sub % 2 * 4, 0x0f)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
-        let [scale, min] = scale_and_min(l, &words[1..4], sub);
-        Scales::with_min(l, scale, min)
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, sub: usize) -> Scales<L::U> {
+        scale_and_min(l, &words[1..4], sub, units)
     }
 }

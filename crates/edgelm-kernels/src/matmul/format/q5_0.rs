@@ -4,13 +4,8 @@ use super::*;
 
 pub(in crate::matmul) struct Q5_0;
 
-impl Rule for Q5_0 {
-    const KIND: Kind = Kind::Unsigned(31);
-    const OFFSET: i32 = 16;
-}
-
 impl Format for Q5_0 {
-    type Rule = Self;
+    type Rule = Unsigned<31, 16>;
     type Words = [Line; 5];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 2;

@@ -4,26 +4,18 @@ use super::*;
 
 pub(in crate::matmul) struct Q5_1;
 
-impl Rule for Q5_1 {
-    const KIND: Kind = Kind::Unsigned(31);
-    const MINS: bool = true;
-}
-
 impl Format for Q5_1 {
-    type Rule = Self;
+    type Rule = WithMins<31>;
     type Words = [Line; 6];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 0;
 
-    /// The offset is added where mins are subtracted: its sign flips.
     fn arrange(words: &mut [Line]) {
-        negate_high_half(&mut words[0]);
         arrange_fifth_bits(&mut words[1]);
     }
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        // 1024 · 31 is below 2^15.
-        word_units(l, words, 512.0)
+        word_units(l, words, 31.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

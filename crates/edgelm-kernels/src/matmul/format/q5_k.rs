@@ -7,20 +7,15 @@ use super::*;
 
 pub(in crate::matmul) struct Q5K;
 
-impl Rule for Q5K {
-    const KIND: Kind = Kind::Unsigned(31);
-    const MINS: bool = true;
-}
-
 impl Format for Q5K {
-    type Rule = Self;
+    type Rule = WithMins<31>;
     type Words = [Line; 44];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        word_units_stored(l, &words[0][0])
+        mins_units(l, &words[0][0], 63.0 * 31.0, 63.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
@@ -28,8 +23,7 @@ impl Format for Q5K {
         join(l, low, bits(l, &words[4..12], sub, 0x01), 4)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
-        let [scale, min] = scale_and_min(l, &words[1..4], sub);
-        Scales::with_min(l, scale, min)
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, sub: usize) -> Scales<L::U> {
+        scale_and_min(l, &words[1..4], sub, units)
     }
 }

@@ -8,14 +8,8 @@ use super::*;
 
 pub(in crate::matmul) struct Q6K;
 
-impl Rule for Q6K {
-    const KIND: Kind = Kind::Unsigned(63);
-    const OFFSET: i32 = 32;
-    const PER_16: bool = true;
-}
-
 impl Format for Q6K {
-    type Rule = Self;
+    type Rule = Per16<63, 32>;
     type Words = [Line; 52];
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;

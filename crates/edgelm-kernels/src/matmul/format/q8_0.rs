@@ -5,7 +5,7 @@ use super::*;
 pub(in crate::matmul) struct Q8_0;
 
 impl Format for Q8_0 {
-    type Rule = SignedRule;
+    type Rule = Signed;
     type Words = [Line; 8];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 2;

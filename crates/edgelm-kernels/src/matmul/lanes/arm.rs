@@ -292,12 +292,6 @@ impl<P: Products> Lanes for P {
         let fma = |i: usize| unsafe { vfmaq_f32(c[i], a[i], b[i]) };
         [fma(0), fma(1), fma(2), fma(3)]
     }
-    #[inline(always)]
-    fn fnma(self, a: Floats, b: Floats, c: Floats) -> Floats {
-        // SAFETY: see above.
-        let fnma = |i: usize| unsafe { vfmsq_f32(c[i], a[i], b[i]) };
-        [fnma(0), fnma(1), fnma(2), fnma(3)]
-    }
 
     #[inline(always)]
     fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {

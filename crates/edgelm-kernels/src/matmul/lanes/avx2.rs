@@ -257,11 +257,6 @@ impl Lanes for Avx2 {
         // SAFETY: see above.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
-    #[inline(always)]
-    fn fnma(self, a: Floats, b: Floats, c: Floats) -> Floats {
-        // SAFETY: see above.
-        unsafe { [_mm256_fnmadd_ps(a[0], b[0], c[0]), _mm256_fnmadd_ps(a[1], b[1], c[1])] }
-    }
 
     #[inline(always)]
     fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {

@@ -16,6 +16,7 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
 
     /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
     const SIGNED_OFFSET: i32 = 128;
+    const FEW_PANELS: &'static [usize] = &[8, 4, 2, 1];
     const INT_PANELS: &'static [usize] = if AMX { &[ROWS] } else { &[6, 4, 2, 1] };
     const FLOAT_PANELS: &'static [usize] = &[8, 4, 2, 1];
     const TWO_TILES: bool = true;
@@ -145,7 +146,7 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         unsafe { amx::configure() }
     }
     #[inline(always)]
-    fn matrix_planes(self, kind: Kind, offset: i32, q: __m512i, scale: __m512i) -> [__m512i; 2] {
+    fn matrix_planes(self, kind: Kind, offset: i32, q: __m512i, scale: __m512i, min: __m512i) -> [__m512i; 2] {
         // SAFETY: see above.
         unsafe {
             let q = match kind {
@@ -154,6 +155,7 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
             };
             let even = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(q)), scale);
             let odd = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(q), scale);
+            let [even, odd] = [_mm512_add_epi16(even, min), _mm512_add_epi16(odd, min)];
             let low = self.splat(0x00ff_00ff);
             [
                 _mm512_or_si512(_mm512_srli_epi16::<8>(even), _mm512_andnot_si512(low, odd)),
@@ -336,11 +338,6 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn fnma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: see above.
-        unsafe { _mm512_fnmadd_ps(a, b, c) }
     }
 
     #[inline(always)]

@@ -154,7 +154,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
 
     /// Added by `signed` to each byte; products must subtract it.
     const SIGNED_OFFSET: i32;
-    /// Widths of activation panels, widest first, for products that reuse unpacked weights.
+    /// Widths of activation panels, widest first, for products that unpack weights to registers.
+    const FEW_PANELS: &'static [usize] = &[4, 2, 1];
+    /// The same for products that reuse unpacked weights.
     const INT_PANELS: &'static [usize];
     /// The same for f32 products.
     const FLOAT_PANELS: &'static [usize];
@@ -166,7 +168,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// The proof that the CPU has the vector instructions alone.
     fn vector(self) -> Self::Vector;
 
-    /// Runs `job` as code compiled for this instruction set.
+    /// Runs `job` as code compiled for this instruction set. The compiler takes more than twice as long for twice the code,
+    /// so a job is no more than what must not be called: about a microsecond of work.
     fn enter<J: Job<Self>>(self, job: J) -> J::Output;
 
     fn splat(self, value: u32) -> Self::U;
@@ -227,10 +230,10 @@ pub(crate) trait Lanes: Copy + Send + Sync {
 
     /// Makes the matrix registers ready.
     fn matrix_begin(self) {}
-    /// The product (q − offset) · scale of every byte, which fits 16 bits: its high bytes, signed, and its low bytes, unsigned.
-    /// `scale` has the same i16 in both halves of a word.
-    fn matrix_planes(self, kind: Kind, offset: i32, q: Self::U, scale: Self::U) -> [Self::U; 2] {
-        let _ = (kind, offset, scale);
+    /// (q − offset) · scale + min of every byte, which fits 16 bits: its high bytes, signed, and its low bytes, unsigned.
+    /// `scale` and `min` have the same i16 in both halves of a word.
+    fn matrix_planes(self, kind: Kind, offset: i32, q: Self::U, scale: Self::U, min: Self::U) -> [Self::U; 2] {
+        let _ = (kind, offset, scale, min);
         [q; 2]
     }
     /// Adds 64 bytes to sums number `index`, which step 0 starts: for high and low bytes b of the planes each,
@@ -317,8 +320,6 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// c - a · b, rounded once.
-    fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// a · b + c; `Scalar` rounds the product too, because an emulated fused operation per weight is unusably slow.
     fn fma_wide(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.fma(a, b, c)

@@ -166,10 +166,6 @@ impl Lanes for Scalar {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(always)]
-    fn fnma(self, a: Floats, b: Floats, c: Floats) -> Floats {
-        std::array::from_fn(|i| (-a[i]).mul_add(b[i], c[i]))
-    }
-    #[inline(always)]
     fn fma_wide(self, a: Floats, b: Floats, c: Floats) -> Floats {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
