@@ -118,11 +118,11 @@ fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
         DType::Q5_0 => groups.flat_map(|group| with_steps(dtype, group, 1024.0)).collect(),
         DType::IQ4_NL => groups.flat_map(|group| with_steps(dtype, group, 128.0)).collect(),
         DType::Q8_0 => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
-        DType::Q4_1 => groups.flat_map(|group| with_range(dtype, group, [15.0, 1.0], 0x11)).collect(),
-        DType::Q5_1 => groups.flat_map(|group| with_range(dtype, group, [31.0, 1.0], 0x11)).collect(),
-        DType::Q4_K => groups.flat_map(|group| with_range(dtype, group, [945.0, 63.0], 0x11)).collect(),
-        DType::Q5_K => groups.flat_map(|group| with_range(dtype, group, [1953.0, 63.0], 0x11)).collect(),
-        DType::Q2_K => groups.flat_map(|group| with_range(dtype, group, [45.0, 15.0], 0x55)).collect(),
+        DType::Q4_1 => groups.flat_map(|group| with_range(dtype, group, [15.0, 1.0], 0, 0x11)).collect(),
+        DType::Q5_1 => groups.flat_map(|group| with_range(dtype, group, [31.0, 1.0], 0, 0x11)).collect(),
+        DType::Q4_K => groups.flat_map(|group| with_range(dtype, group, [945.0, 63.0], 6, 0x11)).collect(),
+        DType::Q5_K => groups.flat_map(|group| with_range(dtype, group, [1953.0, 63.0], 6, 0x11)).collect(),
+        DType::Q2_K => groups.flat_map(|group| with_range(dtype, group, [45.0, 15.0], 4, 0x55)).collect(),
         _ => decode(dtype, row, cols),
     }
 }
@@ -166,14 +166,14 @@ fn with_steps(dtype: DType, group: &[u8], steps: f32) -> Vec<f64> {
     quants.iter().zip(scales.into_iter().flat_map(|s| [scale(s); 32])).map(|(quant, scale)| quant * scale).collect()
 }
 
-/// The largest values that d and dmin allow, `most` of each, have 2^14 - 32 units for the power of two below them. `ones`:
-/// a byte of quants that are 1.
-fn with_range(dtype: DType, group: &[u8], most: [f32; 2], ones: u8) -> Vec<f64> {
+/// The largest values that d and dmin allow, `most` of each, have 15000 units for the power of two below them. `ones`: a byte
+/// of quants that are 1. Scales of `bits` bits, if any, multiply d and dmin as fractions.
+fn with_range(dtype: DType, group: &[u8], most: [f32; 2], bits: i32, ones: u8) -> Vec<f64> {
     let (d, dmin) = (field(dtype, group, 0), field(dtype, group, 1));
     let range = d.iter().map(|d| d.abs()).fold(0.0, f32::max);
     let min_range = dmin.iter().map(|dmin| dmin.abs()).fold(0.0, f32::max);
     let power = power_below([range.mul_add(most[0], min_range * most[1])].into_iter());
-    let (unit, per_unit) = (f64::from(power * (1.0 / 16352.0)), 1.0 / power * 16352.0);
+    let (unit, per_unit) = (f64::from(power * (1.0 / 15000.0)), 1.0 / power * 15000.0);
     // With quants of 1, values are scales; the fields of quants are all but f16, scales and fifth bits.
     let mut of_one = group.to_vec();
     for block in of_one.chunks_exact_mut(dtype.block_bytes()) {
@@ -190,13 +190,19 @@ fn with_range(dtype: DType, group: &[u8], most: [f32; 2], ones: u8) -> Vec<f64> 
     let scales = with_fields(dtype, &of_one, &[1.0, 0.0]);
     let scaled = with_fields(dtype, group, &[1.0, 0.0]);
     let mins = with_fields(dtype, group, &[0.0, 1.0]);
-    let integer = |stored: f64, per_one: f32| f64::from((stored as f32 * per_one).round_ties_even());
+    let integer = |stored: f64, d: f32| {
+        let per_one = f64::from((d * per_unit * 2.0f32.powi(bits)).round_ties_even());
+        match bits {
+            0 => f64::from((stored as f32 * (d * per_unit)).round_ties_even()),
+            _ => (stored * 2.0f64.powi(15 - bits) * per_one / 2.0f64.powi(15) + 0.5).floor(),
+        }
+    };
     let mut out = Vec::new();
     for index in 0..scales.len() {
         let block = index / dtype.block_len();
         let quant = if scales[index] == 0.0 { 0.0 } else { scaled[index] / scales[index] };
-        let scale = integer(scales[index], d[block] * per_unit);
-        out.push(unit * (scale * quant + integer(mins[index], dmin[block] * per_unit)));
+        let scale = integer(scales[index], d[block]);
+        out.push(unit * (scale * quant + integer(mins[index], dmin[block])));
     }
     out
 }

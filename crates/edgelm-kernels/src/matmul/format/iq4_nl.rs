@@ -12,7 +12,7 @@ impl Format for Iq4Nl {
     const HALF_AT: Option<usize> = Some(0);
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         // 256 · 127 is below 2^15.
         half_units(l, halves, 128.0)
     }
@@ -21,7 +21,7 @@ impl Format for Iq4Nl {
         iq4_quants(l, words)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         half_scale(l, half, units)
     }
 }

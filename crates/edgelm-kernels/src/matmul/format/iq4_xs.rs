@@ -12,15 +12,15 @@ impl Format for Iq4Xs {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        Units::stored(l.f16_low(l.load(&words[0][0])))
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {
+        Units::stored(l, l.f16_low(l.load(&words[0][0])))
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         iq4_quants(l, &words[2 + 4 * sub..])
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L>, sub: usize) -> Scales<L::U> {
         let low = l.and(l.shr(l.load(&words[1]), 4 * sub as u32), l.splat(0x0f));
         let high = l.and(l.shr(l.load(&words[0]), 16 + 2 * sub as u32), l.splat(0x03));
         Scales::one(l.sub(l.or(low, l.shl(high, 4)), l.splat(32)))

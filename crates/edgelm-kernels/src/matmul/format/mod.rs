@@ -38,19 +38,26 @@ pub(super) use rule::{Per16, Per16WithMins, Rule, Signed, Unsigned, WithMins};
 use super::lanes::{Lanes, Line, ROWS};
 use edgelm_tensor::block::IQ4_VALUES;
 
-/// Units of a group, per row, and what turns its scales and mins, as they are stored, into integers of these units.
+/// The unit of a group, per row, and what turns its scales and mins, as they are stored, into integers of it.
 #[derive(Clone, Copy)]
-pub(super) struct Units<F> {
-    pub(super) unit: F,
-    per_scale: F,
-    per_min: F,
+pub(super) struct Units<L: Lanes> {
+    pub(super) unit: L::F,
+    /// Its reciprocal.
+    per_unit: L::F,
+    /// Of formats whose scales and mins are integers times d and dmin: these in units, see [`mins_units`].
+    factors: L::U,
 }
 
-impl<F: Copy> Units<F> {
+impl<L: Lanes> Units<L> {
     /// Of a format whose scales are integers already, and which has no mins.
     #[inline(always)]
-    fn stored(unit: F) -> Self {
-        Self { unit, per_scale: unit, per_min: unit }
+    fn stored(l: L, unit: L::F) -> Self {
+        Self { unit, per_unit: unit, factors: l.splat(0) }
+    }
+
+    #[inline(always)]
+    fn rounded(l: L, [unit, per_unit]: [L::F; 2]) -> Self {
+        Self { unit, per_unit, factors: l.splat(0) }
     }
 }
 
@@ -59,7 +66,7 @@ impl<F: Copy> Units<F> {
 pub(super) struct Scales<U> {
     /// i32; with one scale per 32 values, only the first is used.
     pub(super) scale: [U; 2],
-    /// Of both halves, two i16 in a word.
+    /// i16: of both halves in a word, or of all 32 values in its high half.
     pub(super) mins: U,
 }
 
@@ -70,7 +77,7 @@ impl<U: Copy> Scales<U> {
     }
     #[inline(always)]
     fn with_min<L: Lanes<U = U>>(l: L, scale: U, min: U) -> Self {
-        Self { scale: [scale; 2], mins: l.pair(min, min) }
+        Self { scale: [scale; 2], mins: l.shl(min, 16) }
     }
     #[inline(always)]
     fn two(scale: [U; 2]) -> Self {
@@ -115,12 +122,11 @@ pub(super) trait Format {
     }
 
     /// What a group shares: up to four blocks of 32 values, or one of 256 of which it is one half; and their lone f16.
-    fn units<L: Lanes>(l: L, words: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F>;
+    fn units<L: Lanes>(l: L, words: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L>;
     /// The 32 quants of a sub-block.
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8];
     /// The scales of a sub-block.
-    fn scales<L: Lanes>(l: L, words: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, sub: usize)
-    -> Scales<L::U>;
+    fn scales<L: Lanes>(l: L, words: &Self::Words, half: &[u16; ROWS], units: &Units<L>, sub: usize) -> Scales<L::U>;
 }
 
 /// The larger of `largest` and the magnitude of an f16 in the low half of each word.
@@ -144,40 +150,39 @@ fn unit_of<L: Lanes>(l: L, largest: L::F, steps: f32) -> [L::F; 2] {
 
 /// Units of formats that have a lone f16 scale for every 32 values.
 #[inline(always)]
-fn half_units<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32) -> Units<L::F> {
+fn half_units<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32) -> Units<L> {
     let mut largest = l.splat(0);
     for half in halves {
         largest = larger(l, largest, l.load_u16(half));
     }
-    let [unit, per_unit] = unit_of(l, l.f16_low(largest), steps);
-    Units { unit, per_scale: per_unit, per_min: per_unit }
+    Units::rounded(l, unit_of(l, l.f16_low(largest), steps))
 }
 
 #[inline(always)]
-fn half_scale<L: Lanes>(l: L, half: &[u16; ROWS], units: &Units<L::F>) -> Scales<L::U> {
-    Scales::one(l.round(l.mul(l.load_f16(half), units.per_scale)))
+fn half_scale<L: Lanes>(l: L, half: &[u16; ROWS], units: &Units<L>) -> Scales<L::U> {
+    Scales::one(l.round(l.mul(l.load_f16(half), units.per_unit)))
 }
 
-/// [`unit_of`] 2¹⁴ less what rounding may add: with a scale rounded by half a unit, up to 31 / 2 in a value.
-const RANGE_STEPS: f32 = 16384.0 - 32.0;
+/// [`unit_of`] what a value may be at most. 2^14 less what rounding may add: scales are up to one unit off, values up to 31;
+/// and so that [`mins_units`] has factors that fit.
+const RANGE_STEPS: f32 = 15000.0;
 
 /// Units of formats whose blocks of 32 values, quants up to `max`, begin with an f16 scale and an f16 min.
 #[inline(always)]
-fn word_units<L: Lanes, W: Words>(l: L, blocks: &[W], max: f32) -> Units<L::F> {
+fn word_units<L: Lanes, W: Words>(l: L, blocks: &[W], max: f32) -> Units<L> {
     let mut largest = [l.splat(0); 2];
     for words in blocks {
         let word = l.load(&words.lines()[0]);
         largest = [larger(l, largest[0], word), larger(l, largest[1], l.shr(word, 16))];
     }
     let range = l.fma(l.f16_low(largest[0]), l.splat_f32(max), l.f16_low(largest[1]));
-    let [unit, per_unit] = unit_of(l, range, RANGE_STEPS);
-    Units { unit, per_scale: per_unit, per_min: per_unit }
+    Units::rounded(l, unit_of(l, range, RANGE_STEPS))
 }
 
 #[inline(always)]
-fn word_scale<L: Lanes>(l: L, word: &Line, units: &Units<L::F>) -> Scales<L::U> {
+fn word_scale<L: Lanes>(l: L, word: &Line, units: &Units<L>) -> Scales<L::U> {
     let [scale, min] = word_floats(l, word);
-    Scales::with_min(l, l.round(l.mul(scale, units.per_scale)), l.round(l.mul(min, units.per_min)))
+    Scales::with_min(l, l.round(l.mul(scale, units.per_unit)), l.round(l.mul(min, units.per_unit)))
 }
 
 /// The two f16 of a word.
@@ -187,29 +192,37 @@ fn word_floats<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
     [l.f16_low(word), l.f16_low(l.shr(word, 16))]
 }
 
-/// Units of k-quants that keep d and dmin in one word; d · scale · quant is at most `max` · d, and dmin · min `max_min` · dmin.
+/// Units of k-quants that keep d and dmin in one word, and scales and mins of `BITS` bits. Values are d · scale · quant −
+/// dmin · min, with quants up to `max_quant`.
+///
+/// Their factors are d and −dmin in units of 2^BITS / 2 to the unit of the group, as i16. With [`Lanes::mul_fractions`] they
+/// turn a scale or min that stands in the bits below the sign of an i16 into units.
 #[inline(always)]
-fn mins_units<L: Lanes>(l: L, word: &Line, max: f32, max_min: f32) -> Units<L::F> {
+fn mins_units<L: Lanes, const BITS: u32>(l: L, word: &Line, max_quant: f32) -> Units<L> {
     let [d, dmin] = word_floats(l, word);
     let magnitude = l.splat(0x7fff_ffff);
-    let d_range = l.as_floats(l.and(l.as_bits(d), magnitude));
-    let min_range = l.as_floats(l.and(l.as_bits(dmin), magnitude));
-    let range = l.fma(d_range, l.splat_f32(max), l.mul(min_range, l.splat_f32(max_min)));
+    let [d_range, min_range] =
+        [l.as_floats(l.and(l.as_bits(d), magnitude)), l.as_floats(l.and(l.as_bits(dmin), magnitude))];
+    let max = ((1 << BITS) - 1) as f32;
+    let range = l.fma(d_range, l.splat_f32(max * max_quant), l.mul(min_range, l.splat_f32(max)));
     let [unit, per_unit] = unit_of(l, range, RANGE_STEPS);
-    // They subtract their mins.
-    Units { unit, per_scale: l.mul(d, per_unit), per_min: l.mul(l.mul(dmin, l.splat_f32(-1.0)), per_unit) }
+    // At most 2 · RANGE_STEPS / max · 2^BITS, below 2^15.
+    let per_one = l.mul(per_unit, l.splat_f32((1 << BITS) as f32));
+    let scale = l.round(l.mul(d, per_one));
+    let min = l.round(l.mul(l.mul(dmin, l.splat_f32(-1.0)), per_one));
+    Units { unit, per_unit, factors: l.pair(scale, min) }
 }
 
-/// The scale or min of a k-quant, an integer.
+/// The low half of a word, as i16.
 #[inline(always)]
-fn in_units<L: Lanes>(l: L, stored: L::U, per_one: L::F) -> L::U {
-    l.round(l.mul(l.to_f32(stored), per_one))
+fn low_half<L: Lanes>(l: L, word: L::U) -> L::U {
+    l.sar(l.shl(word, 16), 16)
 }
 
 /// Units of k-quants whose d is a lone f16.
 #[inline(always)]
-fn half_units_stored<L: Lanes>(l: L, halves: &[[u16; ROWS]]) -> Units<L::F> {
-    Units::stored(l.load_f16(&halves[0]))
+fn half_units_stored<L: Lanes>(l: L, halves: &[[u16; ROWS]]) -> Units<L> {
+    Units::stored(l, l.load_f16(&halves[0]))
 }
 
 /// 32 nibbles of 4 words: value k in the low half of byte k, value 16 + k in its high half.
@@ -269,30 +282,42 @@ fn arrange_fifth_bits(line: &mut Line) {
     *line = arranged;
 }
 
-/// Byte `index` of 16 bytes kept in 4 words, as an unsigned word.
-#[inline(always)]
-fn byte<L: Lanes>(l: L, words: &[Line], index: usize) -> L::U {
-    l.and(l.shr(l.load(&words[index / 4]), 8 * (index % 4) as u32), l.splat(0xff))
+/// Rearranges the 12 bytes in which Q4_K and Q5_K keep 6-bit scales and mins, for [`scale_and_min`].
+///
+/// GGUF: the first four pairs have a byte each, scales in the first word and mins in the second; the low nibbles of the last
+/// four fill the third word and their top bits the free ones of the others. Here: scales stand in the low halves of the words
+/// and mins in the high ones. Pairs 2w and 2w + 1 take bits 0 .. 6 and 6 .. 12 of word w. The last four bits of words 0
+/// and 1 are the top ones of pairs 6 and 7, those of word 2 the low two of both.
+fn arrange_scales(words: &mut [Line]) {
+    for lane in 0..ROWS {
+        let [scales, mins, rest] = [words[0].0[lane], words[1].0[lane], words[2].0[lane]].map(u32::to_le_bytes);
+        let pair = |sub: usize| match sub {
+            0..4 => u32::from(scales[sub] & 63) | u32::from(mins[sub] & 63) << 16,
+            _ => {
+                let (scale, min, rest) = (scales[sub - 4] >> 6, mins[sub - 4] >> 6, rest[sub - 4]);
+                u32::from(rest & 15 | scale << 4) | u32::from(rest >> 4 | min << 4) << 16
+            }
+        };
+        let (top, low) = (0x003c_003c, 0x0003_0003);
+        let rest = [(pair(6) & top) << 10, (pair(7) & top) << 10, (pair(6) & low) << 12 | (pair(7) & low) << 14];
+        for w in 0..3 {
+            words[w].0[lane] = pair(2 * w) | pair(2 * w + 1) << 6 | rest[w];
+        }
+    }
 }
 
-/// The 6-bit scale and min of sub-block `sub` in the 12 bytes that Q4_K and Q5_K share: the first four pairs have a
-/// byte each; the low nibbles of the last four fill the third word and their top bits the free ones of the others.
+/// The scale and min of sub-block `sub`, both at bit 9 of their half, times the factors.
 #[inline(always)]
-fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize, units: &Units<L::F>) -> Scales<L::U> {
-    let at = 8 * (sub % 4) as u32;
-    let (scales, mins) = (l.load(&words[0]), l.load(&words[1]));
-    let [scale, min] = if sub < 4 {
-        let mask = l.splat(63);
-        [l.and(l.shr(scales, at), mask), l.and(l.shr(mins, at), mask)]
+fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize, units: &Units<L>) -> Scales<L::U> {
+    let fraction = if sub < 6 {
+        l.and(l.shl(l.load(&words[sub / 2]), if sub.is_multiple_of(2) { 9 } else { 3 }), l.splat(0x7e00_7e00))
     } else {
-        let rest = l.shr(l.load(&words[2]), at);
-        let (nibble, top) = (l.splat(0x0f), l.splat(0x30));
-        [
-            l.or(l.and(rest, nibble), l.and(l.shr(scales, at + 2), top)),
-            l.or(l.and(l.shr(rest, 4), nibble), l.and(l.shr(mins, at + 2), top)),
-        ]
+        let top = l.and(l.shr(l.load(&words[sub - 6]), 1), l.splat(0x7800_7800));
+        let low = l.and(l.shr(l.load(&words[2]), if sub == 6 { 3 } else { 5 }), l.splat(0x0600_0600));
+        l.or(top, low)
     };
-    Scales::with_min(l, in_units(l, scale, units.per_scale), in_units(l, min, units.per_min))
+    let both = l.mul_fractions(fraction, units.factors);
+    Scales { scale: [low_half(l, both); 2], mins: both }
 }
 
 #[inline(always)]

@@ -14,20 +14,27 @@ impl Format for Q2K {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        mins_units(l, &words[0][20], 15.0 * 3.0, 15.0)
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {
+        mins_units::<L, 4>(l, &words[0][20], 3.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
         bits(l, &words[4 + sub / 4 * 8..], sub % 4 * 2, 0x03)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, sub: usize) -> Scales<L::U> {
-        let (first, second) = (byte(l, &words[..4], 2 * sub), byte(l, &words[..4], 2 * sub + 1));
-        let nibble = l.splat(0x0f);
-        let scale =
-            [in_units(l, l.and(first, nibble), units.per_scale), in_units(l, l.and(second, nibble), units.per_scale)];
-        let mins = [in_units(l, l.shr(first, 4), units.per_min), in_units(l, l.shr(second, 4), units.per_min)];
-        Scales { scale, mins: l.pair(mins[0], mins[1]) }
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L>, sub: usize) -> Scales<L::U> {
+        // Two bytes, the low nibbles scales and the high ones mins.
+        let bytes = l.shr(l.load(&words[sub / 2]), 16 * (sub % 2) as u32);
+        let (scale, min) = (units.factors, l.shr(units.factors, 16));
+        let scales = l.mul_fractions(spread(l, bytes, 0), l.pair(scale, scale));
+        let mins = l.mul_fractions(spread(l, bytes, 4), l.pair(min, min));
+        Scales { scale: [low_half(l, scales), l.sar(scales, 16)], mins }
     }
+}
+
+/// The nibbles at bit `at` of the two low bytes of a word, each below the sign of an i16.
+#[inline(always)]
+fn spread<L: Lanes>(l: L, bytes: L::U, at: u32) -> L::U {
+    let (low, high) = (l.splat(0x7800), l.splat(0x7800_0000));
+    l.or(l.and(l.shl(bytes, 11 - at), low), l.and(l.shl(bytes, 19 - at), high))
 }

@@ -17,7 +17,7 @@ impl Format for Q3K {
     const HALF_AT: Option<usize> = Some(108);
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         half_units_stored(l, halves)
     }
     #[inline(always)]
@@ -26,7 +26,7 @@ impl Format for Q3K {
         join(l, low, bits(l, &words[0..8], sub, 0x01), 2)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L>, sub: usize) -> Scales<L::U> {
         Scales::two([scale(l, words, 2 * sub), scale(l, words, 2 * sub + 1)])
     }
 }

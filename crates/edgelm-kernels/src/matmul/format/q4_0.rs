@@ -12,7 +12,7 @@ impl Format for Q4_0 {
     const HALF_AT: Option<usize> = Some(0);
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         // 4095 · 8 is below 2^15.
         half_units(l, halves, 2048.0)
     }
@@ -21,7 +21,7 @@ impl Format for Q4_0 {
         split_nibbles(l, words)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         half_scale(l, half, units)
     }
 }

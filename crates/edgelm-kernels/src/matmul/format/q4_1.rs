@@ -11,7 +11,7 @@ impl Format for Q4_1 {
     const WORDS_AT: usize = 0;
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {
         word_units(l, words, 15.0)
     }
     #[inline(always)]
@@ -19,7 +19,7 @@ impl Format for Q4_1 {
         split_nibbles(l, &words[1..])
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         word_scale(l, &words[0], units)
     }
 }

@@ -15,7 +15,7 @@ impl Format for Q5_0 {
         arrange_fifth_bits(&mut words[0]);
     }
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         // 2047 · 16 is below 2^15.
         half_units(l, halves, 1024.0)
     }
@@ -24,7 +24,7 @@ impl Format for Q5_0 {
         join(l, split_nibbles(l, &words[1..]), fifth_bits(l, &words[0]), 0)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         half_scale(l, half, units)
     }
 }

@@ -14,7 +14,7 @@ impl Format for Q5_1 {
         arrange_fifth_bits(&mut words[1]);
     }
     #[inline(always)]
-    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {
         word_units(l, words, 31.0)
     }
     #[inline(always)]
@@ -22,7 +22,7 @@ impl Format for Q5_1 {
         join(l, split_nibbles(l, &words[2..]), fifth_bits(l, &words[1]), 0)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         word_scale(l, &words[0], units)
     }
 }

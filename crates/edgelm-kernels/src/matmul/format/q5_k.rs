@@ -13,9 +13,12 @@ impl Format for Q5K {
     const SUBS: usize = 8;
     const WORDS_AT: usize = 0;
 
+    fn arrange(words: &mut [Line]) {
+        arrange_scales(&mut words[1..4]);
+    }
     #[inline(always)]
-    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L::F> {
-        mins_units(l, &words[0][0], 63.0 * 31.0, 63.0)
+    fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {
+        mins_units::<L, 6>(l, &words[0][0], 31.0)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
@@ -23,7 +26,7 @@ impl Format for Q5K {
         join(l, low, bits(l, &words[4..12], sub, 0x01), 4)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L::F>, sub: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], units: &Units<L>, sub: usize) -> Scales<L::U> {
         scale_and_min(l, &words[1..4], sub, units)
     }
 }

@@ -16,7 +16,7 @@ impl Format for Q6K {
     const HALF_AT: Option<usize> = Some(208);
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         half_units_stored(l, halves)
     }
     #[inline(always)]
@@ -26,7 +26,7 @@ impl Format for Q6K {
         join(l, low, bits(l, &words[32 + half * 8..], part * 2, 0x03), 4)
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L::F>, sub: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L>, sub: usize) -> Scales<L::U> {
         let word = l.load(&words[48 + sub / 2]);
         let at = 16 * (sub % 2) as u32;
         Scales::two([l.sar(l.shl(word, 24 - at), 24), l.sar(l.shl(word, 16 - at), 24)])

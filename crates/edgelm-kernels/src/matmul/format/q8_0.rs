@@ -12,7 +12,7 @@ impl Format for Q8_0 {
     const HALF_AT: Option<usize> = Some(0);
 
     #[inline(always)]
-    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L::F> {
+    fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
         // The largest scale, just below 2 · 127.75, is rounded to 255 at most: 255 · 128 is below 2^15.
         half_units(l, halves, 127.75)
     }
@@ -25,7 +25,7 @@ impl Format for Q8_0 {
         q
     }
     #[inline(always)]
-    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L::F>, _: usize) -> Scales<L::U> {
+    fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
         half_scale(l, half, units)
     }
 }

@@ -171,6 +171,13 @@ impl<P: Products> Lanes for P {
         })
     }
     #[inline(always)]
+    fn mul_fractions(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        pairs(a, b, |a, b| unsafe {
+            vreinterpretq_u32_s16(vqrdmulhq_s16(vreinterpretq_s16_u32(a), vreinterpretq_s16_u32(b)))
+        })
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         // SAFETY: see above; the load reads the whole table.
         unsafe {

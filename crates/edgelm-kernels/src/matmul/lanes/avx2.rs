@@ -119,6 +119,11 @@ impl Lanes for Avx2 {
         [half(0), half(1)]
     }
     #[inline(always)]
+    fn mul_fractions(self, a: Words, b: Words) -> Words {
+        // SAFETY: see above.
+        unsafe { [_mm256_mulhrs_epi16(a[0], b[0]), _mm256_mulhrs_epi16(a[1], b[1])] }
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         // SAFETY: see above.
         unsafe {

@@ -107,6 +107,11 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         unsafe { _mm512_dpwssd_epi32(sum, pairs, self.splat(low | high << 16)) }
     }
     #[inline(always)]
+    fn mul_fractions(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_mulhrs_epi16(a, b) }
+    }
+    #[inline(always)]
     fn lookup(self, table: &[i8; 16], bytes: __m512i) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), bytes) }

@@ -213,6 +213,13 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         let sum = self.mul_add(low, self.splat(i32::from(x[0]) as u32), sum);
         self.mul_add(high, self.splat(i32::from(x[1]) as u32), sum)
     }
+    /// (a · b + 2^14) >> 15 of each i16, a ≥ 0.
+    #[inline(always)]
+    fn mul_fractions(self, a: Self::U, b: Self::U) -> Self::U {
+        let half = |a: Self::U, b: Self::U| self.sar(self.mul_add(a, b, self.splat(1 << 14)), 15);
+        let low = half(self.sar(self.shl(a, 16), 16), self.sar(self.shl(b, 16), 16));
+        self.pair(low, half(self.sar(a, 16), self.sar(b, 16)))
+    }
     /// table[byte] for each byte, all of them below 16.
     fn lookup(self, table: &[i8; 16], bytes: Self::U) -> Self::U;
     /// Prepares signed bytes for `dot`.

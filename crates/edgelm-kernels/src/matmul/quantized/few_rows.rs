@@ -64,7 +64,7 @@ impl<L: Lanes, F: Format, const R: usize> Job<L> for OnePanel<'_, F, R> {
 fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     l: L,
     part: &Group<'_, F>,
-    units: &Units<L::F>,
+    units: &Units<L>,
     x: &QuantizedPanel<'_, R>,
     group: usize,
     acc: &mut [[L::F; 1]; R],

@@ -115,7 +115,7 @@ impl<L: Lanes, Q: Rule> Take<L> for Planes<'_, Q> {
         let mut halves = [[l.splat(0); 2]; 2];
         for half in 0..if Q::PER_16 { 2 } else { 1 } {
             let scale = scales.scale[half];
-            let min = if half == 0 { scales.mins } else { l.shr(scales.mins, 16) };
+            let min = if Q::PER_16 && half == 0 { scales.mins } else { l.shr(scales.mins, 16) };
             halves[half] = [l.pair(scale, scale), if Q::MINS { l.pair(min, min) } else { l.splat(0) }];
         }
         for j in 0..8 {

@@ -126,7 +126,7 @@ impl<F: Format> Group<'_, F> {
     /// formats keep their parts at shifts that depend on it, and with known shifts unpacking takes a third fewer
     /// instructions.
     #[inline(always)]
-    fn each<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, to: &mut impl Take<L>) {
+    fn each<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L>, to: &mut impl Take<L>) {
         if F::SUBS == 1 {
             for (index, words) in self.words.iter().enumerate() {
                 to.take(l, index, F::quants(l, words, 0), F::scales(l, words, self.half(index), units, 0));
@@ -140,7 +140,7 @@ impl<F: Format> Group<'_, F> {
     }
 
     #[inline(always)]
-    fn one<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L::F>, index: usize, to: &mut impl Take<L>) {
+    fn one<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L>, index: usize, to: &mut impl Take<L>) {
         let (words, sub) = (&self.words[0], FIRST + index);
         to.take(l, index, F::quants(l, words, sub), F::scales(l, words, self.half(0), units, sub));
     }

@@ -52,8 +52,9 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
         }
         if Q::MINS {
             for r in 0..R {
+                let x = if Q::PER_16 { sums[r] } else { [0, sums[r][0] + sums[r][1]] };
                 for t in 0..T {
-                    self.0[r][t] = l.dot_pairs(self.0[r][t], scales[t].mins, sums[r]);
+                    self.0[r][t] = l.dot_pairs(self.0[r][t], scales[t].mins, x);
                 }
             }
         }
