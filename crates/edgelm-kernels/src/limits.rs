@@ -149,14 +149,13 @@ const WORDS: usize = 32;
 #[inline(always)]
 fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) -> usize {
     let x = black_box([[0x0102_0304; R]; WORDS]);
-    let start = black_box([1; R]);
     let mut q = [[l.splat(0); WORDS]; T];
     for tile in &mut q {
         *tile = [l.load(black_box(&Line([0x0f07_0301; ROWS]))); WORDS];
     }
     let mut sums = [[l.splat(0); T]; R];
     for _ in 0..rounds {
-        let dots = l.dot_paired(Kind::Unsigned(15), start, &q, black_box(&x));
+        let dots = l.dot_paired(Kind::Unsigned(15), &q, black_box(&x));
         for r in 0..R {
             for t in 0..T {
                 sums[r][t] = l.xor(sums[r][t], dots[r][t]);

@@ -64,7 +64,8 @@ pub(super) struct Quantized {
     chunk: usize,
     words: Vec<Line>,
     scales: Vec<f32>,
-    sums: Vec<[i16; 2]>,
+    sums: Vec<u32>,
+    half_sums: Vec<u32>,
 }
 
 /// The groups of one chunk of a panel of R quantized rows; blocks and groups count from its first.
@@ -76,8 +77,10 @@ pub(super) struct QuantizedPanel<'a, const R: usize> {
     pub(super) lines: &'a [Line],
     /// `scales[group][row]`.
     pub(super) scales: &'a [[f32; R]],
-    /// Σ quants of each half of a block: `sums[block][row]`. For R = 16 none.
-    pub(super) sums: &'a [[[i16; 2]; R]],
+    /// Σ quants of a block as the high i16 of a word: `sums[block][row]`. For R = 16 none.
+    pub(super) sums: &'a [[u32; R]],
+    /// Σ quants of both halves of a block, two i16. For R = 16 none.
+    pub(super) half_sums: &'a [[u32; R]],
 }
 
 impl Quantized {
@@ -93,7 +96,8 @@ impl Quantized {
             words: bytemuck::cast_slice::<_, u32>(lines).as_chunks().0.as_chunks().0,
             lines,
             scales: self.scales[of].as_chunks().0,
-            sums: if R == ROWS { &[] } else { self.sums[blocks].as_chunks().0 },
+            sums: if R == ROWS { &[] } else { self.sums[blocks.clone()].as_chunks().0 },
+            half_sums: if R == ROWS { &[] } else { self.half_sums[blocks].as_chunks().0 },
         }
     }
 
@@ -115,12 +119,14 @@ impl Quantized {
         self.words.resize(groups * GROUP_BLOCKS / 2, Line::ZERO);
         self.scales.resize(groups, 0.0);
         let sums = if widths == [ROWS] { 0 } else { groups * GROUP_BLOCKS };
-        self.sums.resize(sums, [0; 2]);
+        self.sums.resize(sums, 0);
+        self.half_sums.resize(sums, 0);
         if x.is_empty() {
             return;
         }
         let words = bytemuck::cast_slice_mut(&mut self.words);
-        let mut rest = Slots { words, scales: &mut self.scales, sums: &mut self.sums };
+        let (sums, half_sums) = (&mut self.sums, &mut self.half_sums);
+        let mut rest = Slots { words, scales: &mut self.scales, sums, half_sums };
         let chunks = (0..self.groups).step_by(self.chunk);
         let chunks = chunks.map(|start| start..self.groups.min(start + self.chunk));
         if m * cols < PARALLEL_FROM {
@@ -166,7 +172,8 @@ const PARALLEL_FROM: usize = 1 << 14;
 struct Slots<'a> {
     words: &'a mut [u32],
     scales: &'a mut [f32],
-    sums: &'a mut [[i16; 2]],
+    sums: &'a mut [u32],
+    half_sums: &'a mut [u32],
 }
 
 impl<'a> Slots<'a> {
@@ -178,6 +185,7 @@ impl<'a> Slots<'a> {
             scales: self.scales.split_off_mut(..groups).expect(ENOUGH),
             // Panels for matrix registers have no sums.
             sums: self.sums.split_off_mut(..groups * GROUP_BLOCKS).unwrap_or_default(),
+            half_sums: self.half_sums.split_off_mut(..groups * GROUP_BLOCKS).unwrap_or_default(),
         }
     }
 }
@@ -216,13 +224,14 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
                         };
                         let bytes = bytes.as_chunks::<4>().0.iter();
                         let bytes = bytes.map(|bytes| u32::from_le_bytes(bytes.map(|byte| byte as u8)));
-                        let at = base * GROUP_BLOCKS * 8;
                         if width == ROWS {
-                            let at = at + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
+                            let at = base * GROUP_BLOCKS * 8 + (block / 2 * ROWS + r) * ROWS + block % 2 * 8;
                             slots.words[at..at + 8].iter_mut().zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         } else {
-                            slots.sums[base * GROUP_BLOCKS + block * width + r] = sums.map(|sum| sum as i16);
-                            let words = &mut slots.words[at + block * width * 8..][..8 * width];
+                            let at = base * GROUP_BLOCKS + block * width;
+                            slots.sums[at + r] = ((sums[0] + sums[1]) as u32) << 16;
+                            slots.half_sums[at + r] = sums[0] as u32 & 0xffff | (sums[1] as u32) << 16;
+                            let words = &mut slots.words[8 * at..][..8 * width];
                             words[r..].iter_mut().step_by(width).zip(bytes).for_each(|(word, bytes)| *word = bytes);
                         }
                     }

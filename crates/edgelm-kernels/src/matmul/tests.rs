@@ -116,7 +116,7 @@ fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
     match dtype {
         DType::Q4_0 => groups.flat_map(|group| with_steps(dtype, group, 2048.0)).collect(),
         DType::Q5_0 => groups.flat_map(|group| with_steps(dtype, group, 1024.0)).collect(),
-        DType::IQ4_NL => groups.flat_map(|group| with_steps(dtype, group, 128.0)).collect(),
+        DType::IQ4_NL => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
         DType::Q8_0 => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
         DType::Q4_1 => groups.flat_map(|group| with_range(dtype, group, [15.0, 1.0], 0, 0x11)).collect(),
         DType::Q5_1 => groups.flat_map(|group| with_range(dtype, group, [31.0, 1.0], 0, 0x11)).collect(),

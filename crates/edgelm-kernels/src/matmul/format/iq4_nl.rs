@@ -13,8 +13,8 @@ impl Format for Iq4Nl {
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
-        // 256 · 127 is below 2^15.
-        half_units(l, halves, 128.0)
+        // The largest scale, just below 2 · 127.75, is rounded to 255 at most: 255 · 128 is below 2^15.
+        half_units(l, halves, 127.75)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

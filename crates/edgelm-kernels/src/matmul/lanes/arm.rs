@@ -27,7 +27,6 @@ pub(super) trait Products: Copy + Send + Sync {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R];
@@ -49,11 +48,10 @@ pub(super) trait Products: Copy + Send + Sync {
     fn dot_paired<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
-        Products::dot(self, kind, start, q, x)
+        Products::dot(self, kind, q, x)
     }
 }
 
@@ -194,11 +192,10 @@ impl<P: Products> Lanes for P {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
-        Products::dot(self, kind, start, q, x)
+        Products::dot(self, kind, q, x)
     }
     #[inline(always)]
     fn dot_signed(self, sum: Words, bytes: Words, x: u32) -> Words {
@@ -216,11 +213,10 @@ impl<P: Products> Lanes for P {
     fn dot_paired<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
-        Products::dot_paired(self, kind, start, q, x)
+        Products::dot_paired(self, kind, q, x)
     }
 
     #[inline(always)]

@@ -111,12 +111,15 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])] }
     }
     #[inline(always)]
-    fn dot_pairs(self, sum: Words, pairs: Words, x: [i16; 2]) -> Words {
-        let [low, high] = x.map(|x| u32::from(x as u16));
-        let x = self.splat(low | high << 16);
+    fn dot_pairs(self, sum: Words, pairs: Words, x: u32) -> Words {
+        let x = self.splat(x);
         // SAFETY: see above.
         let half = |i: usize| unsafe { _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs[i], x[i])) };
         [half(0), half(1)]
+    }
+    #[inline(always)]
+    fn dot_high(self, sum: Words, pairs: Words, x: u32) -> Words {
+        self.dot_pairs(sum, pairs, x)
     }
     #[inline(always)]
     fn mul_fractions(self, a: Words, b: Words) -> Words {
@@ -140,14 +143,12 @@ impl Lanes for Avx2 {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
         let mut sums = [[self.splat(0); T]; R];
         for r in 0..R {
             for t in 0..T {
-                sums[r][t] = self.splat(start[r] as u32);
                 for half in 0..2 {
                     sums[r][t][half] = self.dot_half(kind, sums[r][t][half], &q[t], half, x, r);
                 }

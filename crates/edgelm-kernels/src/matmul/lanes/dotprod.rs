@@ -41,11 +41,10 @@ impl Products for Dotprod {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         _kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
-        dot(self, start, q, x)
+        dot(self, q, x)
     }
 
     #[inline(always)]
@@ -79,21 +78,14 @@ pub(super) unsafe fn four_signed(sum: uint32x4_t, bytes: uint32x4_t, x: u32) -> 
 #[inline(always)]
 pub(super) fn dot<P: Products, const R: usize, const T: usize, const W: usize>(
     lanes: P,
-    start: [i32; R],
     q: &[[Words; W]; T],
     x: &[[u32; R]; W],
 ) -> [[Words; T]; R] {
     let mut sums = [[lanes.splat(0); T]; R];
     for t in 0..T {
         // SAFETY: the `Products` of this function's callers prove `sdot`.
-        let dots = unsafe {
-            [
-                dot_four(start, &q[t], 0, x),
-                dot_four(start, &q[t], 1, x),
-                dot_four(start, &q[t], 2, x),
-                dot_four(start, &q[t], 3, x),
-            ]
-        };
+        let dots =
+            unsafe { [dot_four(&q[t], 0, x), dot_four(&q[t], 1, x), dot_four(&q[t], 2, x), dot_four(&q[t], 3, x)] };
         for r in 0..R {
             sums[r][t] = [dots[0][r], dots[1][r], dots[2][r], dots[3][r]];
         }
@@ -106,19 +98,11 @@ pub(super) fn dot<P: Products, const R: usize, const T: usize, const W: usize>(
 /// # Safety
 /// The CPU has `sdot`.
 #[inline(always)]
-unsafe fn dot_four<const R: usize, const W: usize>(
-    start: [i32; R],
-    q: &[Words; W],
-    four: usize,
-    x: &[[u32; R]; W],
-) -> [uint32x4_t; R] {
+unsafe fn dot_four<const R: usize, const W: usize>(q: &[Words; W], four: usize, x: &[[u32; R]; W]) -> [uint32x4_t; R] {
     let (fours, rest) = x.as_flattened().as_chunks::<4>();
     // SAFETY: the caller has `sdot`; the load reads the four words of its array.
     unsafe {
         let mut sums = [vdupq_n_u32(0); R];
-        for r in 0..R {
-            sums[r] = vdupq_n_u32(start[r] as u32);
-        }
         for (i, x) in fours.iter().enumerate() {
             let x = vld1q_u32(x.as_ptr());
             let (a, b, c, d) = (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3);

@@ -27,11 +27,10 @@ impl Products for I8mm {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         _kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
-        super::dotprod::dot(self, start, q, x)
+        super::dotprod::dot(self, q, x)
     }
 
     #[inline(always)]
@@ -75,21 +74,14 @@ impl Products for I8mm {
     fn dot_paired<const R: usize, const T: usize, const W: usize>(
         self,
         _kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
         let mut sums = [[self.splat(0); T]; R];
         for t in 0..T {
             // SAFETY: `self` proves `smmla`.
-            let dots = unsafe {
-                [
-                    dot_four(start, &q[t], 0, x),
-                    dot_four(start, &q[t], 1, x),
-                    dot_four(start, &q[t], 2, x),
-                    dot_four(start, &q[t], 3, x),
-                ]
-            };
+            let dots =
+                unsafe { [dot_four(&q[t], 0, x), dot_four(&q[t], 1, x), dot_four(&q[t], 2, x), dot_four(&q[t], 3, x)] };
             for r in 0..R {
                 sums[r][t] = [dots[0][r], dots[1][r], dots[2][r], dots[3][r]];
             }
@@ -103,20 +95,11 @@ impl Products for I8mm {
 /// # Safety
 /// The CPU has `smmla`.
 #[inline(always)]
-unsafe fn dot_four<const R: usize, const W: usize>(
-    start: [i32; R],
-    q: &[Words; W],
-    four: usize,
-    x: &[[u32; R]; W],
-) -> [uint32x4_t; R] {
+unsafe fn dot_four<const R: usize, const W: usize>(q: &[Words; W], four: usize, x: &[[u32; R]; W]) -> [uint32x4_t; R] {
     const { assert!(W % 2 == 0, "words come in pairs") };
     // SAFETY: the caller has NEON and `smmla`.
     unsafe {
         let mut sums = [[vdupq_n_u32(0); 2]; R];
-        for first in (0..R).step_by(2) {
-            let second = if first + 1 < R { first + 1 } else { first };
-            sums[first] = [vcombine_u32(vdup_n_u32(start[first] as u32), vdup_n_u32(start[second] as u32)); 2];
-        }
         for pair in 0..W / 2 {
             let q = [q[2 * pair][four], q[2 * pair + 1][four]];
             for first in (0..R).step_by(2) {

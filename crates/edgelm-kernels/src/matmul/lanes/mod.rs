@@ -207,11 +207,14 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     }
     /// sum + low half · low half of x + high half · high half of x, of each word of two i16. Wrapping.
     #[inline(always)]
-    fn dot_pairs(self, sum: Self::U, pairs: Self::U, x: [i16; 2]) -> Self::U {
+    fn dot_pairs(self, sum: Self::U, pairs: Self::U, x: u32) -> Self::U {
         let low = self.sar(self.shl(pairs, 16), 16);
-        let high = self.sar(pairs, 16);
-        let sum = self.mul_add(low, self.splat(i32::from(x[0]) as u32), sum);
-        self.mul_add(high, self.splat(i32::from(x[1]) as u32), sum)
+        self.dot_high(self.mul_add(low, self.splat(i32::from(x as i16) as u32), sum), pairs, x)
+    }
+    /// The same for an x whose low half is 0.
+    #[inline(always)]
+    fn dot_high(self, sum: Self::U, pairs: Self::U, x: u32) -> Self::U {
+        self.mul_add(self.sar(pairs, 16), self.splat((x as i32 >> 16) as u32), sum)
     }
     /// (a · b + 2^14) >> 15 of each i16, a ≥ 0.
     #[inline(always)]
@@ -225,12 +228,11 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Prepares signed bytes for `dot`.
     fn signed(self, bytes: Self::U) -> Self::U;
 
-    /// start[r] + Σ_w Σ_b q[t][w].byte(b) · x[w][r].byte(b) per lane, for R rows of x and T tiles.
+    /// Σ_w Σ_b q[t][w].byte(b) · x[w][r].byte(b) per lane, for R rows of x and T tiles.
     /// Exact as long as activations are in -127 ..= 127 and weight bytes in the range of `kind`.
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Self::U; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R];
@@ -274,7 +276,7 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// passed through [`Lanes::signed`].
     #[inline(always)]
     fn dot_signed(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
-        let [[dot]] = self.dot(Kind::Signed, [0], &[[bytes]], &[[x]]);
+        let [[dot]] = self.dot(Kind::Signed, &[[bytes]], &[[x]]);
         self.sub(sum, self.sub(self.splat(0), dot))
     }
     /// sum[r] + Σ_b bytes[r].byte(b) · x.byte(b) per lane, for any signed `bytes` and any unsigned x: x = 2 · half + bit.
@@ -282,11 +284,11 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn dot_unsigned(self, sum: Self::U, bytes: Self::U, x: u32) -> Self::U {
         let (half, bit) = (x >> 1 & 0x7f7f_7f7f, x & 0x0101_0101);
         let total = |x: u32| x.to_le_bytes().iter().map(|&byte| i32::from(byte)).sum::<i32>();
-        let start = -Self::SIGNED_OFFSET * (2 * total(half) + total(bit));
+        let offset = Self::SIGNED_OFFSET * (2 * total(half) + total(bit));
         let bytes = [[self.signed(bytes)]];
-        let [[bit]] = self.dot(Kind::Signed, [start], &bytes, &[[bit]]);
-        let [[half]] = self.dot(Kind::Signed, [0], &bytes, &[[half]]);
-        self.sub(sum, self.sub(self.sub(self.splat(0), bit), self.shl(half, 1)))
+        let [[bit]] = self.dot(Kind::Signed, &bytes, &[[bit]]);
+        let [[half]] = self.dot(Kind::Signed, &bytes, &[[half]]);
+        self.sub(sum, self.sub(self.sub(self.splat(offset as u32), bit), self.shl(half, 1)))
     }
 
     /// Rearranges unpacked weights that many rows of x will pass over, for [`Lanes::dot_paired`].
@@ -300,11 +302,10 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn dot_paired<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Self::U; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R] {
-        self.dot(kind, start, q, x)
+        self.dot(kind, q, x)
     }
 
     /// Each word, as i32, to f32.

@@ -27,7 +27,6 @@ impl Products for Neon {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
@@ -36,10 +35,10 @@ impl Products for Neon {
             // SAFETY: `self` proves NEON.
             let dots = unsafe {
                 [
-                    dot_four(kind, start, &q[t], 0, x),
-                    dot_four(kind, start, &q[t], 1, x),
-                    dot_four(kind, start, &q[t], 2, x),
-                    dot_four(kind, start, &q[t], 3, x),
+                    dot_four(kind, &q[t], 0, x),
+                    dot_four(kind, &q[t], 1, x),
+                    dot_four(kind, &q[t], 2, x),
+                    dot_four(kind, &q[t], 3, x),
                 ]
             };
             for r in 0..R {
@@ -80,7 +79,6 @@ impl Products for Neon {
 #[inline(always)]
 unsafe fn dot_four<const R: usize, const W: usize>(
     kind: Kind,
-    start: [i32; R],
     q: &[Words; W],
     four: usize,
     x: &[[u32; R]; W],
@@ -88,7 +86,7 @@ unsafe fn dot_four<const R: usize, const W: usize>(
     const { assert!(W % 4 == 0, "words come in fours") };
     // SAFETY: the caller has NEON.
     unsafe {
-        let mut sums = Sums::new(kind, start);
+        let mut sums = Sums::new(kind);
         // By hand up to 8, the usual number: the compiler gives up on the loop.
         sums.add_four(0, q, four, x);
         if W > 4 {
@@ -119,7 +117,7 @@ impl<const R: usize> Sums<R> {
     /// # Safety
     /// The CPU has NEON.
     #[inline(always)]
-    unsafe fn new(kind: Kind, start: [i32; R]) -> Self {
+    unsafe fn new(kind: Kind) -> Self {
         // |−128| · 127 is the largest product of signed bytes; two of them still fit.
         let largest = match kind {
             Kind::Unsigned(max) => 127 * max,
@@ -129,12 +127,8 @@ impl<const R: usize> Sums<R> {
         let pairs_fit = 2 * group * largest <= i32::from(i16::MAX);
         // SAFETY: the caller has NEON.
         unsafe {
-            let mut whole = [vdupq_n_s32(0); R];
-            for r in 0..R {
-                whole[r] = vdupq_n_s32(start[r]);
-            }
             let (narrow, halves) = ([[vdupq_n_s16(0); 2]; R], [[vdupq_n_s32(0); 2]; R]);
-            Self { group: group as usize, pairs_fit, narrow, halves, whole }
+            Self { group: group as usize, pairs_fit, narrow, halves, whole: [vdupq_n_s32(0); R] }
         }
     }
 

@@ -90,7 +90,6 @@ impl Lanes for Scalar {
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
-        start: [i32; R],
         q: &[[Words; W]; T],
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
@@ -100,7 +99,7 @@ impl Lanes for Scalar {
         };
         std::array::from_fn(|r| {
             std::array::from_fn(|t| {
-                let mut sums = [start[r]; ROWS];
+                let mut sums = [0i32; ROWS];
                 for w in 0..W {
                     let x = x[w][r].to_le_bytes().map(|byte| i32::from(byte as i8));
                     for (sum, word) in sums.iter_mut().zip(q[t][w]) {

@@ -1,6 +1,6 @@
 //! Few rows of x: every weight is unpacked into registers, once per panel.
 
-use super::sums::Totals;
+use super::sums::{Totals, with_offset};
 use super::{Group, Take, Tiles};
 use crate::matmul::activations::{GROUP_BLOCKS, Panel, QuantizedPanel};
 use crate::matmul::format::{Format, Scales, Units, Words};
@@ -91,6 +91,7 @@ impl<L: Lanes, F: Format, const R: usize, const FIRST: usize> Take<L> for Produc
         for line in sub * F::Words::COUNT / F::SUBS..(sub + 1) * F::Words::COUNT / F::SUBS {
             l.prefetch(ahead.wrapping_add(line));
         }
+        let scales = with_offset::<L, F::Rule>(l, scales);
         self.totals.add::<F::Rule, false>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
     }
 }

@@ -1,7 +1,7 @@
 //! Many rows of x, with vectors: groups of a tile, or two, are unpacked to a buffer that panels of any width of
 //! [`Lanes::INT_PANELS`] pass over.
 
-use super::sums::Totals;
+use super::sums::{Totals, has_mins, with_offset};
 use super::{Blocks, Take, Tiles, matrix};
 use crate::matmul::activations::{BLOCK, GROUP_BLOCKS, Panel, QuantizedPanel, panels_at_once};
 use crate::matmul::format::{Format, Rule, Scales};
@@ -43,7 +43,7 @@ pub(in crate::matmul) fn many_rows<L: Lanes, F: Format>(l: L, tiles: &Tiles<'_, 
 fn strips<L: Lanes, F: Format, const T: usize>(l: L, tiles: &Tiles<'_, F>, panels: &[Panel], buffer: &mut Unpacked) {
     let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return };
     let rows = first.start..last.start + last.width;
-    let lines = group_lines::<F::Rule>();
+    let lines = group_lines::<L, F::Rule>();
     buffer.lines.resize(GROUPS_AT_ONCE * T * lines, Line::ZERO);
     for strip in tiles.tiles.clone().step_by(T) {
         buffer.sums.clear();
@@ -81,14 +81,14 @@ fn strips<L: Lanes, F: Format, const T: usize>(l: L, tiles: &Tiles<'_, F>, panel
 
 /// Lines of an unpacked sub-block: quants, scales, mins.
 #[inline(always)]
-fn sub_lines<Q: Rule>() -> usize {
-    8 + if Q::PER_16 { 2 } else { 1 } + if Q::MINS { 1 } else { 0 }
+fn sub_lines<L: Lanes, Q: Rule>() -> usize {
+    8 + if Q::PER_16 { 2 } else { 1 } + if has_mins::<L, Q>() { 1 } else { 0 }
 }
 
 /// Lines of an unpacked group: its sub-blocks and its unit.
 #[inline(always)]
-fn group_lines<Q: Rule>() -> usize {
-    GROUP_BLOCKS * sub_lines::<Q>() + 1
+fn group_lines<L: Lanes, Q: Rule>() -> usize {
+    GROUP_BLOCKS * sub_lines::<L, Q>() + 1
 }
 
 /// Writes groups of a tile as records, `stride` lines apart; what the last group of a row lacks becomes zero.
@@ -105,7 +105,7 @@ impl<L: Lanes, F: Format> Job<L> for Unpack<'_, F> {
     #[inline(always)]
     fn run(self, l: L) {
         for (group, out) in self.groups.zip(self.out.chunks_mut(self.stride)) {
-            let (subs, rest) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<F::Rule>());
+            let (subs, rest) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<L, F::Rule>());
             if self.blocks.group(group).words.len() * F::SUBS < GROUP_BLOCKS {
                 subs.fill(Line::ZERO);
             }
@@ -124,8 +124,8 @@ struct Records<'a, Q> {
 impl<L: Lanes, Q: Rule> Take<L> for Records<'_, Q> {
     #[inline(always)]
     fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
-        let lines = &mut self.subs[index * sub_lines::<Q>()..][..sub_lines::<Q>()];
-        let q = l.pair_words(q);
+        let lines = &mut self.subs[index * sub_lines::<L, Q>()..][..sub_lines::<L, Q>()];
+        let (q, scales) = (l.pair_words(q), with_offset::<L, Q>(l, scales));
         for j in 0..8 {
             l.store(q[j], &mut lines[j]);
         }
@@ -133,7 +133,7 @@ impl<L: Lanes, Q: Rule> Take<L> for Records<'_, Q> {
         if Q::PER_16 {
             l.store(scales.scale[1], &mut lines[9]);
         }
-        if Q::MINS {
+        if has_mins::<L, Q>() {
             l.store(scales.mins, &mut lines[if Q::PER_16 { 10 } else { 9 }]);
         }
     }
@@ -160,7 +160,7 @@ impl<L: Lanes, Q: Rule, const R: usize, const T: usize> Job<L> for Multiply<'_, 
     #[inline(always)]
     fn run(self, l: L) {
         let Self { unpacked, x, first_group, sums, .. } = self;
-        let lines = group_lines::<Q>();
+        let lines = group_lines::<L, Q>();
         let mut acc = [[l.splat_f32(0.0); T]; R];
         for r in 0..R {
             for t in 0..T {
@@ -175,7 +175,7 @@ impl<L: Lanes, Q: Rule, const R: usize, const T: usize> Job<L> for Multiply<'_, 
                 let mut q = [[zero; 8]; T];
                 let mut scales = [Scales { scale: [zero; 2], mins: zero }; T];
                 for t in 0..T {
-                    let lines = &records[t * lines + sub * sub_lines::<Q>()..][..sub_lines::<Q>()];
+                    let lines = &records[t * lines + sub * sub_lines::<L, Q>()..][..sub_lines::<L, Q>()];
                     for j in 0..8 {
                         q[t][j] = l.load(&lines[j]);
                     }
@@ -183,7 +183,7 @@ impl<L: Lanes, Q: Rule, const R: usize, const T: usize> Job<L> for Multiply<'_, 
                     if Q::PER_16 {
                         scales[t].scale[1] = l.load(&lines[9]);
                     }
-                    if Q::MINS {
+                    if has_mins::<L, Q>() {
                         scales[t].mins = l.load(&lines[if Q::PER_16 { 10 } else { 9 }]);
                     }
                 }
@@ -191,7 +191,7 @@ impl<L: Lanes, Q: Rule, const R: usize, const T: usize> Job<L> for Multiply<'_, 
             }
             let mut units = [l.splat_f32(0.0); T];
             for t in 0..T {
-                units[t] = l.as_floats(l.load(&records[t * lines + GROUP_BLOCKS * sub_lines::<Q>()]));
+                units[t] = l.as_floats(l.load(&records[t * lines + GROUP_BLOCKS * sub_lines::<L, Q>()]));
             }
             totals.flush(l, &units, &x.scales[group], &mut acc);
         }

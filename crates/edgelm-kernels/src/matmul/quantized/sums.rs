@@ -13,7 +13,7 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
         Self([[l.splat(0); T]; R])
     }
 
-    /// Adds one sub-block. PAIRED: `q` went through [`Lanes::pair_words`].
+    /// Adds one sub-block, whose scales went through [`with_offset`]. PAIRED: `q` went through [`Lanes::pair_words`].
     ///
     /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 128.
     #[inline(always)]
@@ -25,36 +25,31 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
         x: &QuantizedPanel<'_, R>,
         block: usize,
     ) {
-        let offset = Q::OFFSET + if matches!(Q::KIND, Kind::Signed) { L::SIGNED_OFFSET } else { 0 };
-        let (words, sums) = (&x.words[block], &x.sums[block]);
+        let words = &x.words[block];
         if Q::PER_16 {
             for half in 0..2 {
-                let mut start = [0; R];
-                for r in 0..R {
-                    start[r] = -offset * i32::from(sums[r][half]);
-                }
                 let mut q_half = [[l.splat(0); 4]; T];
                 for t in 0..T {
                     q_half[t].copy_from_slice(&q[t][4 * half..4 * half + 4]);
                 }
                 let mut x_half = [[0; R]; 4];
                 x_half.copy_from_slice(&words[4 * half..4 * half + 4]);
-                let dots = dot::<L, PAIRED, R, T, 4>(l, Q::KIND, start, &q_half, &x_half);
+                let dots = dot::<L, PAIRED, R, T, 4>(l, Q::KIND, &q_half, &x_half);
                 self.add_dots(l, &dots, scales, half);
             }
         } else {
-            let mut start = [0; R];
-            for r in 0..R {
-                start[r] = -offset * (i32::from(sums[r][0]) + i32::from(sums[r][1]));
-            }
-            let dots = dot::<L, PAIRED, R, T, 8>(l, Q::KIND, start, q, words);
+            let dots = dot::<L, PAIRED, R, T, 8>(l, Q::KIND, q, words);
             self.add_dots(l, &dots, scales, 0);
         }
-        if Q::MINS {
+        if has_mins::<L, Q>() {
             for r in 0..R {
-                let x = if Q::PER_16 { sums[r] } else { [0, sums[r][0] + sums[r][1]] };
                 for t in 0..T {
-                    self.0[r][t] = l.dot_pairs(self.0[r][t], scales[t].mins, x);
+                    let (total, mins) = (self.0[r][t], scales[t].mins);
+                    self.0[r][t] = if Q::PER_16 {
+                        l.dot_pairs(total, mins, x.half_sums[block][r])
+                    } else {
+                        l.dot_high(total, mins, x.sums[block][r])
+                    };
                 }
             }
         }
@@ -90,9 +85,36 @@ pub(super) fn add_group<L: Lanes>(l: L, total: L::U, unit: L::F, x_scale: f32, a
 fn dot<L: Lanes, const PAIRED: bool, const R: usize, const T: usize, const W: usize>(
     l: L,
     kind: Kind,
-    start: [i32; R],
     q: &[[L::U; W]; T],
     x: &[[u32; R]; W],
 ) -> [[L::U; T]; R] {
-    if PAIRED { l.dot_paired(kind, start, q, x) } else { l.dot(kind, start, q, x) }
+    if PAIRED { l.dot_paired(kind, q, x) } else { l.dot(kind, q, x) }
+}
+
+/// What quants have too much as bytes of these lanes.
+#[inline(always)]
+fn offset<L: Lanes, Q: Rule>() -> i32 {
+    Q::OFFSET + if matches!(Q::KIND, Kind::Signed) { L::SIGNED_OFFSET } else { 0 }
+}
+
+/// Whether the mins of [`with_offset`] are anything.
+#[inline(always)]
+pub(super) fn has_mins<L: Lanes, Q: Rule>() -> bool {
+    Q::MINS || offset::<L, Q>() != 0
+}
+
+/// Takes offset · scale from the mins: scale · (quant − offset) + min = scale · quant + (min − offset · scale).
+#[inline(always)]
+pub(super) fn with_offset<L: Lanes, Q: Rule>(l: L, scales: Scales<L::U>) -> Scales<L::U> {
+    let offset = offset::<L, Q>();
+    if offset == 0 {
+        return scales;
+    }
+    // No rule has both.
+    let mut mins = l.mul_add(scales.scale[usize::from(Q::PER_16)], l.splat((-offset << 16) as u32), l.splat(0));
+    if Q::PER_16 {
+        let low = l.mul_add(scales.scale[0], l.splat(-offset as u32), l.splat(0));
+        mins = l.or(mins, l.and(low, l.splat(0xffff)));
+    }
+    Scales { mins, ..scales }
 }
