@@ -11,6 +11,7 @@ use crate::KernelError;
 pub enum Isa {
     Scalar,
     Avx2,
+    AvxVnni,
     Avx512,
     Amx,
     Neon,
@@ -18,9 +19,10 @@ pub enum Isa {
     I8mm,
 }
 
-const NAMES: [(Isa, &str); 7] = [
+const NAMES: [(Isa, &str); 8] = [
     (Isa::Scalar, "scalar"),
     (Isa::Avx2, "avx2"),
+    (Isa::AvxVnni, "avxvnni"),
     (Isa::Avx512, "avx512"),
     (Isa::Amx, "amx"),
     (Isa::Neon, "neon"),
@@ -46,8 +48,9 @@ impl Isa {
 fn detect() -> Vec<Isa> {
     let amx = Avx512::<true>::detect().map(|_| Isa::Amx);
     let avx512 = Avx512::<false>::detect().map(|_| Isa::Avx512);
-    let avx2 = Avx2::detect().map(|_| Isa::Avx2);
-    amx.into_iter().chain(avx512).chain(avx2).collect()
+    let avx_vnni = Avx2::<true>::detect().map(|_| Isa::AvxVnni);
+    let avx2 = Avx2::<false>::detect().map(|_| Isa::Avx2);
+    amx.into_iter().chain(avx512).chain(avx_vnni).chain(avx2).collect()
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -77,17 +80,19 @@ impl std::fmt::Display for Isa {
     }
 }
 
-/// Proof of AVX2, FMA and F16C.
+/// Proof of AVX2, FMA and F16C, and, with `VNNI`, of AVX-VNNI.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
 #[cfg(target_arch = "x86_64")]
-impl Avx2 {
-    /// `Some` only if the CPU has all three.
+impl<const VNNI: bool> Avx2<VNNI> {
+    /// `Some` only if the CPU has all of them.
     pub(crate) fn detect() -> Option<Self> {
-        let has =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         has.then_some(Self(()))
     }
 }
@@ -101,7 +106,7 @@ pub(crate) struct Avx512<const AMX: bool>(());
 impl<const AMX: bool> Avx512<AMX> {
     /// `Some` only if the CPU has all of them.
     pub(crate) fn detect() -> Option<Self> {
-        let has = Avx2::detect().is_some()
+        let has = Avx2::<false>::detect().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")

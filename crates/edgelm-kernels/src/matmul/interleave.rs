@@ -42,7 +42,7 @@ pub(super) fn words(isa: Isa, rows: Rows<'_>, at: usize, count: usize, out: &mut
             unsafe { x86::words_avx512(rows, at, count, out) }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 if crate::isa::Avx2::detect().is_some() => {
+        Isa::Avx2 | Isa::AvxVnni if crate::isa::Avx2::<false>::detect().is_some() => {
             // SAFETY: as above.
             unsafe { x86::words_avx2(rows, at, count, out) }
         }

@@ -2,7 +2,7 @@
 //!
 //! The one idea: 16 rows of W form a tile in which their blocks stand interleaved, so that a SIMD lane is a row of W.
 //! Every format is then unpacked by the same lane-wise code on every instruction set: `format/` has one file per
-//! format, `lanes/` one per instruction set, `quantized.rs` and `float.rs` the loops that join them.
+//! format, `lanes/` one per instruction set, `quantized/` and `float.rs` the loops that join them.
 
 #![allow(unsafe_code)]
 // Loops over lanes, rows and tiles index several arrays of constant size at once.
@@ -205,6 +205,8 @@ macro_rules! kernel_names {
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Avx2(_)) => concat!(arch!(), "-", $types, "-avx2"),
                     #[cfg(target_arch = "x86_64")]
+                    (DType::$dtype, Family::AvxVnni(_)) => concat!(arch!(), "-", $types, "-avxvnni"),
+                    #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Avx512(_)) => concat!(arch!(), "-", $types, "-avx512vnni"),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Family::Amx(_)) => concat!(arch!(), "-", $types, "-amx"),
@@ -272,8 +274,8 @@ const PARALLEL_FROM: usize = 16 << 10;
 impl Cpu {
     /// out[m, n] = Σ_k x[m, k] · W[n, k] + bias[n], for every product of the group, in one parallel region.
     ///
-    /// Shapes: `x` [M, K] row-major. Numerics: for quantized weights x is quantized to int8 in blocks of 32 and block
-    /// products are exact integers; sums over blocks are f32 in index order, so a row's result does not depend on M or
+    /// Shapes: `x` [M, K] row-major. Numerics: for quantized weights x is quantized to int8 in groups of 128 and the products of a
+    /// group are exact integers; sums over groups are f32 in index order, so a row's result does not depend on M or
     /// on the number of threads, and is the same bits in every kernel family. For float weights x stays f32 and sums
     /// run in the order of k; SIMD families fuse each multiply-add, `scalar` rounds twice. Panics if lengths disagree.
     pub fn matmul(&self, x: &[f32], m: usize, group: &mut [Linear<'_>], scratch: &mut Scratch) {

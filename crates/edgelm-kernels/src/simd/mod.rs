@@ -106,7 +106,7 @@ pub(crate) fn dispatch<K: Kernel>(cpu: &Cpu, kernel: K) -> K::Output {
         // SAFETY: a `Cpu` has a family only if this CPU reported its features.
         crate::Isa::Avx512 | crate::Isa::Amx => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
-        crate::Isa::Avx2 => unsafe { avx2::run(kernel) },
+        crate::Isa::Avx2 | crate::Isa::AvxVnni => unsafe { avx2::run(kernel) },
         _ => kernel.run::<scalar::Scalar>(),
     }
 }

@@ -1,4 +1,5 @@
-//! Two ymm registers per vector; `vpmaddubsw` for the products, which saturates at 16 bits.
+//! Two ymm registers per vector; `vpdpbusd` for the products where there is AVX-VNNI (Intel's small cores from Gracemont on),
+//! and `vpmaddubsw` elsewhere, which saturates at 16 bits.
 //!
 //! An activation is at most 127, so one `vpmaddubsw` sum of two products is at most 2 · 127 · max. As many of them as
 //! stay below 2^15 are added in 16 bits before they are widened: 8 for 4-bit weights, 1 for 7-bit ones.
@@ -13,13 +14,14 @@ use std::arch::x86_64::*;
 type Words = [__m256i; 2];
 type Floats = [__m256; 2];
 
-impl Lanes for Avx2 {
+impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type U = Words;
     type F = Floats;
     type Vector = Self;
     type Simd = crate::simd::Avx2;
 
-    const SIGNED_OFFSET: i32 = 0;
+    /// `vpdpbusd` takes unsigned weights: 128 is added by flipping the top bit.
+    const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
     const INT_PANELS: &'static [usize] = &[4, 2, 1];
     const FLOAT_PANELS: &'static [usize] = &[6, 4, 2, 1];
     const TWO_TILES: bool = false;
@@ -30,11 +32,15 @@ impl Lanes for Avx2 {
 
     fn enter<J: Job<Self>>(self, job: J) -> J::Output {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn inside<J: Job<Avx2>>(lanes: Avx2, job: J) -> J::Output {
+        fn inside<L: Lanes, J: Job<L>>(lanes: L, job: J) -> J::Output {
+            job.run(lanes)
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        fn inside_vnni<L: Lanes, J: Job<L>>(lanes: L, job: J) -> J::Output {
             job.run(lanes)
         }
         // SAFETY: `self` proves the features.
-        unsafe { inside(self, job) }
+        unsafe { if const { VNNI } { inside_vnni(self, job) } else { inside(self, job) } }
     }
 
     #[inline(always)]
@@ -136,7 +142,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn signed(self, bytes: Words) -> Words {
-        bytes
+        if VNNI { self.xor(bytes, self.splat(0x8080_8080)) } else { bytes }
     }
 
     #[inline(always)]
@@ -147,10 +153,20 @@ impl Lanes for Avx2 {
         x: &[[u32; R]; W],
     ) -> [[Words; T]; R] {
         let mut sums = [[self.splat(0); T]; R];
+        if VNNI {
+            for w in 0..W {
+                for r in 0..R {
+                    for t in 0..T {
+                        sums[r][t] = dot_vnni(sums[r][t], q[t][w], self.splat(x[w][r]));
+                    }
+                }
+            }
+            return sums;
+        }
         for r in 0..R {
             for t in 0..T {
                 for half in 0..2 {
-                    sums[r][t][half] = self.dot_half(kind, sums[r][t][half], &q[t], half, x, r);
+                    sums[r][t][half] = dot_half(kind, sums[r][t][half], &q[t], half, x, r);
                 }
             }
         }
@@ -158,7 +174,19 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_signed(self, sum: Words, bytes: Words, x: u32) -> Words {
+        if VNNI {
+            return dot_vnni(sum, bytes, self.splat(x));
+        }
+        let (q, x) = (&[bytes], &[[x]]);
+        [dot_half(Kind::Signed, sum[0], q, 0, x, 0), dot_half(Kind::Signed, sum[1], q, 1, x, 0)]
+    }
+
+    #[inline(always)]
     fn dot_unsigned(self, sum: Words, bytes: Words, x: u32) -> Words {
+        if VNNI {
+            return dot_vnni(sum, self.splat(x), bytes);
+        }
         // In 16 bits, even and odd bytes apart: `vpmaddubsw` would saturate. Splitting `bytes` is shared by all x.
         // SAFETY: see above.
         unsafe {
@@ -310,43 +338,47 @@ impl Lanes for Avx2 {
     }
 }
 
-impl Avx2 {
-    /// Eight lanes of one dot product.
-    #[inline(always)]
-    fn dot_half<const R: usize, const W: usize>(
-        self,
-        kind: Kind,
-        mut sum: __m256i,
-        q: &[Words; W],
-        half: usize,
-        x: &[[u32; R]; W],
-        r: usize,
-    ) -> __m256i {
-        let group = match kind {
-            Kind::Unsigned(max) => (i32::from(i16::MAX) / (2 * 127 * max)).clamp(1, 8) as usize,
-            // |−128| is 128 as an unsigned byte, and 2 · 128 · 127 still fits.
-            Kind::Signed => 1,
-        };
-        // SAFETY: `self` proves the features.
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let mut w = 0;
-            while w < W {
-                let mut narrow = _mm256_setzero_si256();
-                let end = if w + group < W { w + group } else { W };
-                for i in w..end {
-                    let x = _mm256_set1_epi32(x[i][r] as i32);
-                    let q = q[i][half];
-                    let pairs = match kind {
-                        Kind::Unsigned(_) => _mm256_maddubs_epi16(q, x),
-                        Kind::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)),
-                    };
-                    narrow = _mm256_add_epi16(narrow, pairs);
-                }
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, ones));
-                w = end;
+/// sum[i] + Σ_b q[i].byte(b) · x[i].byte(b), unsigned q and signed x.
+#[inline(always)]
+fn dot_vnni(sum: Words, q: Words, x: Words) -> Words {
+    // SAFETY: only lanes with `VNNI` call this.
+    unsafe { [_mm256_dpbusd_avx_epi32(sum[0], q[0], x[0]), _mm256_dpbusd_avx_epi32(sum[1], q[1], x[1])] }
+}
+
+/// Eight lanes of one dot product.
+#[inline(always)]
+fn dot_half<const R: usize, const W: usize>(
+    kind: Kind,
+    mut sum: __m256i,
+    q: &[Words; W],
+    half: usize,
+    x: &[[u32; R]; W],
+    r: usize,
+) -> __m256i {
+    let group = match kind {
+        Kind::Unsigned(max) => (i32::from(i16::MAX) / (2 * 127 * max)).clamp(1, 8) as usize,
+        // |−128| is 128 as an unsigned byte, and 2 · 128 · 127 still fits.
+        Kind::Signed => 1,
+    };
+    // SAFETY: only `Avx2` lanes call this.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        let mut w = 0;
+        while w < W {
+            let mut narrow = _mm256_setzero_si256();
+            let end = if w + group < W { w + group } else { W };
+            for i in w..end {
+                let x = _mm256_set1_epi32(x[i][r] as i32);
+                let q = q[i][half];
+                let pairs = match kind {
+                    Kind::Unsigned(_) => _mm256_maddubs_epi16(q, x),
+                    Kind::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)),
+                };
+                narrow = _mm256_add_epi16(narrow, pairs);
             }
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, ones));
+            w = end;
         }
-        sum
     }
+    sum
 }

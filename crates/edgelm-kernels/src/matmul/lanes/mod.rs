@@ -45,7 +45,9 @@ unsafe impl Pod for Line {}
 pub(crate) enum Family {
     Scalar(Scalar),
     #[cfg(target_arch = "x86_64")]
-    Avx2(crate::isa::Avx2),
+    Avx2(crate::isa::Avx2<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(crate::isa::Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(crate::isa::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
@@ -71,6 +73,8 @@ impl Family {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::Avx2),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => crate::isa::Avx2::detect().map_or(Self::Scalar(Scalar), Self::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => crate::isa::Avx512::detect().map_or(Self::Scalar(Scalar), Self::Amx),
@@ -89,6 +93,8 @@ impl Family {
             Self::Scalar(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(lanes) => visitor.visit(lanes),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(lanes) => visitor.visit(lanes),
             #[cfg(target_arch = "x86_64")]
