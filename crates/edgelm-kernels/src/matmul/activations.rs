@@ -68,37 +68,42 @@ pub(super) struct Quantized {
     half_sums: Vec<u32>,
 }
 
-/// The groups of one chunk of a panel of R quantized rows; blocks and groups count from its first.
+/// A panel of R quantized rows.
 #[derive(Clone, Copy)]
 pub(super) struct QuantizedPanel<'a, const R: usize> {
-    /// Word w of block b of row r, values 4w .. 4w + 4: `words[b][w][r]`. For R = 16, matrix registers, see `lines`.
+    /// Word w of block b of row r, values 4w .. 4w + 4: `words[b][w][r]`.
     pub(super) words: &'a [[[u32; R]; 8]],
-    /// The same memory. For R = 16: 64 values, or two blocks, of row 0, then of row 1, and so on.
-    pub(super) lines: &'a [Line],
     /// `scales[group][row]`.
     pub(super) scales: &'a [[f32; R]],
-    /// Σ quants of a block as the high i16 of a word: `sums[block][row]`. For R = 16 none.
+    /// Σ quants of a block as the high i16 of a word: `sums[block][row]`.
     pub(super) sums: &'a [[u32; R]],
-    /// Σ quants of both halves of a block, two i16. For R = 16 none.
+    /// Σ quants of both halves of a block, two i16.
     pub(super) half_sums: &'a [[u32; R]],
 }
 
 impl Quantized {
-    /// A panel's view of the chunk that begins with `group`; R must be its width.
+    /// A panel, not one for matrix registers; R must be its width.
     #[inline(always)]
-    pub(super) fn panel<const R: usize>(&self, panel: Panel, group: usize) -> QuantizedPanel<'_, R> {
-        let groups = self.chunk.min(self.groups - group);
-        let start = group * self.stored + panel.start * groups;
-        let of = start..start + groups * R;
+    pub(super) fn panel<const R: usize>(&self, panel: Panel) -> QuantizedPanel<'_, R> {
+        let of = panel.start * self.groups..(panel.start + R) * self.groups;
         let blocks = of.start * GROUP_BLOCKS..of.end * GROUP_BLOCKS;
         let lines = &self.words[blocks.start / 2..blocks.end / 2];
         QuantizedPanel {
             words: bytemuck::cast_slice::<_, u32>(lines).as_chunks().0.as_chunks().0,
-            lines,
             scales: self.scales[of].as_chunks().0,
-            sums: if R == ROWS { &[] } else { self.sums[blocks.clone()].as_chunks().0 },
-            half_sums: if R == ROWS { &[] } else { self.half_sums[blocks].as_chunks().0 },
+            sums: self.sums[blocks.clone()].as_chunks().0,
+            half_sums: self.half_sums[blocks].as_chunks().0,
         }
+    }
+
+    /// Of consecutive panels for matrix registers, the chunk that begins with `group`: lines of 64 values, rows innermost, then
+    /// the two halves of a group, groups, panels; and scales, in that order.
+    #[inline(always)]
+    pub(super) fn tile_order(&self, panels: &[Panel], group: usize) -> (&[Line], &[[f32; ROWS]]) {
+        let groups = self.chunk.min(self.groups - group);
+        let start = group * self.stored + panels.first().map_or(0, |panel| panel.start) * groups;
+        let lines = &self.words[start * GROUP_BLOCKS / 2..];
+        (lines, self.scales[start..].as_chunks().0)
     }
 
     /// Quantizes `x` [m, cols] in panels of `widths`, for passes over all groups of a row, or over `chunk` at a time.

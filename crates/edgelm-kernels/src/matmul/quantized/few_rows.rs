@@ -35,7 +35,7 @@ impl<L: Lanes, F: Format, const R: usize> Job<L> for OnePanel<'_, F, R> {
         let Self { tiles, tile, panel } = self;
         let Tiles { blocks: count, x, out, .. } = tiles;
         let blocks = tiles.of(tile);
-        let x = x.panel::<R>(panel, 0);
+        let x = x.panel::<R>(panel);
         let mut acc = [[l.splat_f32(0.0)]; R];
         if F::SUBS == 1 {
             for group in 0..count.div_ceil(GROUP_BLOCKS) {

@@ -63,13 +63,13 @@ fn strips<L: Lanes, F: Format, const T: usize>(l: L, tiles: &Tiles<'_, F>, panel
                 // Constant conditions keep the compiler from making code for widths that a family never uses.
                 match panel.width {
                     6 if const { L::INT_PANELS[0] >= 6 } => {
-                        l.enter(Multiply::<F::Rule, 6, T>::new(unpacked, tiles.x.panel(panel, 0), start, sums));
+                        l.enter(Multiply::<F::Rule, 6, T>::new(unpacked, tiles.x.panel(panel), start, sums));
                     }
                     4 if const { L::INT_PANELS[0] >= 4 } => {
-                        l.enter(Multiply::<F::Rule, 4, T>::new(unpacked, tiles.x.panel(panel, 0), start, sums));
+                        l.enter(Multiply::<F::Rule, 4, T>::new(unpacked, tiles.x.panel(panel), start, sums));
                     }
-                    2 => l.enter(Multiply::<F::Rule, 2, T>::new(unpacked, tiles.x.panel(panel, 0), start, sums)),
-                    _ => l.enter(Multiply::<F::Rule, 1, T>::new(unpacked, tiles.x.panel(panel, 0), start, sums)),
+                    2 => l.enter(Multiply::<F::Rule, 2, T>::new(unpacked, tiles.x.panel(panel), start, sums)),
+                    _ => l.enter(Multiply::<F::Rule, 1, T>::new(unpacked, tiles.x.panel(panel), start, sums)),
                 }
             }
         }

@@ -12,7 +12,7 @@
 use super::many_rows::{GROUPS_AT_ONCE, Unpacked};
 use super::sums::add_group;
 use super::{Blocks, Take, Tiles};
-use crate::matmul::activations::{GROUP_BLOCKS, Panel, Quantized, QuantizedPanel};
+use crate::matmul::activations::{GROUP_BLOCKS, Panel, Quantized};
 use crate::matmul::format::{Format, Rule, Scales};
 use crate::matmul::lanes::{Job, Lanes, Line, ROWS};
 use crate::matmul::output::PutRows;
@@ -58,8 +58,10 @@ fn strips<L: Lanes, F: Format>(l: L, tiles: &Tiles<'_, F>, panels: &[Panel], buf
     for first_tile in tiles.tiles.clone().step_by(at_once) {
         let strip = first_tile..tiles.tiles.end.min(first_tile + at_once);
         buffer.sums.resize(rows.len() * strip.len(), Line::ZERO);
-        // Without columns there is still a bias to write.
-        for start in (0..tiles.groups().max(1)).step_by(GROUPS_AT_ONCE) {
+        if tiles.groups() == 0 {
+            buffer.sums.fill(Line::ZERO);
+        }
+        for start in (0..tiles.groups()).step_by(GROUPS_AT_ONCE) {
             let groups = start..tiles.groups().min(start + GROUPS_AT_ONCE);
             for (tile, sums) in strip.clone().zip(buffer.sums.chunks_mut(rows.len())) {
                 let next = if tile + 1 < strip.end { (tile + 1, start) } else { (strip.start, groups.end) };
@@ -144,53 +146,55 @@ impl<L: Lanes> Job<L> for Multiply<'_> {
 
     #[inline(always)]
     fn run(self, l: L) {
-        for (&panel, sums) in self.panels.iter().zip(self.sums.as_chunks_mut::<ROWS>().0) {
-            let mut acc = [l.splat_f32(0.0); ROWS];
-            if self.start > 0 {
-                for r in 0..ROWS {
-                    acc[r] = l.as_floats(l.load(&sums[r]));
+        let Self { unpacked, x, panels, start, sums, ring } = self;
+        let groups = unpacked.as_chunks::<GROUP_LINES>().0;
+        let (x_lines, x_scales) = x.tile_order(panels, start);
+        // Groups of the first panel, then of the next.
+        let count = panels.len() * groups.len();
+        let x_lines = &x_lines[..count * STEPS * ROWS];
+        let mut acc = [l.splat_f32(0.0); ROWS];
+        // Which group comes next to be computed, and which group of which panel to be added.
+        let (mut next, mut group, mut panel) = (0, 0, 0);
+        for index in 0..count + 2 {
+            for step in 0..STEPS {
+                if index < count {
+                    let x = x_lines[(index * STEPS + step) * ROWS..][..ROWS].as_ptr();
+                    let planes = groups[next][step * 2 * ROWS..][..2 * ROWS].as_ptr();
+                    // SAFETY: `many_rows` has begun; the slices have the lines that are read.
+                    unsafe { l.matrix_step(index, step, x, planes) };
+                }
+                if index >= 1 && index <= count {
+                    // SAFETY: begun; these sums are the last but one that were started, or the last.
+                    unsafe { l.matrix_store(index - 1, step, &mut ring.0[(index - 1) % 2][step]) };
+                }
+                if index < 2 {
+                    continue;
+                }
+                let (index, products) = (index - 2, &ring.0[index % 2]);
+                let sums = &mut sums.as_chunks_mut::<ROWS>().0[panel];
+                // Half of the rows in each step.
+                let rows = step * ROWS / STEPS..(step + 1) * ROWS / STEPS;
+                if group == 0 {
+                    for r in rows.clone() {
+                        acc[r] = if start == 0 { l.splat_f32(0.0) } else { l.as_floats(l.load(&sums[r])) };
+                    }
+                }
+                let unit = l.as_floats(l.load(&groups[group][PLANE_LINES]));
+                for r in rows.clone() {
+                    let total = l.add_high(l.load(&products[0][r]), l.load(&products[1][r]));
+                    acc[r] = add_group(l, total, unit, x_scales[index][r], acc[r]);
+                }
+                if group + 1 == groups.len() {
+                    for r in rows {
+                        l.store(l.as_bits(acc[r]), &mut sums[r]);
+                    }
                 }
             }
-            let x = self.x.panel(panel, self.start);
-            multiply(l, self.unpacked.as_chunks().0, x, self.ring, &mut acc);
-            for r in 0..ROWS {
-                l.store(l.as_bits(acc[r]), &mut sums[r]);
-            }
-        }
-    }
-}
-
-/// One panel.
-#[inline(always)]
-fn multiply<L: Lanes>(
-    l: L,
-    groups: &[[Line; GROUP_LINES]],
-    x: QuantizedPanel<'_, ROWS>,
-    ring: &mut Ring,
-    acc: &mut [L::F; ROWS],
-) {
-    let count = groups.len();
-    let x_lines = &x.lines[..count * STEPS * ROWS];
-    for index in 0..count + 2 {
-        for step in 0..STEPS {
-            if index < count {
-                let x = x_lines[(index * STEPS + step) * ROWS..][..ROWS].as_ptr();
-                let planes = groups[index][step * 2 * ROWS..][..2 * ROWS].as_ptr();
-                // SAFETY: `many_rows` has begun; the slices have the lines that are read.
-                unsafe { l.matrix_step(index, step, x, planes) };
-            }
-            if index >= 1 && index <= count {
-                // SAFETY: begun; these sums are the last but one that were started, or the last.
-                unsafe { l.matrix_store(index - 1, step, &mut ring.0[(index - 1) % 2][step]) };
-            }
+            next = if next + 1 < groups.len() { next + 1 } else { 0 };
             if index >= 2 {
-                let (index, sums) = (index - 2, &ring.0[index % 2]);
-                let unit = l.as_floats(l.load(&groups[index][PLANE_LINES]));
-                // Half of the rows in each step.
-                let start = step * ROWS / STEPS;
-                for r in start..start + ROWS / STEPS {
-                    let total = l.add_high(l.load(&sums[0][r]), l.load(&sums[1][r]));
-                    acc[r] = add_group(l, total, unit, x.scales[index][r], acc[r]);
+                group += 1;
+                if group == groups.len() {
+                    (group, panel) = (0, panel + 1);
                 }
             }
         }
