@@ -111,15 +111,19 @@ impl Pool {
     /// but one that is held up leaves its part to another. Concurrent callers are serialized.
     /// A panic in a part is re-raised in the caller.
     pub fn run(&self, f: &(dyn Fn(usize) + Sync)) {
-        match self.recorder.get() {
-            None => self.run_parts(self.threads(), &|_, part| f(part)),
-            Some(recorder) => self.run_parts(self.threads(), &|worker, part| recorder.part(worker, || f(part))),
-        }
+        self.run_parts(self.threads(), &|_, part| f(part));
     }
 
     /// Runs `f(worker, part)` once for every part below `parts`, on whichever worker is free, in ascending order of
     /// where they begin; waits for all. No two parts run on the same worker at the same time.
-    fn run_parts(&self, parts: usize, f: Body<'_>) {
+    pub(crate) fn run_parts(&self, parts: usize, f: Body<'_>) {
+        match self.recorder.get() {
+            None => self.run_region(parts, f),
+            Some(recorder) => self.run_region(parts, &|worker, part| recorder.part(worker, || f(worker, part))),
+        }
+    }
+
+    fn run_region(&self, parts: usize, f: Body<'_>) {
         if parts <= 1 || self.workers.is_empty() || IN_REGION.get() {
             return (0..parts).for_each(|part| f(0, part));
         }
