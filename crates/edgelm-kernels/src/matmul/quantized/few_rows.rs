@@ -4,7 +4,8 @@ use super::sums::{Totals, with_offset};
 use super::{Group, Take, Tiles};
 use crate::matmul::activations::{GROUP_BLOCKS, Panel, QuantizedPanel};
 use crate::matmul::format::{Format, Scales, Units, Words};
-use crate::matmul::lanes::{Job, Lanes, Line};
+use crate::matmul::lanes::{Job, Lanes, Line, ROWS};
+use std::marker::PhantomData;
 
 /// Multiplies tiles with all rows of x, in panels of [`Lanes::FEW_PANELS`].
 pub(in crate::matmul) fn few_rows<L: Lanes, F: Format>(l: L, tiles: &Tiles<'_, F>) {
@@ -34,21 +35,21 @@ impl<L: Lanes, F: Format, const R: usize> Job<L> for OnePanel<'_, F, R> {
     fn run(self, l: L) {
         let Self { tiles, tile, panel } = self;
         let Tiles { blocks: count, x, out, .. } = tiles;
-        let blocks = tiles.of(tile);
+        let (blocks, memory) = (tiles.of(tile), tiles.weights.tile(tile).as_ptr());
         let x = x.panel::<R>(panel);
         let mut acc = [[l.splat_f32(0.0)]; R];
         if F::SUBS == 1 {
             for group in 0..count.div_ceil(GROUP_BLOCKS) {
                 let part = blocks.group(group);
                 let units = F::units(l, part.words, part.halves);
-                add::<L, F, R, 0>(l, &part, &units, &x, group, &mut acc);
+                add::<L, F, R, 0>(l, &part, &units, &x, memory, group, &mut acc);
             }
         } else {
             for block in 0..*count {
                 let part = blocks.part(block..block + 1);
                 let units = F::units(l, part.words, part.halves);
-                add::<L, F, R, 0>(l, &part, &units, &x, 2 * block, &mut acc);
-                add::<L, F, R, 4>(l, &part, &units, &x, 2 * block + 1, &mut acc);
+                add::<L, F, R, 0>(l, &part, &units, &x, memory, 2 * block, &mut acc);
+                add::<L, F, R, 4>(l, &part, &units, &x, memory, 2 * block + 1, &mut acc);
             }
         }
         // SAFETY: this worker owns the tile.
@@ -66,10 +67,11 @@ fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     part: &Group<'_, F>,
     units: &Units<L>,
     x: &QuantizedPanel<'_, R>,
+    memory: *const Line,
     group: usize,
     acc: &mut [[L::F; 1]; R],
 ) {
-    let mut products = Products::<L, F, R, FIRST> { totals: Totals::zero(l), x, group, words: part.words };
+    let mut products = Products::<L, F, R, FIRST> { totals: Totals::zero(l), x, memory, group, format: PhantomData };
     part.each::<L, FIRST>(l, units, &mut products);
     products.totals.flush(l, &[units.unit], &x.scales[group], acc);
 }
@@ -78,17 +80,21 @@ fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
 struct Products<'a, L: Lanes, F: Format, const R: usize, const FIRST: usize> {
     totals: Totals<L, R, 1>,
     x: &'a QuantizedPanel<'a, R>,
+    /// Where the tile begins.
+    memory: *const Line,
     group: usize,
-    words: &'a [F::Words],
+    format: PhantomData<F>,
 }
 
 impl<L: Lanes, F: Format, const R: usize, const FIRST: usize> Take<L> for Products<'_, L, F, R, FIRST> {
     #[inline(always)]
     fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>) {
         // A few lines at a time: a burst would occupy all line-fill buffers, and loads that only miss L1 wait for one too.
-        let ahead = self.words.as_ptr().cast::<Line>().wrapping_byte_add(PREFETCH_BYTES);
-        let sub = FIRST + index;
-        for line in sub * F::Words::COUNT / F::SUBS..(sub + 1) * F::Words::COUNT / F::SUBS {
+        // Blocks count with their lone f16, which stand together at the beginning of a tile.
+        let (lone, block) = (usize::from(F::HALF_AT.is_some()), (self.group * GROUP_BLOCKS + index) / F::SUBS);
+        let at = block * (F::Words::COUNT * size_of::<Line>() + lone * size_of::<[u16; ROWS]>()) + PREFETCH_BYTES;
+        let (ahead, lines, sub) = (self.memory.wrapping_byte_add(at), F::Words::COUNT + lone, FIRST + index);
+        for line in if F::SUBS == 1 { 0..lines } else { sub * lines / F::SUBS..(sub + 1) * lines / F::SUBS } {
             l.prefetch(ahead.wrapping_add(line));
         }
         let scales = with_offset::<L, F::Rule>(l, scales);
