@@ -1,6 +1,7 @@
 //! What this machine can do at most: read bandwidth and arithmetic peaks, measured. Benchmarks report their results as
 //! fractions of these.
 
+use crate::matmul::arena::Arena;
 use crate::matmul::lanes::{Family, Job, Kind, Lanes, LanesVisitor, Line, ROWS};
 use crate::matmul::quantized::PREFETCH_BYTES;
 use crate::{Cpu, Pool};
@@ -8,17 +9,38 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 /// Bytes per second that all threads together read from memory beyond the caches. Takes about half a second.
-///
-/// Streams over a buffer of [`stream_bytes`], each thread its own part; the best of several passes.
 pub fn read_bandwidth(pool: &Pool) -> f64 {
-    let isa = crate::Isa::available()[0];
-    let lines = vec![Line([1; ROWS]); stream_bytes() / size_of::<Line>()];
-    let pass = || {
-        pool.split(lines.len(), 1, &|range| Family::of(isa).visit(ReadAll(&lines[range])));
-    };
-    pass();
-    let best = (0..4).map(|_| time(&pass)).min().unwrap_or_default();
-    size_of_val(&lines[..]) as f64 / best.as_secs_f64()
+    ReadProbe::new().bytes_per_second(pool)
+}
+
+/// Memory to measure [`read_bandwidth`] with, for who does so again and again: a virtual machine may give a gigabyte that was
+/// freed back to its host, which then disturbs what runs next.
+pub struct ReadProbe(Arena);
+
+impl ReadProbe {
+    /// Takes memory well beyond the last-level cache, in huge pages, as weights are.
+    pub fn new() -> Self {
+        let mut arena = Arena::zeroed(stream_bytes() / size_of::<Line>());
+        arena.lines_mut().fill(Line([1; ROWS]));
+        Self(arena)
+    }
+
+    /// Streams over the memory, each thread its own part; the best of several passes.
+    pub fn bytes_per_second(&self, pool: &Pool) -> f64 {
+        let (isa, lines) = (crate::Isa::available()[0], self.0.lines());
+        let pass = || {
+            pool.split(lines.len(), 1, &|range| Family::of(isa).visit(ReadAll(&lines[range])));
+        };
+        pass();
+        let best = (0..4).map(|_| time(&pass)).min().unwrap_or_default();
+        size_of_val(lines) as f64 / best.as_secs_f64()
+    }
+}
+
+impl Default for ReadProbe {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// A size well beyond the last-level cache, where memory allows: a quarter of the available memory at most.

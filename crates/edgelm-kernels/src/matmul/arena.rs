@@ -6,7 +6,7 @@ use super::lanes::Line;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Lines in one piece, in huge pages where the system grants them.
-pub(super) struct Arena {
+pub(crate) struct Arena {
     /// With room to begin at a multiple of `align`.
     memory: Box<[u8]>,
     start: usize,
@@ -15,7 +15,7 @@ pub(super) struct Arena {
 
 impl Arena {
     /// `len` lines of zeros that take no memory before they are written.
-    pub(super) fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         let bytes = len * size_of::<Line>();
         // Small ones would waste more on the alignment than they gain.
         let align = if bytes >= 2 * HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { align_of::<Line>() };
@@ -27,11 +27,11 @@ impl Arena {
         Self { memory, start, len }
     }
 
-    pub(super) fn lines(&self) -> &[Line] {
+    pub(crate) fn lines(&self) -> &[Line] {
         bytemuck::cast_slice(&self.memory[self.start..][..self.len * size_of::<Line>()])
     }
 
-    pub(super) fn lines_mut(&mut self) -> &mut [Line] {
+    pub(crate) fn lines_mut(&mut self) -> &mut [Line] {
         bytemuck::cast_slice_mut(&mut self.memory[self.start..][..self.len * size_of::<Line>()])
     }
 }

@@ -9,7 +9,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activations;
-mod arena;
+pub(crate) mod arena;
 mod float;
 mod format;
 mod interleave;

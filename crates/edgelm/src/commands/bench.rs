@@ -94,7 +94,7 @@ pub fn run(args: BenchArgs, global: &Global) -> anyhow::Result<()> {
             if let Some(bandwidth) = &mut bandwidth
                 && (repeat == 0 || repeat == args.repeats / 2)
             {
-                bandwidth.sample(engine.cpu());
+                bandwidth.sample(&limits, &engine);
             }
             own.push(case.rate(&engine, kv)?);
             if let Some(other) = &other {
@@ -102,7 +102,7 @@ pub fn run(args: BenchArgs, global: &Global) -> anyhow::Result<()> {
             }
         }
         if let Some(bandwidth) = &mut bandwidth {
-            bandwidth.sample(engine.cpu());
+            bandwidth.sample(&limits, &engine);
         }
         bar.inc(1);
         let mut row = figures::row(&engine, case, &Rates::new(own), &limits, bandwidth);

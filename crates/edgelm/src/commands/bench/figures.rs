@@ -2,12 +2,13 @@
 
 use super::case::{Case, Kind};
 use edgelm_engine::Engine;
-use edgelm_kernels::{Cpu, f32_peak, int8_peak, read_bandwidth};
+use edgelm_kernels::{ReadProbe, f32_peak, int8_peak};
 use edgelm_model::{LayerTensor, TensorId};
 use serde_json::json;
 
 /// Limits as measured at the start, and the size of the model.
 pub(super) struct Machine {
+    probe: ReadProbe,
     /// Bytes per second read from memory.
     pub bandwidth: f64,
     /// Operations per second of the instructions that this model's products use.
@@ -30,7 +31,9 @@ impl Machine {
             }
         }
         let peak = if is_int8 { int8_peak(engine.cpu()) } else { f32_peak(engine.cpu()) };
-        Ok(Self { bandwidth: read_bandwidth(engine.cpu().pool()), peak, layer_weights, is_int8 })
+        let probe = ReadProbe::new();
+        let bandwidth = probe.bytes_per_second(engine.cpu().pool());
+        Ok(Self { probe, bandwidth, peak, layer_weights, is_int8 })
     }
 
     /// `int8` or `f32`.
@@ -69,8 +72,8 @@ impl Rates {
 pub(super) struct Bandwidth(Vec<f64>);
 
 impl Bandwidth {
-    pub fn sample(&mut self, cpu: &Cpu) {
-        self.0.push(read_bandwidth(cpu.pool()));
+    pub fn sample(&mut self, machine: &Machine, engine: &Engine) {
+        self.0.push(machine.probe.bytes_per_second(engine.cpu().pool()));
     }
 
     pub fn median(self) -> f64 {
