@@ -32,7 +32,7 @@ pub struct Global {
     /// Threads to compute with [default: the cores this process may use]
     #[arg(long, global = true, env = "EDGELM_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// Force a kernel family: scalar, avx2, avx512, amx, neon, dotprod, i8mm
+    /// Force a kernel family: scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm
     #[arg(long, global = true, env = "EDGELM_ISA", value_name = "NAME")]
     pub isa: Option<Isa>,
     /// Print one JSON document to stdout
