@@ -44,7 +44,7 @@ pub enum KernelError {
         available: String,
     },
     /// A name that is no instruction set.
-    #[error("unknown instruction set `{0}`; known: scalar, avx2, avx512, amx, neon, dotprod, i8mm")]
+    #[error("unknown instruction set `{0}`; known: scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm")]
     UnknownIsa(String),
     /// A thread count outside 1..=1024.
     #[error("{0} threads asked for; 1 to 1024 are possible")]
