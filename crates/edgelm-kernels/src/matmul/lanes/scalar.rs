@@ -29,64 +29,64 @@ impl Lanes for Scalar {
         job.run(self)
     }
 
-    #[inline(always)]
+    #[inline]
     fn splat(self, value: u32) -> Words {
         [value; ROWS]
     }
-    #[inline(always)]
+    #[inline]
     fn load(self, line: &Line) -> Words {
         line.0
     }
-    #[inline(always)]
+    #[inline]
     fn store(self, value: Words, line: &mut Line) {
         line.0 = value;
     }
-    #[inline(always)]
+    #[inline]
     fn and(self, a: Words, b: Words) -> Words {
         std::array::from_fn(|i| a[i] & b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn or(self, a: Words, b: Words) -> Words {
         std::array::from_fn(|i| a[i] | b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn xor(self, a: Words, b: Words) -> Words {
         std::array::from_fn(|i| a[i] ^ b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn shl(self, a: Words, bits: u32) -> Words {
         a.map(|word| word << bits)
     }
-    #[inline(always)]
+    #[inline]
     fn shr(self, a: Words, bits: u32) -> Words {
         a.map(|word| word >> bits)
     }
-    #[inline(always)]
+    #[inline]
     fn sar(self, a: Words, bits: u32) -> Words {
         a.map(|word| (word as i32 >> bits) as u32)
     }
-    #[inline(always)]
+    #[inline]
     fn sub(self, a: Words, b: Words) -> Words {
         std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
-    #[inline(always)]
+    #[inline]
     fn mul_add(self, a: Words, b: Words, c: Words) -> Words {
         std::array::from_fn(|i| a[i].wrapping_mul(b[i]).wrapping_add(c[i]))
     }
-    #[inline(always)]
+    #[inline]
     fn max(self, a: Words, b: Words) -> Words {
         std::array::from_fn(|i| (a[i] as i32).max(b[i] as i32) as u32)
     }
-    #[inline(always)]
+    #[inline]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte & 15)] as u8)))
     }
-    #[inline(always)]
+    #[inline]
     fn signed(self, bytes: Words) -> Words {
         bytes
     }
 
-    #[inline(always)]
+    #[inline]
     fn dot<const R: usize, const T: usize, const W: usize>(
         self,
         kind: Kind,
@@ -112,68 +112,68 @@ impl Lanes for Scalar {
         })
     }
 
-    #[inline(always)]
+    #[inline]
     fn to_f32(self, a: Words) -> Floats {
         a.map(|word| word as i32 as f32)
     }
-    #[inline(always)]
+    #[inline]
     fn round(self, a: Floats) -> Words {
         a.map(|value| value.round_ties_even() as i32 as u32)
     }
-    #[inline(always)]
+    #[inline]
     fn as_bits(self, a: Floats) -> Words {
         a.map(f32::to_bits)
     }
-    #[inline(always)]
+    #[inline]
     fn as_floats(self, a: Words) -> Floats {
         a.map(f32::from_bits)
     }
-    #[inline(always)]
+    #[inline]
     fn load_u16(self, values: &[u16; ROWS]) -> Words {
         values.map(u32::from)
     }
-    #[inline(always)]
+    #[inline]
     fn splat_f32(self, value: f32) -> Floats {
         [value; ROWS]
     }
-    #[inline(always)]
+    #[inline]
     fn load_f32(self, values: &Floats) -> Floats {
         *values
     }
-    #[inline(always)]
+    #[inline]
     fn store_f32(self, value: Floats, out: &mut Floats) {
         *out = value;
     }
-    #[inline(always)]
+    #[inline]
     fn load_f16(self, values: &[u16; ROWS]) -> Floats {
         values.map(|bits| f16::from_bits(bits).to_f32_const())
     }
-    #[inline(always)]
+    #[inline]
     fn load_bf16(self, values: &[u16; ROWS]) -> Floats {
         values.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
-    #[inline(always)]
+    #[inline]
     fn f16_low(self, a: Words) -> Floats {
         a.map(|word| f16::from_bits(word as u16).to_f32_const())
     }
-    #[inline(always)]
+    #[inline]
     fn mul(self, a: Floats, b: Floats) -> Floats {
         std::array::from_fn(|i| a[i] * b[i])
     }
-    #[inline(always)]
+    #[inline]
     fn fma(self, a: Floats, b: Floats, c: Floats) -> Floats {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
-    #[inline(always)]
+    #[inline]
     fn fma_wide(self, a: Floats, b: Floats, c: Floats) -> Floats {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 
-    #[inline(always)]
+    #[inline]
     fn max_magnitude(self, values: &[[f32; 32]]) -> u32 {
         values.as_flattened().iter().fold(0, |max, value| max.max(value.to_bits() & 0x7fff_ffff))
     }
-    #[inline(always)]
+    #[inline]
     fn quantize(self, values: &[f32; 32], factor: f32, out: &mut [i8; 32]) -> [i32; 2] {
         for (out, value) in out.iter_mut().zip(values) {
             *out = (value * factor).round_ties_even() as i8;
