@@ -115,7 +115,8 @@ impl Quantized {
         widths: &[usize],
         chunk: Option<usize>,
     ) {
-        self.stored = if widths == [ROWS] { m.next_multiple_of(ROWS) } else { m };
+        let for_matrix = widths == [ROWS];
+        self.stored = if for_matrix { m.next_multiple_of(ROWS) } else { m };
         cut_panels(self.stored, widths, &mut self.panels);
         self.rows = m;
         self.groups = cols.div_ceil(GROUP);
@@ -123,7 +124,7 @@ impl Quantized {
         let groups = self.stored * self.groups;
         self.words.resize(groups * GROUP_BLOCKS / 2, Line::ZERO);
         self.scales.resize(groups, 0.0);
-        let sums = if widths == [ROWS] { 0 } else { groups * GROUP_BLOCKS };
+        let sums = if for_matrix { 0 } else { groups * GROUP_BLOCKS };
         self.sums.resize(sums, 0);
         self.half_sums.resize(sums, 0);
         if x.is_empty() {

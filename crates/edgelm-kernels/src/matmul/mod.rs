@@ -356,9 +356,11 @@ impl LanesVisitor for Matmul<'_, '_> {
         if total.saturating_mul(m) < PARALLEL_FROM {
             run(0, 0, 1);
         } else {
-            let tiles: usize = work.iter().map(|work| work.weight.tiles()).sum();
-            let most = if many { MAX_PARTS } else { 1 };
-            let parts = pool.threads() * (tiles / (PART_TILES * pool.threads())).clamp(1, most);
+            let mut parts = pool.threads();
+            if many {
+                let tiles: usize = work.iter().map(|work| work.weight.tiles()).sum();
+                parts *= (tiles / (PART_TILES * parts)).clamp(1, MAX_PARTS);
+            }
             pool.run_parts(parts, &|worker, part| run(worker, part, parts));
         }
     }

@@ -52,7 +52,7 @@ impl<L: Lanes> Units<L> {
     /// Of a format whose scales are integers already, and which has no mins.
     #[inline(always)]
     fn stored(l: L, unit: L::F) -> Self {
-        Self { unit, per_unit: unit, factors: l.splat(0) }
+        Self::rounded(l, [unit; 2])
     }
 
     #[inline(always)]
@@ -195,8 +195,8 @@ fn word_floats<L: Lanes>(l: L, word: &Line) -> [L::F; 2] {
 /// Units of k-quants that keep d and dmin in one word, and scales and mins of `BITS` bits. Values are d · scale · quant −
 /// dmin · min, with quants up to `max_quant`.
 ///
-/// Their factors are d and −dmin in units of 2^BITS / 2 to the unit of the group, as i16. With [`Lanes::mul_fractions`] they
-/// turn a scale or min that stands in the bits below the sign of an i16 into units.
+/// Their factors are d and −dmin, as i16, counted in 2^−BITS of the unit. With [`Lanes::mul_fractions`] they turn a scale or
+/// min that stands in the bits below the sign of an i16 into units.
 #[inline(always)]
 fn mins_units<L: Lanes, const BITS: u32>(l: L, word: &Line, max_quant: f32) -> Units<L> {
     let [d, dmin] = word_floats(l, word);

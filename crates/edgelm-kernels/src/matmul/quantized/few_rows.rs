@@ -1,7 +1,7 @@
 //! Few rows of x: every weight is unpacked into registers, once per panel.
 
 use super::sums::{Totals, with_offset};
-use super::{Group, Take, Tiles};
+use super::{Blocks, Take, Tiles};
 use crate::matmul::activations::{GROUP_BLOCKS, Panel, QuantizedPanel};
 use crate::matmul::format::{Format, Scales, Units, Words};
 use crate::matmul::lanes::{Job, Lanes, Line, ROWS};
@@ -49,7 +49,7 @@ impl<L: Lanes, F: Format, const R: usize> Job<L> for OnePanel<'_, F, R> {
                 let part = blocks.part(block..block + 1);
                 let units = F::units(l, part.words, part.halves);
                 add::<L, F, R, 0>(l, &part, &units, &x, memory, 2 * block, &mut acc);
-                add::<L, F, R, 4>(l, &part, &units, &x, memory, 2 * block + 1, &mut acc);
+                add::<L, F, R, GROUP_BLOCKS>(l, &part, &units, &x, memory, 2 * block + 1, &mut acc);
             }
         }
         // SAFETY: this worker owns the tile.
@@ -64,7 +64,7 @@ impl<L: Lanes, F: Format, const R: usize> Job<L> for OnePanel<'_, F, R> {
 #[inline(always)]
 fn add<L: Lanes, F: Format, const R: usize, const FIRST: usize>(
     l: L,
-    part: &Group<'_, F>,
+    part: &Blocks<'_, F>,
     units: &Units<L>,
     x: &QuantizedPanel<'_, R>,
     memory: *const Line,

@@ -47,14 +47,9 @@ impl<F: Format> Tiles<'_, F> {
     }
 }
 
-/// Packed blocks of one tile.
+/// Packed blocks of a tile: all of them, or those that share a scale of x, four of 32 values or one of 256, of which a group is
+/// one half.
 struct Blocks<'a, F: Format> {
-    words: &'a [F::Words],
-    halves: &'a [[u16; ROWS]],
-}
-
-/// The part of a tile that shares a scale of x: blocks of 32 values, or half a block of 256.
-struct Group<'a, F: Format> {
     words: &'a [F::Words],
     halves: &'a [[u16; ROWS]],
 }
@@ -67,9 +62,9 @@ impl<'a, F: Format> Blocks<'a, F> {
     }
 
     #[inline(always)]
-    fn part(&self, blocks: Range<usize>) -> Group<'a, F> {
+    fn part(&self, blocks: Range<usize>) -> Self {
         let halves = if F::HALF_AT.is_some() { &self.halves[blocks.clone()] } else { &[] };
-        Group { words: &self.words[blocks], halves }
+        Self { words: &self.words[blocks], halves }
     }
 
     /// Asks for a group to come into the cache.
@@ -88,7 +83,7 @@ impl<'a, F: Format> Blocks<'a, F> {
 
     /// The blocks of a group.
     #[inline(always)]
-    fn group(&self, group: usize) -> Group<'a, F> {
+    fn group(&self, group: usize) -> Self {
         if F::SUBS == 1 {
             let start = group * GROUP_BLOCKS;
             self.part(start..self.words.len().min(start + GROUP_BLOCKS))
@@ -97,9 +92,7 @@ impl<'a, F: Format> Blocks<'a, F> {
             self.part(block..block + 1)
         }
     }
-}
 
-impl<F: Format> Blocks<'_, F> {
     /// Unpacks a group and returns its unit.
     #[inline(always)]
     fn unpack<L: Lanes>(&self, l: L, group: usize, to: &mut impl Take<L>) -> L::F {
@@ -112,17 +105,8 @@ impl<F: Format> Blocks<'_, F> {
         }
         units.unit
     }
-}
 
-/// Takes the sub-blocks of a group, counted from 0. Not a closure: those are not inlined for certain, and what is not
-/// inlined is compiled for any CPU.
-trait Take<L: Lanes> {
-    /// Must be `#[inline(always)]`.
-    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>);
-}
-
-impl<F: Format> Group<'_, F> {
-    /// Unpacks every sub-block. For blocks of 256 values `FIRST` is the first sub-block of the half, a constant: most
+    /// Unpacks every sub-block of a group. For blocks of 256 values `FIRST` is the first sub-block of the half, a constant: most
     /// formats keep their parts at shifts that depend on it, and with known shifts unpacking takes a third fewer
     /// instructions.
     #[inline(always)]
@@ -149,4 +133,11 @@ impl<F: Format> Group<'_, F> {
     fn half(&self, block: usize) -> &[u16; ROWS] {
         if F::HALF_AT.is_some() { &self.halves[block] } else { &[0; ROWS] }
     }
+}
+
+/// Takes the sub-blocks of a group, counted from 0. Not a closure: those are not inlined for certain, and what is not
+/// inlined is compiled for any CPU.
+trait Take<L: Lanes> {
+    /// Must be `#[inline(always)]`.
+    fn take(&mut self, l: L, index: usize, q: [L::U; 8], scales: Scales<L::U>);
 }
