@@ -9,7 +9,7 @@ use half::f16;
 
 /// A scale (≥ 0) and a minimum.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Pair {
+pub struct Pair {
     pub scale: f32,
     pub min: f32,
 }
@@ -112,12 +112,6 @@ pub(super) fn search<const N: usize>(x: &[f32; N], w: &[f32; N], high: f32, sign
         best = (error, pair);
     }
     best.1
-}
-
-/// The nearest q.
-pub(super) fn codes<const N: usize>(x: &[f32; N], high: f32, pair: Pair) -> [u8; N] {
-    let inverse = inverse(pair.scale);
-    x.map(|value| round(clamp((value - pair.min) * inverse, 0.0, high)) as u8)
 }
 
 /// The best pair that two f16 hold, for a value scale · q + min with a minimum of either sign.

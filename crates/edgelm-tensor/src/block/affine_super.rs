@@ -18,13 +18,6 @@ pub(super) struct Fit<const S: usize> {
     pub mins: [u8; S],
 }
 
-impl<const S: usize> Fit<S> {
-    /// Scale and minimum of sub-block j, as `decode` computes them.
-    pub fn pair(&self, j: usize) -> Pair {
-        pair(self.d.to_f32(), self.dmin.to_f32(), self.scales[j], self.mins[j])
-    }
-}
-
 fn pair(d: f32, dmin: f32, scale: u8, min: u8) -> Pair {
     Pair { scale: d * f32::from(scale), min: -(dmin * f32::from(min)) }
 }

@@ -1,7 +1,8 @@
 //! IQ4_NL: 4 bits that index a fixed table, and one scale.
 
-use super::symmetric::{Levels, codes, search_f16};
-use super::{Block, nibbles, weights};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::{Levels, search_f16};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -22,7 +23,7 @@ const BORDERS: [f32; 15] = {
 
 /// The levels of `IQ4_VALUES`.
 #[derive(Clone, Copy)]
-pub(super) struct Iq4Levels;
+pub struct Iq4Levels;
 
 impl Levels for Iq4Levels {
     const LOW: f32 = IQ4_VALUES[0] as f32;
@@ -82,15 +83,27 @@ impl Block for BlockIq4Nl {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, nibbles: [0x88; 16] };
         };
-        let scale = search_f16(Iq4Levels, &x, &w);
-        Self { scale, nibbles: nibbles::pack(&codes(Iq4Levels, &x, scale.to_f32())) }
+        let block = Self { scale: search_f16(Iq4Levels, &x, &w), nibbles: [0; 16] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
         assert_eq!(out.len(), Self::LEN);
         let scale = self.scale.to_f32();
-        for (out, q) in out.iter_mut().zip(nibbles::unpack(&self.nibbles)) {
+        for (out, q) in out.iter_mut().zip(packing::unpack(&self.nibbles)) {
             *out = f32::from(IQ4_VALUES[usize::from(q)]) * scale;
         }
+    }
+}
+
+impl Coded for BlockIq4Nl {
+    type Grid = ScaledLevels<Iq4Levels, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(Iq4Levels, [self.scale.to_f32()])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self { nibbles: packing::pack(&packing::small(codes)), ..self }
     }
 }

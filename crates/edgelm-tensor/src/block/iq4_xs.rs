@@ -1,9 +1,9 @@
 //! IQ4_XS: IQ4_NL with one f16 scale for eight sub-blocks and a 6-bit scale for each.
 
+use super::grid::{ScaledLevels, nearest};
 use super::iq4_nl::{IQ4_VALUES, Iq4Levels};
-use super::symmetric::codes;
 use super::symmetric_super::search_super;
-use super::{Block, nibbles, weights};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -56,17 +56,14 @@ impl Block for BlockIq4Xs {
         let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
-        let x: [[f32; 32]; 8] = bytemuck::cast(x);
-        let fit = search_super::<_, 8, 32, -32, 31>(Iq4Levels, &x, &bytemuck::cast(w));
+        let fit = search_super::<_, 8, 32, -32, 31>(Iq4Levels, &bytemuck::cast(x), &bytemuck::cast(w));
         block.d = fit.d;
-        for (j, x) in x.iter().enumerate() {
+        for j in 0..8 {
             let code = (fit.codes[j] + 32) as u8;
             block.scales_low[j / 2] |= (code & 15) << (4 * (j % 2));
             block.scales_high |= u16::from(code >> 4) << (2 * j);
-            let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            block.nibbles[j] = nibbles::pack(&codes(Iq4Levels, x, scale));
         }
-        block
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -74,9 +71,24 @@ impl Block for BlockIq4Xs {
         let d = self.d.to_f32();
         for ((out, nibbles), code) in out.chunks_exact_mut(32).zip(&self.nibbles).zip(self.scale_codes()) {
             let scale = d * code as f32;
-            for (out, q) in out.iter_mut().zip(nibbles::unpack(nibbles)) {
+            for (out, q) in out.iter_mut().zip(packing::unpack(nibbles)) {
                 *out = scale * f32::from(IQ4_VALUES[usize::from(q)]);
             }
         }
+    }
+}
+
+impl Coded for BlockIq4Xs {
+    type Grid = ScaledLevels<Iq4Levels, 8, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(Iq4Levels, self.scale_codes().map(|code| self.d.to_f32() * code as f32))
+    }
+
+    fn with_codes(mut self, codes: &[u16]) -> Self {
+        for (nibbles, codes) in self.nibbles.iter_mut().zip(codes.chunks_exact(32)) {
+            *nibbles = packing::pack(&packing::small(codes));
+        }
+        self
     }
 }

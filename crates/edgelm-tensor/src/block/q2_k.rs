@@ -1,12 +1,13 @@
 //! Q2_K: 2 bits, with 4-bit scales and minimums of sub-blocks.
 
-use super::affine::codes;
+use super::affine::Pair;
 use super::affine_super::search_super;
-use super::{Block, weights};
+use super::grid::{ScaledSteps, nearest};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
-const HIGH: f32 = 3.0;
+const HIGH: u8 = 3;
 /// Codes to give the largest scale at the start of a descent. With so few codes, which multiples of d are at hand
 /// matters more than that the largest scale uses the last one.
 const STARTS: [f32; 4] = [15.0, 14.0, 13.0, 12.0];
@@ -49,18 +50,11 @@ impl Block for BlockQ2K {
         let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let fit = search_super::<16, 16, 15>(&x, &bytemuck::cast(w), HIGH, &STARTS);
+        let fit = search_super::<16, 16, 15>(&bytemuck::cast(x), &bytemuck::cast(w), f32::from(HIGH), &STARTS);
         block.d = fit.d;
         block.dmin = fit.dmin;
-        for (j, x) in x.iter().enumerate() {
-            block.scales[j] = fit.scales[j] | fit.mins[j] << 4;
-            for (i, code) in codes(x, HIGH, fit.pair(j)).into_iter().enumerate() {
-                let i = 16 * j + i;
-                block.crumbs[i / 128][i % 32] |= code << (2 * (i / 32 % 4));
-            }
-        }
-        block
+        block.scales = std::array::from_fn(|j| fit.scales[j] | fit.mins[j] << 4);
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -72,5 +66,22 @@ impl Block for BlockQ2K {
             let q = self.crumbs[i / 128][i % 32] >> (2 * (i / 32 % 4)) & 3;
             *out = scale * f32::from(q) - min;
         }
+    }
+}
+
+impl Coded for BlockQ2K {
+    type Grid = ScaledSteps<HIGH, 16, 16>;
+
+    fn grid(&self) -> Self::Grid {
+        let pair = |codes: u8| Pair {
+            scale: self.d.to_f32() * f32::from(codes & 15),
+            min: -(self.dmin.to_f32() * f32::from(codes >> 4)),
+        };
+        ScaledSteps::new(self.scales.map(pair))
+    }
+
+    fn with_codes(mut self, codes: &[u16]) -> Self {
+        self.crumbs = packing::pack_crumbs(codes);
+        self
     }
 }

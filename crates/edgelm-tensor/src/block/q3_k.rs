@@ -1,8 +1,9 @@
 //! Q3_K: 3 bits, with 6-bit scales of sub-blocks.
 
-use super::symmetric::{Integers, codes};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::Integers;
 use super::symmetric_super::search_super;
-use super::{Block, weights};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -59,21 +60,14 @@ impl Block for BlockQ3K {
         let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let fit = search_super::<_, 16, 16, -32, 31>(LEVELS, &x, &bytemuck::cast(w));
+        let fit = search_super::<_, 16, 16, -32, 31>(LEVELS, &bytemuck::cast(x), &bytemuck::cast(w));
         block.d = fit.d;
-        for (j, x) in x.iter().enumerate() {
+        for j in 0..16 {
             let code = (fit.codes[j] + 32) as u8;
             block.scales[j % 8] |= (code & 15) << (4 * (j / 8));
             block.scales[8 + j % 4] |= (code >> 4) << (2 * (j / 4));
-            let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            for (i, code) in codes(LEVELS, x, scale).into_iter().enumerate() {
-                let i = 16 * j + i;
-                block.crumbs[i / 128][i % 32] |= (code & 3) << (2 * (i / 32 % 4));
-                block.third_bits[i % 32] |= (code >> 2) << (i / 32);
-            }
         }
-        block
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -85,5 +79,19 @@ impl Block for BlockQ3K {
             let third = self.third_bits[i % 32] >> (i / 32) & 1;
             *out = d * scales[i / 16] as f32 * (f32::from(low | third << 2) - 4.0);
         }
+    }
+}
+
+impl Coded for BlockQ3K {
+    type Grid = ScaledLevels<Integers<-4, 3>, 16, 16>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(LEVELS, self.scale_codes().map(|code| self.d.to_f32() * code as f32))
+    }
+
+    fn with_codes(mut self, codes: &[u16]) -> Self {
+        self.crumbs = packing::pack_crumbs(codes);
+        self.third_bits = packing::pack_bit(codes, 2);
+        self
     }
 }

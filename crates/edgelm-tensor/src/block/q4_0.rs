@@ -1,7 +1,8 @@
 //! Q4_0: 4 bits and one scale.
 
-use super::symmetric::{Integers, codes, search_f16};
-use super::{Block, nibbles, weights};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::{Integers, search_f16};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -39,15 +40,27 @@ impl Block for BlockQ4_0 {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, nibbles: [0x88; 16] };
         };
-        let scale = search_f16(LEVELS, &x, &w);
-        Self { scale, nibbles: nibbles::pack(&codes(LEVELS, &x, scale.to_f32())) }
+        let block = Self { scale: search_f16(LEVELS, &x, &w), nibbles: [0; 16] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
         assert_eq!(out.len(), Self::LEN);
         let scale = self.scale.to_f32();
-        for (out, q) in out.iter_mut().zip(nibbles::unpack(&self.nibbles)) {
+        for (out, q) in out.iter_mut().zip(packing::unpack(&self.nibbles)) {
             *out = (f32::from(q) - 8.0) * scale;
         }
+    }
+}
+
+impl Coded for BlockQ4_0 {
+    type Grid = ScaledLevels<Integers<-8, 7>, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(LEVELS, [self.scale.to_f32()])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self { nibbles: packing::pack(&packing::small(codes)), ..self }
     }
 }

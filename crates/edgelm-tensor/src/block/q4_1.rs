@@ -1,11 +1,12 @@
 //! Q4_1: 4 bits, a scale and a minimum.
 
-use super::affine::{Pair, codes, search_f16};
-use super::{Block, nibbles, weights};
+use super::affine::{Pair, search_f16};
+use super::grid::{ScaledSteps, nearest};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
-const HIGH: f32 = 15.0;
+const HIGH: u8 = 15;
 
 /// 32 weights in 20 bytes.
 ///
@@ -42,16 +43,28 @@ impl Block for BlockQ4_1 {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, min: f16::ZERO, nibbles: [0; 16] };
         };
-        let (scale, min) = search_f16(&x, &w, HIGH);
-        let pair = Pair { scale: scale.to_f32(), min: min.to_f32() };
-        Self { scale, min, nibbles: nibbles::pack(&codes(&x, HIGH, pair)) }
+        let (scale, min) = search_f16(&x, &w, f32::from(HIGH));
+        let block = Self { scale, min, nibbles: [0; 16] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
         assert_eq!(out.len(), Self::LEN);
         let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
-        for (out, q) in out.iter_mut().zip(nibbles::unpack(&self.nibbles)) {
+        for (out, q) in out.iter_mut().zip(packing::unpack(&self.nibbles)) {
             *out = f32::from(q) * scale + min;
         }
+    }
+}
+
+impl Coded for BlockQ4_1 {
+    type Grid = ScaledSteps<HIGH, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledSteps::new([Pair { scale: self.scale.to_f32(), min: self.min.to_f32() }])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self { nibbles: packing::pack(&packing::small(codes)), ..self }
     }
 }

@@ -1,7 +1,8 @@
 //! Q5_0: 5 bits and one scale.
 
-use super::symmetric::{Integers, codes, search_f16};
-use super::{Block, nibbles, weights};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::{Integers, search_f16};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -41,16 +42,31 @@ impl Block for BlockQ5_0 {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, fifth_bits: [0xff; 4], nibbles: [0; 16] };
         };
-        let scale = search_f16(LEVELS, &x, &w);
-        let codes = codes(LEVELS, &x, scale.to_f32());
-        Self { scale, fifth_bits: nibbles::pack_fifth(&codes), nibbles: nibbles::pack(&codes) }
+        let block = Self { scale: search_f16(LEVELS, &x, &w), fifth_bits: [0; 4], nibbles: [0; 16] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
         assert_eq!(out.len(), Self::LEN);
         let scale = self.scale.to_f32();
-        for (out, q) in out.iter_mut().zip(nibbles::unpack_five(&self.nibbles, self.fifth_bits)) {
+        for (out, q) in out.iter_mut().zip(packing::unpack_five(&self.nibbles, self.fifth_bits)) {
             *out = (f32::from(q) - 16.0) * scale;
+        }
+    }
+}
+
+impl Coded for BlockQ5_0 {
+    type Grid = ScaledLevels<Integers<-16, 15>, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(LEVELS, [self.scale.to_f32()])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self {
+            fifth_bits: packing::pack_fifth(&packing::small(codes)),
+            nibbles: packing::pack(&packing::small(codes)),
+            ..self
         }
     }
 }

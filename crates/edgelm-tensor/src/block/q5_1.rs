@@ -1,11 +1,12 @@
 //! Q5_1: 5 bits, a scale and a minimum.
 
-use super::affine::{Pair, codes, search_f16};
-use super::{Block, nibbles, weights};
+use super::affine::{Pair, search_f16};
+use super::grid::{ScaledSteps, nearest};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
-const HIGH: f32 = 31.0;
+const HIGH: u8 = 31;
 
 /// 32 weights in 24 bytes.
 ///
@@ -44,16 +45,32 @@ impl Block for BlockQ5_1 {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, min: f16::ZERO, fifth_bits: [0; 4], nibbles: [0; 16] };
         };
-        let (scale, min) = search_f16(&x, &w, HIGH);
-        let codes = codes(&x, HIGH, Pair { scale: scale.to_f32(), min: min.to_f32() });
-        Self { scale, min, fifth_bits: nibbles::pack_fifth(&codes), nibbles: nibbles::pack(&codes) }
+        let (scale, min) = search_f16(&x, &w, f32::from(HIGH));
+        let block = Self { scale, min, fifth_bits: [0; 4], nibbles: [0; 16] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
         assert_eq!(out.len(), Self::LEN);
         let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
-        for (out, q) in out.iter_mut().zip(nibbles::unpack_five(&self.nibbles, self.fifth_bits)) {
+        for (out, q) in out.iter_mut().zip(packing::unpack_five(&self.nibbles, self.fifth_bits)) {
             *out = f32::from(q) * scale + min;
+        }
+    }
+}
+
+impl Coded for BlockQ5_1 {
+    type Grid = ScaledSteps<HIGH, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledSteps::new([Pair { scale: self.scale.to_f32(), min: self.min.to_f32() }])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self {
+            fifth_bits: packing::pack_fifth(&packing::small(codes)),
+            nibbles: packing::pack(&packing::small(codes)),
+            ..self
         }
     }
 }

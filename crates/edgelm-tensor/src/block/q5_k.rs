@@ -1,13 +1,14 @@
 //! Q5_K: 5 bits, with 6-bit scales and minimums of sub-blocks.
 
-use super::affine::codes;
+use super::affine::Pair;
 use super::affine_super::search_super;
+use super::grid::{ScaledSteps, nearest};
 use super::k_scales::{pack_k_scales, unpack_k_scales};
-use super::{Block, weights};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
-const HIGH: f32 = 31.0;
+const HIGH: u8 = 31;
 /// Codes to give the largest scale at the start of a descent.
 const STARTS: [f32; 2] = [63.0, 61.0];
 
@@ -53,18 +54,11 @@ impl Block for BlockQ5K {
         let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
-        let x: [[f32; 32]; 8] = bytemuck::cast(x);
-        let fit = search_super::<8, 32, 63>(&x, &bytemuck::cast(w), HIGH, &STARTS);
+        let fit = search_super::<8, 32, 63>(&bytemuck::cast(x), &bytemuck::cast(w), f32::from(HIGH), &STARTS);
         block.d = fit.d;
         block.dmin = fit.dmin;
         block.scales = pack_k_scales(&fit.scales, &fit.mins);
-        for (j, x) in x.iter().enumerate() {
-            for (i, code) in codes(x, HIGH, fit.pair(j)).into_iter().enumerate() {
-                block.nibbles[j / 2][i] |= (code & 15) << (4 * (j % 2));
-                block.fifth_bits[i] |= (code >> 4) << j;
-            }
-        }
-        block
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -79,5 +73,24 @@ impl Block for BlockQ5K {
                 *out = scale * f32::from(low | fifth << 4) - min;
             }
         }
+    }
+}
+
+impl Coded for BlockQ5K {
+    type Grid = ScaledSteps<HIGH, 8, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        let (scales, mins) = unpack_k_scales(&self.scales);
+        let pair = |j: usize| Pair {
+            scale: self.d.to_f32() * f32::from(scales[j]),
+            min: -(self.dmin.to_f32() * f32::from(mins[j])),
+        };
+        ScaledSteps::new(std::array::from_fn(pair))
+    }
+
+    fn with_codes(mut self, codes: &[u16]) -> Self {
+        self.nibbles = packing::pack_pairs(codes);
+        self.fifth_bits = packing::pack_bit(codes, 4);
+        self
     }
 }

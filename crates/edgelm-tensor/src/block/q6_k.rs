@@ -1,8 +1,9 @@
 //! Q6_K: 6 bits, with 8-bit scales of sub-blocks.
 
-use super::symmetric::{Integers, codes};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::Integers;
 use super::symmetric_super::search_super;
-use super::{Block, weights};
+use super::{Block, Coded, weights};
 use crate::DType;
 use half::f16;
 
@@ -47,19 +48,10 @@ impl Block for BlockQ6K {
         let Some((x, w)) = weights::prepare::<256>(values, importance, limit) else {
             return block;
         };
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let fit = search_super::<_, 16, 16, -128, 127>(LEVELS, &x, &bytemuck::cast(w));
+        let fit = search_super::<_, 16, 16, -128, 127>(LEVELS, &bytemuck::cast(x), &bytemuck::cast(w));
         block.d = fit.d;
-        for (j, x) in x.iter().enumerate() {
-            block.scales[j] = fit.codes[j] as i8;
-            let scale = fit.d.to_f32() * fit.codes[j] as f32;
-            for (i, code) in codes(LEVELS, x, scale).into_iter().enumerate() {
-                let i = 16 * j + i;
-                block.nibbles[i / 128][i % 64] |= (code & 15) << (4 * (i / 64 % 2));
-                block.crumbs[i / 128][i % 32] |= (code >> 4) << (2 * (i / 32 % 4));
-            }
-        }
-        block
+        block.scales = fit.codes.map(|code| code as i8);
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -70,5 +62,22 @@ impl Block for BlockQ6K {
             let high = self.crumbs[i / 128][i % 32] >> (2 * (i / 32 % 4)) & 3;
             *out = d * f32::from(self.scales[i / 16]) * (f32::from(low | high << 4) - 32.0);
         }
+    }
+}
+
+impl Coded for BlockQ6K {
+    type Grid = ScaledLevels<Integers<-32, 31>, 16, 16>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(LEVELS, self.scales.map(|scale| self.d.to_f32() * f32::from(scale)))
+    }
+
+    fn with_codes(mut self, codes: &[u16]) -> Self {
+        (self.nibbles, self.crumbs) = ([[0; 64]; 2], [[0; 32]; 2]);
+        for (i, &code) in codes.iter().enumerate() {
+            self.nibbles[i / 128][i % 64] |= ((code & 15) << (4 * (i / 64 % 2))) as u8;
+            self.crumbs[i / 128][i % 32] |= ((code >> 4) << (2 * (i / 32 % 4))) as u8;
+        }
+        self
     }
 }

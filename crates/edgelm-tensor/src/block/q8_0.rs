@@ -1,7 +1,8 @@
 //! Q8_0: 8 bits and one scale.
 
-use super::symmetric::{Integers, codes, search_f16};
-use super::{Block, weights};
+use super::grid::{ScaledLevels, nearest};
+use super::symmetric::{Integers, search_f16};
+use super::{Block, Coded, packing, weights};
 use crate::DType;
 use half::f16;
 
@@ -39,8 +40,8 @@ impl Block for BlockQ8_0 {
         let Some((x, w)) = weights::prepare::<32>(values, importance, limit) else {
             return Self { scale: f16::ZERO, codes: [0; 32] };
         };
-        let scale = search_f16(LEVELS, &x, &w);
-        Self { scale, codes: codes(LEVELS, &x, scale.to_f32()).map(|code| (i16::from(code) - 127) as i8) }
+        let block = Self { scale: search_f16(LEVELS, &x, &w), codes: [0; 32] };
+        block.with_codes(&nearest(&block.grid(), &x, &w))
     }
 
     fn decode(&self, out: &mut [f32]) {
@@ -49,5 +50,17 @@ impl Block for BlockQ8_0 {
         for (out, q) in out.iter_mut().zip(self.codes) {
             *out = f32::from(q) * scale;
         }
+    }
+}
+
+impl Coded for BlockQ8_0 {
+    type Grid = ScaledLevels<Integers<-127, 127>, 1, 32>;
+
+    fn grid(&self) -> Self::Grid {
+        ScaledLevels::new(LEVELS, [self.scale.to_f32()])
+    }
+
+    fn with_codes(self, codes: &[u16]) -> Self {
+        Self { codes: packing::small(codes).map(|code| (i16::from(code) - 127) as i8), ..self }
     }
 }

@@ -9,7 +9,7 @@ use super::weights::{finite_f16, with_neighbours};
 use half::f16;
 
 /// The numbers a format multiplies its scale by.
-pub(super) trait Levels: Copy {
+pub trait Levels: Copy {
     /// Least level.
     const LOW: f32;
     /// Greatest level.
@@ -35,7 +35,7 @@ pub(super) trait Levels: Copy {
 
 /// All integers from LOW to HIGH.
 #[derive(Clone, Copy)]
-pub(super) struct Integers<const LOW: i32, const HIGH: i32>;
+pub struct Integers<const LOW: i32, const HIGH: i32>;
 
 impl<const LOW: i32, const HIGH: i32> Levels for Integers<LOW, HIGH> {
     const LOW: f32 = LOW as f32;
@@ -192,10 +192,4 @@ pub(super) fn search_f16<L: Levels, const N: usize>(levels: L, x: &[f32; N], w: 
         }
     }
     best.1
-}
-
-/// The indices of the nearest levels.
-pub(super) fn codes<L: Levels, const N: usize>(levels: L, x: &[f32; N], scale: f32) -> [u8; N] {
-    let inverse = inverse(scale);
-    x.map(|value| levels.code(value * inverse))
 }

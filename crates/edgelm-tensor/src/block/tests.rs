@@ -352,3 +352,50 @@ proptest! {
         }
     }
 }
+
+/// Chooses the codes of one block anew for other values, and compares what the grid promises with what `decode` gives.
+struct Regrid<'a>(&'a [f32], &'a [f32]);
+
+impl CodedVisitor for Regrid<'_> {
+    type Output = ();
+
+    fn visit<B: Coded>(self) {
+        let Self(values, others) = self;
+        let block = B::encode(&values[..B::LEN], None);
+        let grid = block.grid();
+        let (mut codes, mut promised) = (vec![0; B::LEN], vec![0.0; B::LEN]);
+        let step = B::Grid::STEP;
+        for at in (0..B::LEN).step_by(step) {
+            let part = at..at + step;
+            let weights = vec![1.0; step];
+            grid.choose(at, &others[part.clone()], &weights, &mut codes[part.clone()], &mut promised[part]);
+        }
+        let mut decoded = vec![0.0; B::LEN];
+        block.with_codes(&codes).decode(&mut decoded);
+        assert_eq!(decoded, promised, "{}", B::DTYPE);
+        // Under its own scales a block of decoded values is what it was.
+        let mut again = vec![0.0; B::LEN];
+        for at in (0..B::LEN).step_by(step) {
+            let part = at..at + step;
+            let weights = vec![1.0; step];
+            grid.choose(at, &decoded[part.clone()], &weights, &mut codes[part.clone()], &mut again[part]);
+        }
+        assert_eq!(again, decoded, "{}", B::DTYPE);
+    }
+}
+
+#[test]
+fn codes_chosen_anew_decode_to_what_the_grid_promised() {
+    let noise = |seed: u32| -> Vec<f32> {
+        (0..256u32)
+            .map(|i| {
+                let bits = (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(2_246_822_519);
+                (bits >> 8) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .collect()
+    };
+    let (values, others) = (noise(1), noise(77));
+    for dtype in DType::all() {
+        assert_eq!(visit_coded(dtype, Regrid(&values, &others)).is_some(), dtype.is_quantized());
+    }
+}
