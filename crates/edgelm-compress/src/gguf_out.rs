@@ -1,29 +1,56 @@
 //! Quantization to a GGUF file: tensor by tensor from the mapped input to the output file.
 
 use crate::{
-    CompressError, Importance,
+    CompressError, Importance, Walk,
+    feedback::FeedbackOptions,
+    layer_pass::{quantize_layer, quantize_matrix},
     scheme::{Choice, Keep, Scheme},
     tensor_pass::{Distortion, encode_rows},
 };
 use edgelm_format::gguf::{Value, Writer};
-use edgelm_model::{Checkpoint, TensorId};
+use edgelm_kernels::Cpu;
+use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
 use edgelm_tensor::DType;
 use serde::Serialize;
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::ControlFlow,
+    path::Path,
+    time::Instant,
+};
 
 /// f32 values in work at a time: 16 MiB of them, with their encoded form. Large enough that threads stay busy, small
 /// beside any model worth compressing.
 const VALUES_AT_A_TIME: usize = 4 << 20;
 
 /// How to quantize.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct QuantizeOptions<'a> {
     /// Formats.
     pub scheme: Scheme,
     /// Formats of tensors named by pattern, over the scheme's; the last match wins.
     pub keep: &'a [Keep],
-    /// What calibration saw; `None` = round to nearest.
-    pub importance: Option<&'a Importance>,
+    /// How codes are chosen.
+    pub method: Method<'a>,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy)]
+pub enum Method<'a> {
+    /// Each to the nearest.
+    Rtn,
+    /// Scales and codes of least error weighted by what calibration saw.
+    Imatrix(&'a Importance),
+    /// In sequence, each making up for the errors of those before it (GPTQ), on the outputs of the layers that are
+    /// quantized already.
+    Feedback {
+        /// The machine that runs the calibration.
+        cpu: &'a Cpu,
+        /// Calibration data.
+        windows: &'a [Vec<u32>],
+        /// Settings.
+        options: FeedbackOptions,
+    },
 }
 
 /// What became of one tensor.
@@ -41,6 +68,10 @@ pub struct TensorReport {
     pub bytes: u64,
     /// Root of (squared error / squared values).
     pub relative_rms_error: f64,
+    /// Root of (squared error of the outputs / squared outputs) on the calibration data; known to methods that look at
+    /// outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_output_error: Option<f64>,
 }
 
 /// The whole of it.
@@ -81,7 +112,8 @@ struct Plan {
 pub type OnTensor<'a> = dyn FnMut(usize, usize, &str) -> ControlFlow<()> + 'a;
 
 /// Writes `output` (a temporary sibling until it is complete, removed on any error). `on_tensor` is called before each
-/// tensor and every few million weights of a large one.
+/// tensor and every few million weights of a large one. The token embedding comes last: where it is the output head as
+/// well, what it has to express is known only after all layers.
 ///
 /// Peak memory beyond mapped pages: `VALUES_AT_A_TIME` decoded and encoded values, per-thread rows, and the importance.
 pub fn quantize_to_gguf(
@@ -110,12 +142,42 @@ pub fn quantize_to_gguf(
 
     let mut tensors = Vec::with_capacity(plans.len());
     let mut notes = checkpoint.gguf_notes();
+    let mut edited = Edited::new(checkpoint);
+    let mut walk = match options.method {
+        Method::Feedback { cpu, windows, .. } => Some(Walk::begin(checkpoint, cpu, windows)?),
+        Method::Rtn | Method::Imatrix(_) => None,
+    };
+    let mut errors = HashMap::new();
+    let formats: HashMap<TensorId, DType> = plans.iter().map(|plan| (plan.id, plan.choice.dtype)).collect();
     for (index, plan) in plans.iter().enumerate() {
         let mut go_on = || match on_tensor(index, plans.len(), &plan.name) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(CompressError::Cancelled),
         };
-        let report = write_tensor(checkpoint, plan, options.importance, &mut writer, &mut go_on)?;
+        if let (Some(walk), Method::Feedback { options, .. }) = (&mut walk, &options.method) {
+            match plan.id {
+                TensorId::Layer(layer, _) if layer == walk.layer() => {
+                    errors.extend(quantize_layer(walk, &mut edited, &|id| formats[&id], options, &mut go_on)?);
+                }
+                id if id == head_of(checkpoint) => {
+                    let moments = walk.head_moments(&edited)?;
+                    if let Some(error) = quantize_matrix(&mut edited, id, plan.choice.dtype, &moments, options)? {
+                        errors.insert(id, error);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let importance = match options.method {
+            Method::Imatrix(importance) => importance.of(plan.id),
+            Method::Rtn | Method::Feedback { .. } => None,
+        };
+        let mut report = write_tensor(&edited, plan, importance, &mut writer, &mut go_on)?;
+        if let Some(error) = errors.get(&plan.id) {
+            report.from = checkpoint.tensor(plan.id)?.dtype.name();
+            report.relative_rms_error = error.weights;
+            report.relative_output_error = Some(error.output);
+        }
         if let Some(wanted) = report.instead_of {
             let row_len = checkpoint.tensor(plan.id)?.row_len();
             notes.push(format!(
@@ -124,6 +186,7 @@ pub fn quantize_to_gguf(
             ));
         }
         tensors.push(report);
+        edited.take(plan.id);
         checkpoint.release(plan.id);
     }
     let output_bytes = writer.finish()?;
@@ -146,14 +209,21 @@ fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<()
     Ok(())
 }
 
+/// The tensor that makes the logits.
+fn head_of(checkpoint: &Checkpoint) -> TensorId {
+    if checkpoint.config().tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output }
+}
+
 fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Plan>, CompressError> {
     let config = checkpoint.config();
     let mut used = vec![false; options.keep.len()];
     let mut plans = Vec::new();
-    for &id in checkpoint.tensor_ids() {
+    let (embedding, others): (Vec<TensorId>, Vec<TensorId>) =
+        checkpoint.tensor_ids().iter().partition(|&&id| id == TensorId::TokenEmbedding);
+    for id in others.into_iter().chain(embedding) {
         let view = checkpoint.tensor(id)?;
         let name = config.arch.gguf_tensor_name(id);
-        let is_head = id == TensorId::Output || (id == TensorId::TokenEmbedding && config.tie_word_embeddings);
+        let is_head = id == head_of(checkpoint);
         let mut choice = if id.is_matrix() {
             options.scheme.choose(id, view.row_len(), is_head)
         } else {
@@ -175,17 +245,16 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
 }
 
 fn write_tensor(
-    checkpoint: &Checkpoint,
+    edited: &Edited<'_>,
     plan: &Plan,
-    importance: Option<&Importance>,
+    importance: Option<&[f32]>,
     writer: &mut Writer,
     go_on: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<TensorReport, CompressError> {
-    let view = checkpoint.tensor(plan.id)?;
+    let (checkpoint, view) = (edited.base(), edited.tensor(plan.id)?);
     let named = |source| CompressError::Tensor { name: checkpoint.stored_name(plan.id), source };
     let (dtype, row_len) = (plan.choice.dtype, view.row_len());
     let row_bytes = view.dtype.row_bytes(row_len).map_err(named)?;
-    let importance = importance.and_then(|importance| importance.of(plan.id));
     // A bias is one row of values that are permuted like the rows of its weight: single values are its rows.
     let (rows, row_len, row_bytes) = if view.shape.len() == 1 {
         (row_len, 1, row_bytes / row_len.max(1))
@@ -215,5 +284,6 @@ fn write_tensor(
         instead_of: plan.choice.instead_of.map(DType::name),
         bytes,
         relative_rms_error: distortion.relative_rms(),
+        relative_output_error: None,
     })
 }

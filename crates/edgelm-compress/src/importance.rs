@@ -4,7 +4,7 @@ use crate::CompressError;
 use edgelm_engine::{Block, Head};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, LayerTensor, TensorId};
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 /// Mean squares per tensor, `[K]` each. Tensors that share an input share a vector's values.
 #[derive(Debug, Clone, Default)]
@@ -64,8 +64,9 @@ pub fn measure_importance(
         for (hidden, window) in hidden.iter_mut().zip(windows) {
             let mut observer = |readers: &[LayerTensor], x: &[f32], rows: usize| {
                 sums.entry(readers.to_vec()).or_default().add(x, rows);
+                ControlFlow::Continue(())
             };
-            block.run_window(cpu, hidden, window.len(), &mut observer);
+            let _ = block.run_window(cpu, hidden, window.len(), &mut observer);
         }
         for (readers, sums) in sums {
             let mean = sums.mean();

@@ -4,16 +4,24 @@
 //! bounded by the largest tensor's rows in work (and, with calibration, one layer and the calibration activations), never
 //! by the model. Must not print.
 
+mod activations;
 pub mod calibration;
+mod feedback;
 mod gguf_out;
 mod importance;
+mod layer_pass;
+mod moments;
 mod scheme;
 mod tensor_pass;
+mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
-pub use gguf_out::{OnTensor, QuantizeOptions, QuantizeReport, TensorReport, quantize_to_gguf};
+pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
+pub use gguf_out::{Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, quantize_to_gguf};
 pub use importance::{Importance, measure_importance};
+pub use moments::{Factor, Moments};
 pub use scheme::{Choice, Keep, Scheme};
+pub use walk::Walk;
 
 use std::path::PathBuf;
 
@@ -38,6 +46,36 @@ pub enum CompressError {
         /// What is wrong with them.
         #[source]
         source: edgelm_tensor::TensorError,
+    },
+    /// Something in a tensor.
+    #[error("tensor `{name}`")]
+    InTensor {
+        /// Stored name.
+        name: String,
+        /// What.
+        #[source]
+        source: Box<CompressError>,
+    },
+    /// The file that holds activations.
+    #[error("the temporary file of activations failed")]
+    Spill(#[source] std::io::Error),
+    /// Arithmetic on a row.
+    #[error(transparent)]
+    Row(#[from] edgelm_tensor::TensorError),
+    /// Infinities or NaN where numbers are needed.
+    #[error("{what} is not finite")]
+    NotFinite {
+        /// What holds them.
+        what: String,
+    },
+    /// Second moments that cannot be factored.
+    #[error("the second moments of the calibration data are singular; more damping or more data is needed")]
+    SingularHessian,
+    /// A format without codes.
+    #[error("{dtype} has no codes to choose")]
+    NoCodes {
+        /// The format.
+        dtype: edgelm_tensor::DType,
     },
     /// A format or preset that does not exist.
     #[error("unknown format `{name}`; known: {known}")]

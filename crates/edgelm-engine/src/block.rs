@@ -5,12 +5,13 @@ use edgelm_kernels::{
     Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, add_assign, rms_norm, rope,
     silu_mul,
 };
-use edgelm_model::{Checkpoint, LayerConfig, LayerTensor, ModelError, RopeConfig, TensorId};
+use edgelm_model::{LayerConfig, LayerTensor, RopeConfig, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
-/// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T.
-pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) + 'a;
+/// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
+/// layer there: what comes after it is not wanted.
+pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) -> ControlFlow<()> + 'a;
 
 /// A linear layer with its optional bias.
 struct Projection {
@@ -20,7 +21,7 @@ struct Projection {
 
 impl Projection {
     fn load(
-        checkpoint: &Checkpoint,
+        tensors: &dyn Tensors,
         matrices: &mut Matrices,
         layer: usize,
         weight: LayerTensor,
@@ -28,8 +29,8 @@ impl Projection {
     ) -> Result<Self, EngineError> {
         let bias = TensorId::Layer(layer, bias);
         Ok(Self {
-            weight: matrices.take(checkpoint, TensorId::Layer(layer, weight))?,
-            bias: checkpoint.has(bias).then(|| load_vector(checkpoint, bias)).transpose()?,
+            weight: matrices.take(TensorId::Layer(layer, weight))?,
+            bias: tensors.has(bias).then(|| load_vector(tensors, bias)).transpose()?,
         })
     }
 
@@ -80,9 +81,9 @@ pub(crate) struct Rows<'a> {
 
 impl Block {
     /// Packs the weights of layer `index`.
-    pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
-        let mut matrices = Matrices::load(checkpoint, cpu, &Self::matrix_ids(index))?;
-        Self::assemble(checkpoint, &mut matrices, index)
+    pub fn load(tensors: &dyn Tensors, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
+        let mut matrices = Matrices::load(tensors, cpu, &Self::matrix_ids(index))?;
+        Self::assemble(tensors, &mut matrices, index)
     }
 
     /// What `assemble` needs.
@@ -92,16 +93,12 @@ impl Block {
     }
 
     /// Layer `index` out of matrices that are packed.
-    pub(crate) fn assemble(
-        checkpoint: &Checkpoint,
-        matrices: &mut Matrices,
-        index: usize,
-    ) -> Result<Self, EngineError> {
+    pub(crate) fn assemble(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
         use LayerTensor as T;
-        let config = checkpoint.config();
-        let mut projection = |weight, bias| Projection::load(checkpoint, matrices, index, weight, bias);
-        let vector = |tensor| load_vector(checkpoint, TensorId::Layer(index, tensor));
-        let optional = |tensor| checkpoint.has(TensorId::Layer(index, tensor)).then(|| vector(tensor)).transpose();
+        let config = tensors.config();
+        let mut projection = |weight, bias| Projection::load(tensors, matrices, index, weight, bias);
+        let vector = |tensor| load_vector(tensors, TensorId::Layer(index, tensor));
+        let optional = |tensor| tensors.has(TensorId::Layer(index, tensor)).then(|| vector(tensor)).transpose();
         Ok(Self {
             config: config.layers[index].clone(),
             rope: config.rope.clone(),
@@ -137,15 +134,16 @@ impl Block {
     }
 
     /// Runs one whole window of `t` positions from position 0 through this layer alone, in place on `hidden` `[T, D]`,
-    /// with a fresh exact cache; `observer` sees the inputs of its linear layers. For calibration.
-    pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) {
+    /// with a fresh exact cache; `observer` sees the inputs of its linear layers, and may end the layer there, which leaves
+    /// `hidden` half way. For calibration.
+    pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) -> ControlFlow<()> {
         let shape = KvShape { num_key_value_heads: self.config.num_key_value_heads, head_dim: self.config.head_dim };
         let mut cache = KvCache::new(&[shape], KvDtype::F32);
         let config = self.rope.clone();
         let mut table = RopeTable::new(&config);
         table.extend(0..t, t);
         let mut rows = [Rows { cache: &mut cache, start: 0, rows: t }];
-        self.forward(cpu, hidden, 0, &mut rows, &table, &mut BlockScratch::default(), observer);
+        self.forward(cpu, hidden, 0, &mut rows, &table, &mut BlockScratch::default(), observer)
     }
 
     /// hidden += attention(norm(hidden)); hidden += ffn(norm(hidden)). `layer` is this layer's index in the caches.
@@ -159,10 +157,10 @@ impl Block {
         table: &RopeTable<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
-    ) {
+    ) -> ControlFlow<()> {
         cpu.trace_layer(Some(layer));
-        self.attention(cpu, hidden, layer, spans, table, scratch, observer);
-        self.feed_forward(cpu, hidden, table.rows(), scratch, observer);
+        self.attention(cpu, hidden, layer, spans, table, scratch, observer)?;
+        self.feed_forward(cpu, hidden, table.rows(), scratch, observer)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -175,14 +173,14 @@ impl Block {
         table: &RopeTable<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
-    ) {
+    ) -> ControlFlow<()> {
         use LayerTensor as T;
         let BlockScratch { matmul, normed, q, k, v, heads, update, .. } = scratch;
         let rows = table.rows();
         let head_dim = self.config.head_dim;
         normed.resize(hidden.len(), 0.0);
         rms_norm(cpu, hidden, &self.attn_norm, self.eps, normed);
-        observer(&[T::Q, T::K, T::V], normed, rows);
+        observer(&[T::Q, T::K, T::V], normed, rows)?;
         cpu.matmul(normed, rows, &mut [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)], matmul);
         for (x, gain) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)] {
             if let Some(gain) = gain {
@@ -211,9 +209,10 @@ impl Block {
             window: self.config.sliding_window,
             out: heads,
         });
-        observer(&[T::O], heads, rows);
+        observer(&[T::O], heads, rows)?;
         cpu.matmul(heads, rows, &mut [self.o.linear(update, rows)], matmul);
         add_assign(cpu, hidden, update);
+        ControlFlow::Continue(())
     }
 
     fn feed_forward(
@@ -223,16 +222,17 @@ impl Block {
         rows: usize,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
-    ) {
+    ) -> ControlFlow<()> {
         use LayerTensor as T;
         let BlockScratch { matmul, normed, gate, up, update, .. } = scratch;
         rms_norm(cpu, hidden, &self.ffn_norm, self.eps, normed);
-        observer(&[T::Gate, T::Up], normed, rows);
+        observer(&[T::Gate, T::Up], normed, rows)?;
         cpu.matmul(normed, rows, &mut [self.gate.linear(gate, rows), self.up.linear(up, rows)], matmul);
         silu_mul(cpu, gate, up);
-        observer(&[T::Down], gate, rows);
+        observer(&[T::Down], gate, rows)?;
         cpu.matmul(gate, rows, &mut [self.down.linear(update, rows)], matmul);
         add_assign(cpu, hidden, update);
+        ControlFlow::Continue(())
     }
 }
 
@@ -241,26 +241,25 @@ pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
 
 impl Matrices {
     /// Packs all of `ids` at once, letting go of the mapped pages they are read from on the way.
-    pub(crate) fn load(checkpoint: &Checkpoint, cpu: &Cpu, ids: &[TensorId]) -> Result<Self, EngineError> {
+    pub(crate) fn load(tensors: &dyn Tensors, cpu: &Cpu, ids: &[TensorId]) -> Result<Self, EngineError> {
         let weights = |&id| -> Result<Weights<'_>, EngineError> {
-            let view = checkpoint.tensor(id)?;
+            let view = tensors.tensor(id)?;
             Ok(Weights { dtype: view.dtype, rows: view.rows(), cols: view.row_len(), bytes: view.bytes })
         };
         let weights = ids.iter().map(weights).collect::<Result<Vec<_>, _>>()?;
-        let packed = Matrix::pack_all(cpu, &weights, &|index, bytes| checkpoint.release_part(ids[index], bytes))?;
+        let packed = Matrix::pack_all(cpu, &weights, &|index, bytes| tensors.release_part(ids[index], bytes))?;
         Ok(Self(ids.iter().copied().zip(packed).collect()))
     }
 
     /// A matrix that was among the `ids`.
-    pub(crate) fn take(&mut self, checkpoint: &Checkpoint, id: TensorId) -> Result<Matrix, EngineError> {
-        let missing = || ModelError::MissingTensor { path: checkpoint.path().into(), name: checkpoint.stored_name(id) };
-        Ok(self.0.remove(&id).ok_or_else(missing)?)
+    pub(crate) fn take(&mut self, id: TensorId) -> Result<Matrix, EngineError> {
+        self.0.remove(&id).ok_or(EngineError::NotPacked { id })
     }
 }
 
 /// Decodes a vector (norm gain, bias) to f32.
-pub(crate) fn load_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>, EngineError> {
-    let view = checkpoint.tensor(id)?;
+pub(crate) fn load_vector(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, EngineError> {
+    let view = tensors.tensor(id)?;
     let mut values = vec![0.0; view.elements()];
     decode_row(view.dtype, view.bytes, &mut values).map_err(edgelm_kernels::KernelError::from)?;
     Ok(values)

@@ -7,9 +7,9 @@ use crate::{
     rope::RopeTable,
 };
 use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix};
-use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, TensorId};
+use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 /// Rows that go through a layer together. More rows amortize reading and unpacking the weights, fewer keep the activations
 /// small: 512 rows of a 5,632-wide ffn are 11.5 MB.
@@ -97,13 +97,13 @@ impl Engine {
     /// Packs every weight of a checkpoint for this machine.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
         let config = checkpoint.config();
-        let head = Head::load(&checkpoint)?;
+        let head = Head::load(&*checkpoint)?;
         let layers = 0..config.layers.len();
         let ids: Vec<_> = layers.clone().flat_map(Block::matrix_ids).chain([head.tensor()]).collect();
-        let mut matrices = Matrices::load(&checkpoint, &cpu, &ids)?;
+        let mut matrices = Matrices::load(&*checkpoint, &cpu, &ids)?;
         let blocks =
-            layers.map(|index| Block::assemble(&checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
-        let output = matrices.take(&checkpoint, head.tensor())?;
+            layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
+        let output = matrices.take(head.tensor())?;
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
         Ok(Self { checkpoint, cpu, blocks, head, output, is_quantized })
     }
@@ -227,7 +227,7 @@ impl Engine {
             let step = &batch[piece.step];
             let held = step.sequence.tokens.len();
             for &id in &step.tokens[piece.offset..piece.offset + piece.len] {
-                embed(&self.checkpoint, id, &mut workspace.hidden[row * d..][..d])?;
+                embed(&*self.checkpoint, id, &mut workspace.hidden[row * d..][..d])?;
                 row += 1;
             }
             let start = held + piece.offset;
@@ -243,14 +243,14 @@ impl Engine {
             }
         }
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.forward(
+            let _ = block.forward(
                 &self.cpu,
                 &mut workspace.hidden,
                 layer,
                 &mut spans,
                 &rope,
                 &mut workspace.block,
-                &mut |_, _, _| {},
+                &mut |_, _, _| ControlFlow::Continue(()),
             );
         }
         drop(spans);
@@ -297,18 +297,18 @@ pub fn kv_shapes(config: &ModelConfig) -> Vec<KvShape> {
 }
 
 /// Hidden states `[T, D]` of a window of tokens before the first layer. For calibration.
-pub fn embed_window(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-    let d = checkpoint.config().hidden_size;
+pub fn embed_window(tensors: &dyn Tensors, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+    let d = tensors.config().hidden_size;
     let mut hidden = vec![0.0; tokens.len() * d];
     for (&id, row) in tokens.iter().zip(hidden.chunks_mut(d)) {
-        embed(checkpoint, id, row)?;
+        embed(tensors, id, row)?;
     }
     Ok(hidden)
 }
 
 /// Writes the embedding row of a token, decoded from the mapped file: only the pages of rows in use become resident.
-fn embed(checkpoint: &Checkpoint, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
-    let table = checkpoint.tensor(TensorId::TokenEmbedding)?;
+fn embed(tensors: &dyn Tensors, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
+    let table = tensors.tensor(TensorId::TokenEmbedding)?;
     if id as usize >= table.rows() {
         return Err(EngineError::TokenId { id, vocab_size: table.rows() });
     }

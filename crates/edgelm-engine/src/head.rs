@@ -2,7 +2,7 @@
 
 use crate::{EngineError, block::load_vector};
 use edgelm_kernels::{Cpu, rms_norm};
-use edgelm_model::{Checkpoint, TensorId};
+use edgelm_model::{TensorId, Tensors};
 
 /// The final norm and the identity of the output head (its matrix is packed by `Engine`, and not needed to calibrate).
 pub struct Head {
@@ -13,10 +13,10 @@ pub struct Head {
 
 impl Head {
     /// Reads the norm.
-    pub fn load(checkpoint: &Checkpoint) -> Result<Self, EngineError> {
-        let config = checkpoint.config();
+    pub fn load(tensors: &dyn Tensors) -> Result<Self, EngineError> {
+        let config = tensors.config();
         let tensor = if config.tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output };
-        Ok(Self { gain: load_vector(checkpoint, TensorId::OutputNorm)?, eps: config.rms_norm_eps, tensor })
+        Ok(Self { gain: load_vector(tensors, TensorId::OutputNorm)?, eps: config.rms_norm_eps, tensor })
     }
 
     /// The tensor that makes the logits: the embedding where tied.

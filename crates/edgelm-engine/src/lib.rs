@@ -30,6 +30,12 @@ pub enum EngineError {
     /// The machine.
     #[error(transparent)]
     Kernel(#[from] edgelm_kernels::KernelError),
+    /// A matrix that is not among those that were packed.
+    #[error("{id:?} was not packed")]
+    NotPacked {
+        /// Which.
+        id: edgelm_model::TensorId,
+    },
     /// Prompt and requested tokens do not fit.
     #[error("the prompt has {prompt} tokens and {max_new} more were asked for, but the context holds {context}")]
     ContextLength {

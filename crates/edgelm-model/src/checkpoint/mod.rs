@@ -3,12 +3,14 @@
 //! The one thing a reader would get wrong: opening reads the config and the tensor directory, never a weight; the
 //! tokenizer and the chat template are built when first asked for.
 
+mod edited;
 mod export;
 mod files;
 mod open;
 mod texts;
 mod verify;
 
+pub use edited::{Edited, Replaced, Tensors};
 pub use texts::Texts;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};

@@ -7,9 +7,9 @@ use super::symmetric::{Levels, clamp, inverse, round};
 use crate::DType;
 
 /// A quantized format: scales, and codes that can be chosen anew under the same scales.
-pub trait Coded: Block {
+pub trait Coded: Block + Send {
     /// What its codes mean.
-    type Grid: Grid;
+    type Grid: Grid + Send;
 
     /// The grid of this block's scales.
     fn grid(&self) -> Self::Grid;

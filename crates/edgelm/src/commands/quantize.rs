@@ -4,9 +4,10 @@ use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, p
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, Importance, Keep, QuantizeOptions, QuantizeReport, Scheme, calibration_windows,
-    measure_importance, quantize_to_gguf,
+    CalibrationOptions, FeedbackOptions, Importance, Keep, Method as How, QuantizeOptions, QuantizeReport, Scheme,
+    calibration_windows, measure_importance, quantize_to_gguf,
 };
+use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde_json::{Map, Value, json};
 use std::{
@@ -24,14 +25,15 @@ pub struct QuantizeArgs {
     /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …
     #[arg(long, value_name = "NAME", default_value = "Q4_K_M")]
     format: String,
-    /// rtn: round to nearest; imatrix: weigh errors by calibration activations
+    /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
+    /// errors of earlier ones
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
-    /// Text, or JSON Lines with `text` or `messages`, for `imatrix`
-    #[arg(long, value_name = "F", required_if_eq("method", "imatrix"))]
+    /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
+    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq")]))]
     calibration: Option<PathBuf>,
     /// Calibration windows (of up to 512 tokens)
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
@@ -45,6 +47,7 @@ pub struct QuantizeArgs {
 enum Method {
     Rtn,
     Imatrix,
+    Gptq,
 }
 
 pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
@@ -60,15 +63,21 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
     let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let importance = match &args.calibration {
-        Some(path) => {
-            let options =
-                CalibrationOptions { samples: args.samples, seed: args.seed, ..CalibrationOptions::default() };
-            Some(measure(&checkpoint, path, &options, global)?)
-        }
-        None => None,
+    let cpu = machine::cpu(global)?;
+    let windows = match &args.calibration {
+        Some(path) => windows(&checkpoint, path, &args)?,
+        None => Vec::new(),
     };
-    let options = QuantizeOptions { scheme, keep: &keep, importance: importance.as_ref() };
+    let importance = match args.method {
+        Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
+        Method::Rtn | Method::Gptq => Importance::default(),
+    };
+    let method = match args.method {
+        Method::Rtn => How::Rtn,
+        Method::Imatrix => How::Imatrix(&importance),
+        Method::Gptq => How::Feedback { cpu: &cpu, windows: &windows, options: FeedbackOptions::default() },
+    };
+    let options = QuantizeOptions { scheme, keep: &keep, method };
     let report = write(&checkpoint, &args.output, &options, global)?;
     if global.json {
         return output::json(&document(&report));
@@ -99,19 +108,17 @@ pub fn write(
     Ok(report?)
 }
 
-fn measure(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    options: &CalibrationOptions,
-    global: &Global,
-) -> anyhow::Result<Importance> {
-    if options.samples == 0 {
+fn windows(checkpoint: &Checkpoint, path: &Path, args: &QuantizeArgs) -> anyhow::Result<Vec<Vec<u32>>> {
+    if args.samples == 0 {
         return Err(Usage("--samples must be at least 1".into()).into());
     }
-    let windows = calibration_windows(checkpoint, path, options)?;
-    let cpu = machine::cpu(global)?;
+    let options = CalibrationOptions { samples: args.samples, seed: args.seed, ..CalibrationOptions::default() };
+    Ok(calibration_windows(checkpoint, path, &options)?)
+}
+
+fn measure(checkpoint: &Checkpoint, cpu: &Cpu, windows: &[Vec<u32>], global: &Global) -> anyhow::Result<Importance> {
     let bar = progress::bar(0, "calibrate", global.quiet);
-    let importance = measure_importance(checkpoint, &cpu, &windows, &mut |done, total| {
+    let importance = measure_importance(checkpoint, cpu, windows, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });

@@ -1,0 +1,101 @@
+//! One decoder layer through error feedback: each group of matrices on the inputs that the groups before it, quantized,
+//! produce.
+
+use crate::{
+    CompressError,
+    feedback::{FeedbackOptions, quantize_with_feedback},
+    moments::Moments,
+    tensor_pass::Distortion,
+    walk::Walk,
+};
+use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
+use edgelm_tensor::{DType, block::decode_row};
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// Matrices that share an input, in the order of the layer.
+pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
+    use LayerTensor::*;
+    [&[Q, K, V], &[O], &[Gate, Up], &[Down]]
+};
+
+/// What quantization did to a matrix, as parts of what there was.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct MatrixErrors {
+    /// Root of tr(ΔW · H · ΔWᵀ) / tr(W · H · Wᵀ).
+    pub output: f64,
+    /// Root of Σ Δw² / Σ w².
+    pub weights: f64,
+}
+
+/// Quantizes the next layer of `walk` to the formats of `choose`, puts the results into `edited`, and moves the walk on.
+pub(crate) fn quantize_layer(
+    walk: &mut Walk<'_>,
+    edited: &mut Edited<'_>,
+    choose: &dyn Fn(TensorId) -> DType,
+    options: &FeedbackOptions,
+    on_group: &mut dyn FnMut() -> Result<(), CompressError>,
+) -> Result<HashMap<TensorId, MatrixErrors>, CompressError> {
+    let mut errors = HashMap::new();
+    for group in GROUPS {
+        on_group()?;
+        let ids: Vec<TensorId> = group.iter().map(|&tensor| TensorId::Layer(walk.layer(), tensor)).collect();
+        let wants = |id: &TensorId| -> Result<bool, CompressError> {
+            Ok(choose(*id).is_quantized() && edited.tensor(*id)?.dtype != choose(*id))
+        };
+        if !ids.iter().map(wants).collect::<Result<Vec<_>, _>>()?.contains(&true) {
+            continue;
+        }
+        let moments = walk.moments(edited, group[0])?;
+        for id in ids {
+            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, options)? {
+                errors.insert(id, error);
+            }
+        }
+    }
+    walk.advance(edited)?;
+    Ok(errors)
+}
+
+/// Quantizes one matrix in place. `None` where it is already in that format, or the format has no codes to choose.
+pub(crate) fn quantize_matrix(
+    edited: &mut Edited<'_>,
+    id: TensorId,
+    dtype: DType,
+    moments: &Moments,
+    options: &FeedbackOptions,
+) -> Result<Option<MatrixErrors>, CompressError> {
+    if !dtype.is_quantized() || edited.tensor(id)?.dtype == dtype {
+        return Ok(None);
+    }
+    let named = |source: CompressError| CompressError::InTensor {
+        name: edited.base().stored_name(id),
+        source: Box::new(source),
+    };
+    let weights = decode(edited, id)?;
+    let fed = quantize_with_feedback(dtype, &weights, moments, options).map_err(named)?;
+    let energy = moments.output_error(&weights);
+    let shape = edited.tensor(id)?.shape.to_vec();
+    edited.replace(id, Replaced { dtype, shape, bytes: fed.bytes });
+    let decoded = decode(edited, id)?;
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    let distortion = Distortion {
+        error: weights.iter().zip(&decoded).map(|(was, is)| square(was - is)).sum(),
+        energy: weights.iter().map(|&was| square(was)).sum(),
+    };
+    let output = if energy > 0.0 { (fed.output_error / energy).sqrt() } else { 0.0 };
+    Ok(Some(MatrixErrors { output, weights: distortion.relative_rms() }))
+}
+
+/// All values of a tensor.
+pub(crate) fn decode(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, CompressError> {
+    let view = tensors.tensor(id)?;
+    let row_len = view.row_len();
+    let row_bytes = view.dtype.row_bytes(row_len)?;
+    let mut values = vec![0.0; view.elements()];
+    if row_len > 0 {
+        let rows = values.par_chunks_mut(row_len).zip(view.bytes.par_chunks(row_bytes));
+        rows.try_for_each(|(values, bytes)| decode_row(view.dtype, bytes, values))?;
+    }
+    Ok(values)
+}

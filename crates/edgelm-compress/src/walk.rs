@@ -1,0 +1,91 @@
+//! Calibration data on its way through the layers, one layer at a time.
+
+use crate::{CompressError, activations::Activations, moments::Moments};
+use edgelm_engine::{Block, Head, Observer};
+use edgelm_kernels::Cpu;
+use edgelm_model::{LayerTensor, TensorId, Tensors};
+use std::ops::ControlFlow;
+
+/// The hidden states of all calibration windows before some layer.
+///
+/// Memory: windows × length × hidden_size × 4 bytes, in a file beyond [`Activations`]' limit; and what one layer needs.
+pub struct Walk<'a> {
+    cpu: &'a Cpu,
+    hidden: Activations,
+    layer: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Before the first layer. Errors on token ids outside the vocabulary.
+    pub fn begin(tensors: &dyn Tensors, cpu: &'a Cpu, windows: &[Vec<u32>]) -> Result<Self, CompressError> {
+        let d = tensors.config().hidden_size;
+        let mut hidden = Activations::new(windows.iter().map(|window| window.len() * d))?;
+        for (index, window) in windows.iter().enumerate() {
+            hidden.store(index, &edgelm_engine::embed_window(tensors, window)?)?;
+        }
+        Ok(Self { cpu, hidden, layer: 0 })
+    }
+
+    /// The layer that comes next.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// The machine it runs on.
+    pub fn cpu(&self) -> &'a Cpu {
+        self.cpu
+    }
+
+    /// Shows `observer` the inputs of the linear layers of the next layer, window by window, without moving on. As soon as
+    /// it breaks, the next window follows.
+    pub fn observe(&self, tensors: &dyn Tensors, observer: &mut Observer<'_>) -> Result<(), CompressError> {
+        let block = Block::load(tensors, self.cpu, self.layer)?;
+        let d = tensors.config().hidden_size;
+        for index in 0..self.hidden.len() {
+            let mut hidden = self.hidden.load(index)?;
+            let rows = hidden.len() / d;
+            let _ = block.run_window(self.cpu, &mut hidden, rows, observer);
+        }
+        Ok(())
+    }
+
+    /// Second moments of the input of `reader` in the next layer.
+    pub fn moments(&self, tensors: &dyn Tensors, reader: LayerTensor) -> Result<Moments, CompressError> {
+        let shape = tensors.config().tensor_shape(TensorId::Layer(self.layer, reader)).unwrap_or_default();
+        let mut moments = Moments::new(shape.last().copied().unwrap_or(0));
+        self.observe(tensors, &mut |readers, x, rows| {
+            if readers.contains(&reader) {
+                moments.add(x, rows);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(moments)
+    }
+
+    /// Runs the next layer with the weights as they are in `tensors`.
+    pub fn advance(&mut self, tensors: &dyn Tensors) -> Result<(), CompressError> {
+        let block = Block::load(tensors, self.cpu, self.layer)?;
+        let d = tensors.config().hidden_size;
+        for index in 0..self.hidden.len() {
+            let mut hidden = self.hidden.load(index)?;
+            let rows = hidden.len() / d;
+            let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |_, _, _| ControlFlow::Continue(()));
+            self.hidden.store(index, &hidden)?;
+        }
+        self.layer += 1;
+        Ok(())
+    }
+
+    /// Second moments of the input of the output head, after the last layer.
+    pub fn head_moments(&self, tensors: &dyn Tensors) -> Result<Moments, CompressError> {
+        let head = Head::load(tensors)?;
+        let d = tensors.config().hidden_size;
+        let mut moments = Moments::new(d);
+        for index in 0..self.hidden.len() {
+            let hidden = self.hidden.load(index)?;
+            moments.add(&head.normed(self.cpu, &hidden), hidden.len() / d);
+        }
+        Ok(moments)
+    }
+}
