@@ -7,7 +7,7 @@ use crate::{
     scheme::{Choice, Keep, Scheme},
     tensor_pass::{Distortion, encode_rows},
 };
-use edgelm_format::gguf::{Value, Writer};
+use edgelm_format::gguf::{Value, Writer, header_bytes};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
 use edgelm_tensor::DType;
@@ -27,11 +27,20 @@ const VALUES_AT_A_TIME: usize = 4 << 20;
 #[derive(Clone)]
 pub struct QuantizeOptions<'a> {
     /// Formats.
-    pub scheme: Scheme,
-    /// Formats of tensors named by pattern, over the scheme's; the last match wins.
+    pub formats: Formats<'a>,
+    /// Formats of tensors named by pattern, over these; the last match wins.
     pub keep: &'a [Keep],
     /// How codes are chosen.
     pub method: Method<'a>,
+}
+
+/// Where the formats come from.
+#[derive(Clone, Copy)]
+pub enum Formats<'a> {
+    /// By name.
+    Scheme(Scheme),
+    /// Matrix by matrix; it must name every one.
+    Mixed(&'a HashMap<TensorId, DType>),
 }
 
 /// How codes are chosen.
@@ -127,7 +136,9 @@ pub fn quantize_to_gguf(
     let plans = plan(checkpoint, options)?;
     let extras = checkpoint.gguf_extra_tensors();
     let mut metadata = checkpoint.gguf_metadata()?;
-    metadata.push(("general.file_type".into(), Value::U32(options.scheme.file_type())));
+    if let Formats::Scheme(scheme) = options.formats {
+        metadata.push(("general.file_type".into(), Value::U32(scheme.file_type())));
+    }
     let mut declared = Vec::with_capacity(plans.len() + extras.len());
     for (name, shape, _) in &extras {
         declared.push((name.clone(), DType::F32, shape.clone()));
@@ -201,6 +212,35 @@ pub fn quantize_to_gguf(
     })
 }
 
+/// Bytes that the matrices of a file may have for the file to have `file_bytes`: what is left of it after metadata, norms
+/// and biases, and the padding between tensors.
+pub fn matrix_budget(checkpoint: &Checkpoint, file_bytes: u64) -> Result<u64, CompressError> {
+    let mut declared = Vec::new();
+    for (name, shape, _) in checkpoint.gguf_extra_tensors() {
+        declared.push((name, DType::F32, shape));
+    }
+    let mut vectors = 0;
+    for &id in checkpoint.tensor_ids() {
+        let shape = checkpoint.tensor(id)?.shape.to_vec();
+        vectors += if id.is_matrix() { 0 } else { 4 * shape.iter().product::<usize>() as u64 };
+        declared.push((checkpoint.config().arch.gguf_tensor_name(id), DType::F32, shape));
+    }
+    let mut metadata = checkpoint.gguf_metadata()?;
+    metadata.push(("general.file_type".into(), Value::U32(0)));
+    let (header, padding) = header_bytes(&metadata, &declared)?;
+    Ok(file_bytes.saturating_sub(header + padding + vectors))
+}
+
+/// Bytes that the matrices may have for all weights together to take `bits_per_weight`.
+pub fn matrix_budget_of_bits(checkpoint: &Checkpoint, bits_per_weight: f64) -> Result<u64, CompressError> {
+    let mut vectors = 0;
+    for &id in checkpoint.tensor_ids() {
+        vectors += if id.is_matrix() { 0 } else { 4 * checkpoint.tensor(id)?.elements() as u64 };
+    }
+    let bytes = (bits_per_weight * checkpoint.parameters() as f64 / 8.0).floor() as u64;
+    Ok(bytes.saturating_sub(vectors))
+}
+
 fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
     let Ok(output) = output.canonicalize() else { return Ok(()) };
     if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
@@ -225,7 +265,13 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
         let name = config.arch.gguf_tensor_name(id);
         let is_head = id == head_of(checkpoint);
         let mut choice = if id.is_matrix() {
-            options.scheme.choose(id, view.row_len(), is_head)
+            match options.formats {
+                Formats::Scheme(scheme) => scheme.choose(id, view.row_len(), is_head),
+                Formats::Mixed(formats) => {
+                    let missing = || CompressError::NoCandidate { name: name.clone(), row_len: view.row_len() };
+                    Choice { dtype: *formats.get(&id).ok_or_else(missing)?, instead_of: None }
+                }
+            }
         } else {
             // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
             Choice { dtype: DType::F32, instead_of: None }

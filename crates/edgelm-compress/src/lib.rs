@@ -10,6 +10,7 @@ mod feedback;
 mod gguf_out;
 mod importance;
 mod layer_pass;
+pub mod mixed;
 mod moments;
 mod scheme;
 mod tensor_pass;
@@ -17,7 +18,10 @@ mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
 pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
-pub use gguf_out::{Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, quantize_to_gguf};
+pub use gguf_out::{
+    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, matrix_budget, matrix_budget_of_bits,
+    quantize_to_gguf,
+};
 pub use importance::{Importance, measure_importance};
 pub use moments::{Factor, Moments};
 pub use scheme::{Choice, Keep, Scheme};
@@ -71,6 +75,22 @@ pub enum CompressError {
     /// Second moments that cannot be factored.
     #[error("the second moments of the calibration data are singular; more damping or more data is needed")]
     SingularHessian,
+    /// A size that nothing fits into.
+    #[error("the matrices cannot be smaller than {least} bytes with the formats at hand, and {budget} were asked for")]
+    TargetTooSmall {
+        /// Asked for.
+        budget: u64,
+        /// Possible.
+        least: u64,
+    },
+    /// A matrix that none of the formats fits.
+    #[error("tensor `{name}`: rows of {row_len} values are not whole blocks of any format at hand")]
+    NoCandidate {
+        /// Stored name.
+        name: String,
+        /// K.
+        row_len: usize,
+    },
     /// A format without codes.
     #[error("{dtype} has no codes to choose")]
     NoCodes {

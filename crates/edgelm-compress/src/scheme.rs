@@ -140,8 +140,13 @@ impl std::str::FromStr for Keep {
 }
 
 impl Keep {
+    /// What matching tensors get.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// True if the whole name matches.
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    pub fn matches(&self, name: &str) -> bool {
         let mut parts = self.pattern.split('*');
         let first = parts.next().unwrap_or("");
         let Some(mut rest) = name.strip_prefix(first) else { return false };

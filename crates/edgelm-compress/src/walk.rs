@@ -77,6 +77,15 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// A copy of the hidden states.
+    pub(crate) fn copy_hidden(&self) -> Result<Activations, CompressError> {
+        let loaded = (0..self.hidden.len()).map(|index| self.hidden.load(index));
+        let loaded = loaded.collect::<Result<Vec<_>, _>>()?;
+        let mut copy = Activations::new(loaded.iter().map(Vec::len))?;
+        loaded.iter().enumerate().try_for_each(|(index, values)| copy.store(index, values))?;
+        Ok(copy)
+    }
+
     /// Second moments of the input of the output head, after the last layer.
     pub fn head_moments(&self, tensors: &dyn Tensors) -> Result<Moments, CompressError> {
         let head = Head::load(tensors)?;

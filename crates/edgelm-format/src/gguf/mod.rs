@@ -14,7 +14,7 @@ mod write;
 
 pub use read::GgufFile;
 pub use value::{Array, Metadata, Value};
-pub use write::Writer;
+pub use write::{Writer, header_bytes};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// Version written.

@@ -45,6 +45,12 @@ impl Writer {
     }
 }
 
+/// Bytes before the data section, and the most that alignment can add between tensors.
+pub fn header_bytes(metadata: &Metadata, tensors: &[(String, DType, Vec<usize>)]) -> Result<(u64, u64), FormatError> {
+    let Layout { header, alignment, .. } = layout(metadata, tensors).map_err(|fault| fault.at(Path::new("output")))?;
+    Ok((header.len() as u64, alignment * tensors.len() as u64))
+}
+
 struct Layout {
     /// Everything before the data section, padded.
     header: Vec<u8>,

@@ -4,7 +4,7 @@ use super::{eval, inspect, quantize};
 use crate::{machine, options::Global, output, progress, resolve};
 use anyhow::{Context, bail};
 use clap::Args;
-use edgelm_compress::{Method, QuantizeOptions, Scheme};
+use edgelm_compress::{Formats, Method, QuantizeOptions, Scheme};
 use edgelm_engine::{GenerateOptions, Model};
 use edgelm_eval::{EvalReport, GenerationLimits, TaskScores, WindowOptions, tasks};
 use edgelm_kernels::Cpu;
@@ -63,7 +63,8 @@ pub fn run(args: DemoArgs, global: &Global) -> anyhow::Result<()> {
     let mut files = Vec::new();
     for format in FORMATS {
         let path = work.dir.join(format!("demo-{format}.gguf"));
-        let options = QuantizeOptions { scheme: Scheme::from_name(format)?, keep: &[], method: Method::Rtn };
+        let options =
+            QuantizeOptions { formats: Formats::Scheme(Scheme::from_name(format)?), keep: &[], method: Method::Rtn };
         let report = quantize::write(&checkpoint, &path, &options, global)?;
         say(format!(
             "   {format:7} {:>10}  {:.2} bits per weight  {:.2} s",

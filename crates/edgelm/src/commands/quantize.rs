@@ -4,8 +4,8 @@ use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, p
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, FeedbackOptions, Importance, Keep, Method as How, QuantizeOptions, QuantizeReport, Scheme,
-    calibration_windows, measure_importance, quantize_to_gguf,
+    CalibrationOptions, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions, QuantizeReport,
+    Scheme, calibration_windows, measure_importance, quantize_to_gguf,
 };
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
@@ -15,6 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod mixed;
+mod size;
+
+const DEFAULT_FORMAT: &str = "Q4_K_M";
+
 #[derive(Args)]
 pub struct QuantizeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
@@ -22,9 +27,15 @@ pub struct QuantizeArgs {
     /// File to write (.gguf)
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …
-    #[arg(long, value_name = "NAME", default_value = "Q4_K_M")]
-    format: String,
+    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, … [default: Q4_K_M]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["target_bpw", "target_size"])]
+    format: Option<String>,
+    /// The best mixture of formats with so many bits per weight, all weights counted
+    #[arg(long, value_name = "X", conflicts_with = "target_size", requires = "calibration")]
+    target_bpw: Option<f64>,
+    /// The best mixture of formats for a file of this size (`500MB`, `1.5GiB`, bytes)
+    #[arg(long, value_name = "S", requires = "calibration", value_parser = size::parse)]
+    target_size: Option<u64>,
     /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
     /// errors of earlier ones
     #[arg(long, value_enum, default_value = "rtn")]
@@ -56,10 +67,12 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         let what = format!("`{}`: the output must end in .gguf", args.output.display());
         return Err(Usage(what).into());
     }
-    if args.method == Method::Rtn && args.calibration.is_some() {
+    let is_mixed = args.target_bpw.is_some() || args.target_size.is_some();
+    if args.method == Method::Rtn && args.calibration.is_some() && !is_mixed {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
-    let scheme = Scheme::from_name(&args.format).map_err(|error| Usage(error.to_string()))?;
+    let scheme = Scheme::from_name(args.format.as_deref().unwrap_or(DEFAULT_FORMAT));
+    let scheme = scheme.map_err(|error| Usage(error.to_string()))?;
     let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
     let checkpoint = resolve::checkpoint(&args.model, global)?;
@@ -67,6 +80,10 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let windows = match &args.calibration {
         Some(path) => windows(&checkpoint, path, &args)?,
         None => Vec::new(),
+    };
+    let allocation = match is_mixed {
+        true => Some(mixed::allocation(&checkpoint, &cpu, &windows, &keep, &args, global)?),
+        false => None,
     };
     let importance = match args.method {
         Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
@@ -77,8 +94,14 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         Method::Imatrix => How::Imatrix(&importance),
         Method::Gptq => How::Feedback { cpu: &cpu, windows: &windows, options: FeedbackOptions::default() },
     };
-    let options = QuantizeOptions { scheme, keep: &keep, method };
-    let report = write(&checkpoint, &args.output, &options, global)?;
+    let formats = allocation.as_ref().map_or(Formats::Scheme(scheme), |found| Formats::Mixed(&found.formats));
+    let options = QuantizeOptions { formats, keep: &keep, method };
+    let mut report = write(&checkpoint, &args.output, &options, global)?;
+    if let Some(allocation) = &allocation {
+        report
+            .notes
+            .push(format!("mixed formats: expected KL divergence {:.4} before error feedback", allocation.expected_kl));
+    }
     if global.json {
         return output::json(&document(&report));
     }
