@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Top first (docs/architecture.md).
-const LADDER: [&str; 10] = [
+const LADDER: [&str; 11] = [
     "edgelm",
     "edgelm-fleet",
     "edgelm-serve",
@@ -17,6 +17,7 @@ const LADDER: [&str; 10] = [
     "edgelm-model",
     "edgelm-format",
     "edgelm-kernels",
+    "edgelm-linalg",
     "edgelm-tensor",
 ];
 

@@ -1,10 +1,7 @@
 //! Second moments of what flows into a linear layer, and their Cholesky factor: what error feedback steers by.
 
 use crate::CompressError;
-use faer::{
-    Accum, Mat, MatRef, Par,
-    linalg::{matmul::triangular, matmul::triangular::BlockStructure},
-};
+use edgelm_linalg::{Mat, MatRef, add_gram, cholesky, product_f32};
 
 /// H = Σ x·xᵀ over the rows of a layer's inputs, `[K, K]`.
 ///
@@ -25,17 +22,7 @@ impl Moments {
     /// Adds rows `[T, K]`.
     pub fn add(&mut self, x: &[f32], rows: usize) {
         let x = MatRef::from_row_major_slice(x, rows, self.columns());
-        triangular::matmul(
-            self.sum.as_mut(),
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            x.transpose(),
-            BlockStructure::Rectangular,
-            x,
-            BlockStructure::Rectangular,
-            1.0,
-            Par::rayon(0),
-        );
+        add_gram(self.sum.as_mut(), x);
         self.rows += rows;
     }
 
@@ -80,7 +67,8 @@ impl Moments {
         let Ok(h) = self.damped(0.0, &order) else { return f64::NAN };
         let n = difference.len() / self.columns().max(1);
         let difference = MatRef::from_row_major_slice(difference, n, self.columns());
-        let product: Mat<f32> = difference * &h;
+        let mut product = Mat::zeros(n, self.columns());
+        product_f32(product.as_mut(), false, difference, h.as_ref());
         let dot =
             |row: usize| (0..self.columns()).map(|k| f64::from(product[(row, k)] * difference[(row, k)])).sum::<f64>();
         (0..n).map(dot).sum()
@@ -106,8 +94,7 @@ impl Factor {
     pub fn new(h: &Mat<f32>) -> Result<Self, CompressError> {
         let columns = h.nrows();
         let wide = Mat::from_fn(columns, columns, |i, j| f64::from(h[(i, j)]));
-        let factor = wide.llt(faer::Side::Lower).map_err(|_| CompressError::SingularHessian)?;
-        let lower = factor.L();
+        let lower = cholesky(wide.as_ref()).ok_or(CompressError::SingularHessian)?;
         let mut unit = vec![0.0; columns * columns];
         let mut cost = vec![0.0; columns];
         for j in 0..columns {
