@@ -30,6 +30,11 @@ pub struct Codebook<const V: usize, const L: usize> {
 struct Halves {
     right: [f32; HALVES],
     wrong: [f32; HALVES],
+    /// The least of each.
+    least_right: f32,
+    least_wrong: f32,
+    /// The half of the least error with right signs, which a codebook need not have.
+    nearest: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -60,8 +65,14 @@ impl<const V: usize, const L: usize> Codebook<V, L> {
         digits.iter().map(|digit| self.levels[usize::from(*digit)])
     }
 
-    fn halves(&self, x: &[f32], w: &[f32], scale: f32, wrong_sign: bool) -> Halves {
-        let mut halves = Halves { right: [0.0; HALVES], wrong: [f32::INFINITY; HALVES] };
+    fn halves<const WRONG: bool>(&self, x: &[f32], w: &[f32], scale: f32) -> Halves {
+        let mut halves = Halves {
+            right: [0.0; HALVES],
+            wrong: [f32::INFINITY; HALVES],
+            least_right: 0.0,
+            least_wrong: f32::INFINITY,
+            nearest: 0,
+        };
         let mut count = 1;
         for i in 0..V {
             let errors: [f32; L] = std::array::from_fn(|l| w[i] * (x[i] - scale * self.levels[l]).powi(2));
@@ -71,60 +82,65 @@ impl<const V: usize, const L: usize> Codebook<V, L> {
                 let (right, wrong) = (halves.right[code], halves.wrong[code]);
                 for l in 0..L {
                     halves.right[code * L + l] = right + errors[l];
-                    if wrong_sign {
-                        halves.wrong[code * L + l] = (wrong + errors[l]).min(right + flips[l]);
+                    if WRONG {
+                        halves.wrong[code * L + l] = lesser(wrong + errors[l], right + flips[l]);
                     }
                 }
             }
             count *= L;
+            let nearest = (1..L).fold(0, |best, l| if errors[l] < errors[best] { l } else { best });
+            // Of the magnitudes with the wrong sign the least is nearest.
+            halves.least_wrong = lesser(halves.least_wrong + errors[nearest], halves.least_right + flips[0]);
+            halves.least_right += errors[nearest];
+            halves.nearest = halves.nearest * L + nearest;
         }
         halves
     }
 
-    /// The vector of the least `error(first half, second half)`, which is no less than `bound(first half)`.
-    fn least(&self, bound: impl Fn(usize) -> f32, error: impl Fn(usize, usize) -> f32) -> Found {
+    /// The vector of the least `error(first half, second half)`, which is no less than `bound(first half)`. Fast if half
+    /// `likely` is in the best one.
+    #[inline(always)]
+    fn least(&self, likely: usize, bound: impl Fn(usize) -> f32, error: impl Fn(usize, usize) -> f32) -> Found {
         let mut best = Found { error: f32::INFINITY, index: 0 };
-        let count = L.pow(V as u32);
-        let of = |h: usize| &self.vectors[usize::from(self.starts[h])..usize::from(self.starts[h + 1])];
         let visit = |h: usize, best: &mut Found| {
-            for &(second, index) in of(h) {
+            for &(second, index) in &self.vectors[usize::from(self.starts[h])..usize::from(self.starts[h + 1])] {
                 let error = error(h, usize::from(second));
                 if error < best.error {
                     *best = Found { error, index };
                 }
             }
         };
-        let mut start = (f32::INFINITY, 0);
-        for h in 0..count {
-            if bound(h) < start.0 && !of(h).is_empty() {
-                start = (bound(h), h);
-            }
-        }
-        visit(start.1, &mut best);
-        for h in 0..count {
-            if bound(h) < best.error {
+        visit(likely, &mut best);
+        for h in 0..const { L.pow(V as u32) } {
+            if bound(h) < best.error && h != likely {
                 visit(h, &mut best);
             }
         }
         best
     }
 
-    /// The nearest vector to magnitudes x, with right signs and, if that is wanted, with one wrong sign.
-    fn nearest(&self, x: &[f32], w: &[f32], scale: f32, wrong_sign: bool) -> [Found; 2] {
-        let least = |errors: &[f32; HALVES]| errors[..L.pow(V as u32)].iter().copied().fold(f32::INFINITY, f32::min);
-        let first = self.halves(&x[..V], &w[..V], scale, wrong_sign);
-        let second = self.halves(&x[V..], &w[V..], scale, wrong_sign);
-        let (right, wrong) = (least(&second.right), least(&second.wrong));
-        let all_right = self.least(|a| first.right[a] + right, |a, b| first.right[a] + second.right[b]);
-        if !wrong_sign {
-            return [all_right; 2];
-        }
-        let one_wrong = self.least(
-            |a| (first.right[a] + wrong).min(first.wrong[a] + right),
-            |a, b| (first.right[a] + second.wrong[b]).min(first.wrong[a] + second.right[b]),
-        );
-        [all_right, one_wrong]
+    /// The nearest vector to magnitudes x.
+    fn with_right_signs(&self, x: &[f32], w: &[f32], scale: f32) -> Found {
+        let first = self.halves::<false>(&x[..V], &w[..V], scale);
+        let second = self.halves::<false>(&x[V..], &w[V..], scale);
+        self.least(first.nearest, |a| first.right[a] + second.least_right, |a, b| first.right[a] + second.right[b])
     }
+
+    /// The nearest vector if one sign is wrong.
+    fn with_wrong_sign(&self, x: &[f32], w: &[f32], scale: f32) -> Found {
+        let first = self.halves::<true>(&x[..V], &w[..V], scale);
+        let second = self.halves::<true>(&x[V..], &w[V..], scale);
+        self.least(
+            first.nearest,
+            |a| lesser(first.right[a] + second.least_wrong, first.wrong[a] + second.least_right),
+            |a, b| lesser(first.right[a] + second.wrong[b], first.wrong[a] + second.right[b]),
+        )
+    }
+}
+
+/// One instruction, which `f32::min` is not.
+fn lesser(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
 
 /// Values that are coded together, `STEP` at a time.
@@ -167,26 +183,37 @@ impl<const K: usize, const EVEN: bool, const V: usize, const L: usize> Vectors f
             magnitudes[i] = x[i].abs();
         }
         let is_odd = EVEN && signs.count_ones() % 2 == 1;
-        let mut found = [[Found { error: 0.0, index: 0 }; 2]; K];
-        for (k, found) in found.iter_mut().enumerate() {
-            let part = k * dim..(k + 1) * dim;
-            *found = self.0.nearest(&magnitudes[part.clone()], &w[part], scale.abs(), is_odd);
+        let part = |k: usize| k * dim..(k + 1) * dim;
+        let mut found = [Found { error: 0.0, index: 0 }; K];
+        let mut wrong = 0;
+        if K > 1 || !is_odd {
+            for k in 0..K {
+                found[k] = self.0.with_right_signs(&magnitudes[part(k)], &w[part(k)], scale.abs());
+            }
         }
-        // The vector for which one wrong sign costs least more.
-        let cost = |found: [Found; 2]| found[1].error - found[0].error;
-        let wrong = (1..K).fold(0, |best, k| if cost(found[k]) < cost(found[best]) { k } else { best });
+        if is_odd {
+            // In the vector for which a wrong sign costs least more.
+            let mut least = f32::INFINITY;
+            let mut with_wrong = found;
+            for k in 0..K {
+                with_wrong[k] = self.0.with_wrong_sign(&magnitudes[part(k)], &w[part(k)], scale.abs());
+                let more = with_wrong[k].error - found[k].error;
+                if more < least {
+                    (least, wrong) = (more, k);
+                }
+            }
+            found[wrong] = with_wrong[wrong];
+        }
         codes.fill(0);
         for k in 0..K {
-            let index = found[k][usize::from(is_odd && k == wrong)].index;
-            codes[k] = index;
-            for (level, magnitude) in levels[k * dim..].iter_mut().zip(self.0.magnitudes(index)) {
+            codes[k] = found[k].index;
+            for (level, magnitude) in levels[k * dim..].iter_mut().zip(self.0.magnitudes(found[k].index)) {
                 *level = magnitude;
             }
         }
         if is_odd {
             let cost = |i: usize| w[i] * magnitudes[i] * levels[i];
-            let part = wrong * dim..(wrong + 1) * dim;
-            let flip = part.fold(wrong * dim, |best, i| if cost(i) < cost(best) { i } else { best });
+            let flip = part(wrong).fold(wrong * dim, |best, i| if cost(i) < cost(best) { i } else { best });
             signs ^= 1 << flip;
         }
         codes[K] = signs;
@@ -227,5 +254,74 @@ impl<Q: Vectors, const S: usize, const N: usize> Grid for ScaledVectors<Q, S, N>
         let scale = self.scales[at / N];
         self.vectors.choose(scale, values, weights, codes, decoded);
         decoded.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::iq_grids::*;
+    use super::*;
+
+    /// The least error of all codes there are.
+    fn exhaustive<const K: usize, const EVEN: bool, const V: usize, const L: usize>(
+        Signed(codebook): Signed<K, EVEN, V, L>,
+        scale: f32,
+        x: &[f32],
+        w: &[f32],
+    ) -> f32 {
+        let count = codebook.vectors.len();
+        let mut best = f32::INFINITY;
+        for indices in 0..count.pow(K as u32) {
+            let vectors = (0..K).flat_map(|k| codebook.magnitudes((indices / count.pow(k as u32) % count) as u16));
+            let magnitudes: Vec<f32> = vectors.collect();
+            let errors = |sign: f32| {
+                let mut errors = [0.0; 8];
+                for i in 0..x.len() {
+                    errors[i] = w[i] * (x[i] - sign * scale * magnitudes[i]).powi(2);
+                }
+                errors
+            };
+            let (positive, negative) = (errors(1.0), errors(-1.0));
+            for signs in (0u32..1 << x.len()).filter(|signs| !EVEN || signs.count_ones() % 2 == 0) {
+                let of = |i: usize| if signs >> i & 1 == 1 { negative[i] } else { positive[i] };
+                best = best.min((0..x.len()).map(of).sum());
+            }
+        }
+        best
+    }
+
+    fn check<const K: usize, const EVEN: bool, const V: usize, const L: usize>(vectors: Signed<K, EVEN, V, L>) {
+        let mut state = 1u32;
+        let mut random = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32
+        };
+        let step = <Signed<K, EVEN, V, L> as Vectors>::STEP;
+        for round in 0..4 {
+            let x: Vec<f32> = (0..step).map(|_| 4.0 * random() - 2.0).collect();
+            let w: Vec<f32> = (0..step).map(|_| random().powi(round)).collect();
+            let scale = [0.5, 1.0, -1.5, 2.0][round as usize] / vectors.range().0;
+            let (mut codes, mut levels) = (vec![0; step], vec![0.0; step]);
+            vectors.choose(scale, &x, &w, &mut codes, &mut levels);
+            let error: f32 = (0..step).map(|i| w[i] * (x[i] - scale * levels[i]).powi(2)).sum();
+            let least = exhaustive(vectors, scale, &x, &w);
+            assert!((error - least).abs() <= 1e-5 * least, "K={K} even={EVEN} L={L}: {error}, but there is {least}");
+            assert!(!EVEN || codes[K].count_ones() % 2 == 0);
+        }
+    }
+
+    #[test]
+    fn no_codes_are_better_than_the_chosen_ones() {
+        fn codebook<const V: usize, const L: usize, const D: usize>(
+            levels: [u8; L],
+            grid: &'static [[u8; D]],
+        ) -> &'static Codebook<V, L> {
+            Box::leak(Box::new(Codebook::new(levels, grid)))
+        }
+        check(Signed::<1, false, 2, 8>(codebook(IQ3_S_LEVELS, &IQ3_S_GRID)));
+        check(Signed::<2, true, 2, 8>(codebook(IQ3_XXS_LEVELS, &IQ3_XXS_GRID)));
+        check(Signed::<1, false, 4, 3>(codebook(IQ2_LEVELS, &IQ2_S_GRID)));
+        check(Signed::<1, true, 4, 3>(codebook(IQ2_LEVELS, &IQ2_XS_GRID)));
+        check(Signed::<1, true, 4, 3>(codebook(IQ2_LEVELS, &IQ2_XXS_GRID)));
     }
 }

@@ -50,7 +50,9 @@ impl BlockIq2S {
 impl Block for BlockIq2S {
     const DTYPE: DType = DType::IQ2_S;
     const LEN: usize = 256;
-    const ERROR: f32 = 0.5;
+    /// Measured: 0.23 at most on hostile blocks (a few magnitudes far apart, spikes, offsets), of which a codebook has no
+    /// pattern; and some room.
+    const ERROR: f32 = 0.32;
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();

@@ -45,7 +45,9 @@ impl BlockIq2Xs {
 impl Block for BlockIq2Xs {
     const DTYPE: DType = DType::IQ2_XS;
     const LEN: usize = 256;
-    const ERROR: f32 = 0.5;
+    /// Measured: 0.24 at most on hostile blocks (a few magnitudes far apart, spikes, offsets), of which a codebook has no
+    /// pattern; and some room.
+    const ERROR: f32 = 0.33;
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();

@@ -48,7 +48,9 @@ impl BlockIq2Xxs {
 impl Block for BlockIq2Xxs {
     const DTYPE: DType = DType::IQ2_XXS;
     const LEN: usize = 256;
-    const ERROR: f32 = 0.5;
+    /// Measured: 0.31 at most on hostile blocks (a few magnitudes far apart, spikes, offsets), of which a codebook has no
+    /// pattern; and some room.
+    const ERROR: f32 = 0.42;
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();

@@ -49,7 +49,9 @@ impl BlockIq3S {
 impl Block for BlockIq3S {
     const DTYPE: DType = DType::IQ3_S;
     const LEN: usize = 256;
-    const ERROR: f32 = 0.3;
+    /// Measured: 0.11 at most on hostile blocks (a few magnitudes far apart, spikes, offsets), of which a codebook has no
+    /// pattern; and some room.
+    const ERROR: f32 = 0.16;
 
     fn encode(values: &[f32], importance: Option<&[f32]>) -> Self {
         let mut block: Self = bytemuck::Zeroable::zeroed();
