@@ -17,12 +17,14 @@ pub(super) struct Fit<const S: usize> {
     pub codes: [u8; S],
 }
 
-/// Where the search for a sub-block's scale tries to put the largest magnitude, in largest levels.
-const REACHES: [f32; 14] = [0.55, 0.65, 0.72, 0.79, 0.86, 0.93, 1.0, 1.07, 1.15, 1.25, 1.4, 1.6, 1.9, 2.5];
+/// Where the search for a sub-block's scale tries to put the largest magnitude, in largest levels. On Gaussian and heavy-tailed
+/// blocks 14 of these, three starts below, and neighbouring codes in every round made errors less by 0.1 to 0.6 %, for more than
+/// twice the time.
+const REACHES: [f32; 9] = [0.6, 0.72, 0.84, 0.94, 1.04, 1.16, 1.35, 1.65, 2.2];
 
 /// Starts of the descent: where the largest scale of a sub-block is put, in units. What is promising is tried.
 const TOPS: [f32; 14] = [33.0, 31.5, 30.0, 28.5, 27.0, 25.5, 24.0, 22.5, 21.0, 19.5, 18.0, 16.5, 15.0, 13.0];
-const TRIED: usize = 3;
+const TRIED: usize = 2;
 
 /// S sub-blocks of N values. The unit is `part` · d.
 pub(super) fn search_odd<Q: Vectors, const S: usize, const N: usize>(
@@ -63,10 +65,13 @@ struct Wish {
 fn wish<Q: Vectors, const N: usize>(vectors: Q, x: &[f32; N], w: &[f32; N]) -> Wish {
     let peak = x.iter().fold(0.0f32, |peak, value| peak.max(value.abs()));
     let (top, bottom) = vectors.range();
+    let (squares, weight) =
+        x.iter().zip(w).fold((0.0, 0.0), |(squares, weight), (x, w)| (squares + w * x * x, weight + w));
+    let spread = (squares / weight).sqrt();
     let mut best = (0.0, Wish { scale: 0.0, stiffness: 0.0 });
-    // The last try is for values of one magnitude.
-    for reach in REACHES.into_iter().chain([bottom / top]) {
-        let scale = peak / (top * reach);
+    // And for values of one magnitude, and for peaks that do not count.
+    let tries = REACHES.map(|reach| peak / (top * reach)).into_iter().chain([peak / bottom, 2.0 * spread / top]);
+    for scale in tries.filter(|scale| *scale > 0.0) {
         let Trial { slope, power, .. } = trial(vectors, x, w, scale);
         if power > 0.0 {
             // With levels q, the best scale takes (Σ w·x·q)² / Σ w·q² off Σ w·x².
@@ -123,7 +128,9 @@ fn descend<Q: Vectors, const S: usize, const N: usize>(
         for j in 0..S {
             let centre = if round == 0 { nearest_code(wishes[j].scale, unit) } else { i32::from(fit.codes[j]) };
             let mut found = (Trial { error: f32::INFINITY, slope: 0.0, power: 0.0 }, centre);
-            for code in (centre - 1).max(0)..=(centre + 1).min(15) {
+            // Later the unit moves by too little to change codes.
+            let reach = i32::from(round == 0);
+            for code in (centre - reach).max(0)..=(centre + reach).min(15) {
                 let trial = trial(vectors, &x[j], &w[j], unit * multiple(code));
                 if trial.error < found.0.error {
                     found = (trial, code);
