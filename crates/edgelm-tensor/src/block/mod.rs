@@ -127,7 +127,7 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Ten
 /// `importance` (same length as `row`, non-negative; `None` = every error counts the same, see `weights.rs`) is usually the mean
 /// square of the activations that meet each column. Errors on lengths, and on values that are not finite.
 /// A block whose importance is zero throughout counts as if none were given.
-/// Cost: one thread of a server core with SSE2 encodes 9 to 13 million values per second, 5 million in Q2_K, 0.5 to 1.2 million in the IQ2 and IQ3 formats; rows are independent, so callers spread rows over threads.
+/// Cost: one thread of a server core with SSE2 encodes 9 to 13 million values per second, 5 million in Q2_K, 0.5 to 1.2 million in IQ2 and IQ3 formats; rows are independent, so callers spread rows over threads.
 pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) -> Result<(), TensorError> {
     check_bytes(dtype, row.len(), out.len())?;
     if let Some(weights) = importance
