@@ -21,7 +21,10 @@ from gguf import quants
 FORMATS = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0],
+    "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0],
 }
+# ggml encodes these only with importance; "without" means that all values count the same.
+NEED_IMPORTANCE = ["IQ2_XXS", "IQ2_XS"]
 HERE = pathlib.Path(__file__).parent
 
 
@@ -58,6 +61,7 @@ def main():
     pointer = ctypes.c_void_p
     ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, pointer]
     values, importance = rows()
+    ones = np.ones(256, np.float32)
     lines = []
     for name in FORMATS:
         kind = gguf.GGMLQuantizationType[name]
@@ -66,7 +70,7 @@ def main():
         for weighted in (False, True):
             out = np.zeros((16, 256 // length * size), np.uint8)
             for i in range(16):
-                weights = importance[i].ctypes.data if weighted else None
+                weights = importance[i].ctypes.data if weighted else ones.ctypes.data if name in NEED_IMPORTANCE else None
                 ggml.ggml_quantize_chunk(int(kind), values[i].ctypes.data, out[i].ctypes.data, 0, 1, 256, weights)
             squares = (quants.dequantize(out, kind).astype(np.float64) - values) ** 2
             errors.append(np.sum(squares * importance if weighted else squares))

@@ -30,7 +30,7 @@ const fn mixed(name: &'static str, base: DType, [value, attention_output, down]:
     Scheme { name, base, value, attention_output, down, file_type }
 }
 
-const SCHEMES: [Scheme; 22] = {
+const SCHEMES: [Scheme; 27] = {
     use DType::*;
     [
         plain("F32", F32, 0),
@@ -55,6 +55,11 @@ const SCHEMES: [Scheme; 22] = {
         plain("Q3_K_S", Q3_K, 11),
         mixed("Q2_K", Q2_K, [Q4_K, Q3_K, Q3_K], 10),
         plain("Q2_K_S", Q2_K, 21),
+        plain("IQ3_S", IQ3_S, 26),
+        plain("IQ3_XXS", IQ3_XXS, 23),
+        plain("IQ2_S", IQ2_S, 28),
+        plain("IQ2_XS", IQ2_XS, 20),
+        plain("IQ2_XXS", IQ2_XXS, 19),
     ]
 };
 
@@ -108,6 +113,7 @@ pub(crate) fn fit(wanted: DType, row_len: usize) -> Choice {
     }
     let small = match wanted {
         DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::IQ4_XS => DType::IQ4_NL,
+        DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S => DType::IQ4_NL,
         DType::Q5_K => DType::Q5_0,
         DType::Q6_K => DType::Q8_0,
         other => other,

@@ -49,7 +49,7 @@ impl TensorView<'_> {
 /// What a file says of one stored tensor, also where [`DType`] lacks its type.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorInfo<'a> {
-    /// The file's name of the type (`BF16`, `I64`, `IQ3_S`; `type 99` for a GGUF id that has none here).
+    /// The file's name of the type (`BF16`, `I64`, `IQ1_S`; `type 99` for a GGUF id that has none here).
     pub type_name: &'a str,
     /// The type, if a view can be had.
     pub dtype: Option<DType>,

@@ -196,19 +196,19 @@ fn tensor_positions() {
 
 #[test]
 fn types_without_a_decoder_can_be_listed() {
-    let file = Gguf::new().tensor("known", &[256], 21, 0).tensor("i", &[2], 26, 128).tensor("new", &[7], 99, 160);
+    let file = Gguf::new().tensor("known", &[256], 19, 0).tensor("i", &[2], 26, 128).tensor("new", &[7], 99, 160);
     let file = open(file.data(192).build()).unwrap();
     assert_eq!(file.names().count(), 3);
     let info = file.info("known").unwrap();
-    assert_eq!((info.type_name, info.dtype, info.bytes.unwrap().len()), ("IQ3_S", None, 110));
+    assert_eq!((info.type_name, info.dtype, info.bytes.unwrap().len()), ("IQ1_S", None, 50));
     assert_eq!(file.info("i").unwrap().bytes.unwrap().len(), 8);
     let info = file.info("new").unwrap();
     assert_eq!((info.type_name, info.shape, info.bytes), ("type 99", &[7][..], None));
     let message = |name: &str| file.get(name).unwrap_err().to_string();
-    assert!(message("known").contains("tensor `known` is stored as IQ3_S (GGUF type id 21)"));
+    assert!(message("known").contains("tensor `known` is stored as IQ1_S (GGUF type id 19)"));
     assert!(message("new").contains("tensor `new`") && message("new").contains("99"));
     assert!(file.info("none").is_none());
-    refused(&Gguf::new().tensor("t", &[512], 21, 0).data(219), &["tensor `t`", "truncated"]);
+    refused(&Gguf::new().tensor("t", &[512], 19, 0).data(99), &["tensor `t`", "truncated"]);
 }
 
 #[test]

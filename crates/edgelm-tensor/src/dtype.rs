@@ -22,10 +22,15 @@ pub enum DType {
     Q6_K,
     IQ4_NL,
     IQ4_XS,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
 }
 
 /// (type, name, GGUF id, values per block, bytes per block)
-const TABLE: [(DType, &str, u32, usize, usize); 15] = [
+const TABLE: [(DType, &str, u32, usize, usize); 20] = [
     (DType::F32, "F32", 0, 1, 4),
     (DType::F16, "F16", 1, 1, 2),
     (DType::BF16, "BF16", 30, 1, 2),
@@ -41,6 +46,11 @@ const TABLE: [(DType, &str, u32, usize, usize); 15] = [
     (DType::Q6_K, "Q6_K", 14, 256, 210),
     (DType::IQ4_NL, "IQ4_NL", 20, 32, 18),
     (DType::IQ4_XS, "IQ4_XS", 23, 256, 136),
+    (DType::IQ2_XXS, "IQ2_XXS", 16, 256, 66),
+    (DType::IQ2_XS, "IQ2_XS", 17, 256, 74),
+    (DType::IQ2_S, "IQ2_S", 22, 256, 82),
+    (DType::IQ3_XXS, "IQ3_XXS", 18, 256, 98),
+    (DType::IQ3_S, "IQ3_S", 21, 256, 110),
 ];
 
 impl DType {

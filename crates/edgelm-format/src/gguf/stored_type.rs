@@ -5,15 +5,10 @@ use std::borrow::Cow;
 
 /// (GGUF id, name, values per block, bytes per block) of the types `DType` lacks, so that files that use them can be
 /// listed and bounds-checked. Source: `GGML_QUANT_SIZES` of gguf-py.
-const FOREIGN: [(u32, &str, usize, usize); 20] = [
+const FOREIGN: [(u32, &str, usize, usize); 15] = [
     (9, "Q8_1", 32, 36),
     (15, "Q8_K", 256, 292),
-    (16, "IQ2_XXS", 256, 66),
-    (17, "IQ2_XS", 256, 74),
-    (18, "IQ3_XXS", 256, 98),
     (19, "IQ1_S", 256, 50),
-    (21, "IQ3_S", 256, 110),
-    (22, "IQ2_S", 256, 82),
     (24, "I8", 1, 1),
     (25, "I16", 1, 2),
     (26, "I32", 1, 4),

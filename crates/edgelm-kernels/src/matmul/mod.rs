@@ -172,6 +172,11 @@ impl Weights<'_> {
             DType::Q6_K => Layout::quantized::<Q6K>(rows, row_bytes),
             DType::IQ4_NL => Layout::quantized::<Iq4Nl>(rows, row_bytes),
             DType::IQ4_XS => Layout::quantized::<Iq4Xs>(rows, row_bytes),
+            DType::IQ2_XXS => Layout::quantized::<Iq2Xxs>(rows, row_bytes),
+            DType::IQ2_XS => Layout::quantized::<Iq2Xs>(rows, row_bytes),
+            DType::IQ2_S => Layout::quantized::<Iq2S>(rows, row_bytes),
+            DType::IQ3_XXS => Layout::quantized::<Iq3Xxs>(rows, row_bytes),
+            DType::IQ3_S => Layout::quantized::<Iq3S>(rows, row_bytes),
         })
     }
 }
@@ -238,6 +243,11 @@ kernel_names! {
     Q6_K "q6_kq8",
     IQ4_NL "iq4_nlq8",
     IQ4_XS "iq4_xsq8",
+    IQ2_XXS "iq2_xxsq8",
+    IQ2_XS "iq2_xsq8",
+    IQ2_S "iq2_sq8",
+    IQ3_XXS "iq3_xxsq8",
+    IQ3_S "iq3_sq8",
 }
 
 /// One product of a group that shares its input.
@@ -407,6 +417,11 @@ impl Work<'_> {
             DType::Q6_K => self.blocks::<L, Q6K>(l, tiles, many, scratch, buffers),
             DType::IQ4_NL => self.blocks::<L, Iq4Nl>(l, tiles, many, scratch, buffers),
             DType::IQ4_XS => self.blocks::<L, Iq4Xs>(l, tiles, many, scratch, buffers),
+            DType::IQ2_XXS => self.blocks::<L, Iq2Xxs>(l, tiles, many, scratch, buffers),
+            DType::IQ2_XS => self.blocks::<L, Iq2Xs>(l, tiles, many, scratch, buffers),
+            DType::IQ2_S => self.blocks::<L, Iq2S>(l, tiles, many, scratch, buffers),
+            DType::IQ3_XXS => self.blocks::<L, Iq3Xxs>(l, tiles, many, scratch, buffers),
+            DType::IQ3_S => self.blocks::<L, Iq3S>(l, tiles, many, scratch, buffers),
         }
     }
 

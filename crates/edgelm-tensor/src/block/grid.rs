@@ -100,6 +100,11 @@ pub fn visit_coded<V: CodedVisitor>(dtype: DType, visitor: V) -> Option<V::Outpu
         DType::Q6_K => visitor.visit::<BlockQ6K>(),
         DType::IQ4_NL => visitor.visit::<BlockIq4Nl>(),
         DType::IQ4_XS => visitor.visit::<BlockIq4Xs>(),
+        DType::IQ2_XXS => visitor.visit::<BlockIq2Xxs>(),
+        DType::IQ2_XS => visitor.visit::<BlockIq2Xs>(),
+        DType::IQ2_S => visitor.visit::<BlockIq2S>(),
+        DType::IQ3_XXS => visitor.visit::<BlockIq3Xxs>(),
+        DType::IQ3_S => visitor.visit::<BlockIq3S>(),
     })
 }
 

@@ -52,3 +52,15 @@ pub(super) fn pack_bit(codes: &[u16], bit: u32) -> [u8; 32] {
     assert_eq!(codes.len(), 256);
     std::array::from_fn(|i| (0..8).fold(0, |byte, k| byte | ((codes[32 * k + i] >> bit & 1) as u8) << k))
 }
+
+/// Packs 4-bit codes of scales: those of even places into the low halves.
+pub(super) fn pack_nibbles<const B: usize>(codes: &[u8]) -> [u8; B] {
+    assert_eq!(codes.len(), 2 * B);
+    std::array::from_fn(|j| codes[2 * j] & 15 | codes[2 * j + 1] << 4)
+}
+
+/// The inverse of `pack_nibbles`.
+pub(super) fn nibbles<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    assert_eq!(bytes.len(), N / 2);
+    std::array::from_fn(|j| bytes[j / 2] >> (4 * (j % 2)) & 15)
+}

@@ -26,6 +26,11 @@ fn error_bound(dtype: DType) -> f32 {
         DType::Q6_K => BlockQ6K::ERROR,
         DType::IQ4_NL => BlockIq4Nl::ERROR,
         DType::IQ4_XS => BlockIq4Xs::ERROR,
+        DType::IQ2_XXS => BlockIq2Xxs::ERROR,
+        DType::IQ2_XS => BlockIq2Xs::ERROR,
+        DType::IQ2_S => BlockIq2S::ERROR,
+        DType::IQ3_XXS => BlockIq3Xxs::ERROR,
+        DType::IQ3_S => BlockIq3S::ERROR,
     }
 }
 
@@ -50,6 +55,11 @@ fn blocks_have_the_sizes_of_the_table() {
     check_sizes::<BlockQ6K>();
     check_sizes::<BlockIq4Nl>();
     check_sizes::<BlockIq4Xs>();
+    check_sizes::<BlockIq2Xxs>();
+    check_sizes::<BlockIq2Xs>();
+    check_sizes::<BlockIq2S>();
+    check_sizes::<BlockIq3Xxs>();
+    check_sizes::<BlockIq3S>();
 }
 
 fn encode(dtype: DType, row: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
@@ -84,7 +94,7 @@ fn decodes_blocks_of_another_implementation() {
         assert_eq!(decode(dtype, &bytes), want, "{dtype}");
         seen += 1;
     }
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 17);
 }
 
 /// The data of `rows()` in `testdata/tensor/make.py`.

@@ -7,6 +7,12 @@
 //! A block is read 32 values (a *sub-block*) at a time: vector j of a sub-block holds values 4j .. 4j + 4, one per byte.
 //! The byte layouts are those of GGUF; see `edgelm_tensor::block` for their definition.
 
+mod codebook;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 mod q2_k;
@@ -21,6 +27,11 @@ mod q6_k;
 mod q8_0;
 mod rule;
 
+pub(super) use iq2_s::Iq2S;
+pub(super) use iq2_xs::Iq2Xs;
+pub(super) use iq2_xxs::Iq2Xxs;
+pub(super) use iq3_s::Iq3S;
+pub(super) use iq3_xxs::Iq3Xxs;
 pub(super) use iq4_nl::Iq4Nl;
 pub(super) use iq4_xs::Iq4Xs;
 pub(super) use q2_k::Q2K;
@@ -33,9 +44,10 @@ pub(super) use q5_1::Q5_1;
 pub(super) use q5_k::Q5K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
-pub(super) use rule::{Per16, Per16WithMins, Rule, Signed, Unsigned, WithMins};
+pub(super) use rule::{Per16, Per16WithMins, Rule, Signed, SignedPer16, Unsigned, WithMins};
 
 use super::lanes::{Lanes, Line, ROWS};
+use codebook::*;
 use edgelm_tensor::block::IQ4_VALUES;
 
 /// The unit of a group, per row, and what turns its scales and mins, as they are stored, into integers of it.
@@ -225,6 +237,12 @@ fn half_units_stored<L: Lanes>(l: L, halves: &[[u16; ROWS]]) -> Units<L> {
     Units::stored(l, l.load_f16(&halves[0]))
 }
 
+/// Units of formats whose scales count a power of two less than d, a lone f16.
+#[inline(always)]
+fn half_units_part<L: Lanes>(l: L, halves: &[[u16; ROWS]], part: f32) -> Units<L> {
+    Units::stored(l, l.mul(l.load_f16(&halves[0]), l.splat_f32(part)))
+}
+
 /// 32 nibbles of 4 words: value k in the low half of byte k, value 16 + k in its high half.
 #[inline(always)]
 fn split_nibbles<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
@@ -257,7 +275,7 @@ fn join<L: Lanes>(l: L, low: [L::U; 8], high: [L::U; 8], shift: u32) -> [L::U; 8
     q
 }
 
-/// Fifth bits of 32 quants, arranged by [`arrange_fifth_bits`], in place: 0 or 16 per byte.
+/// Fifth bits of 32 quants, arranged by [`arrange_bits`], in place: 0 or 16 per byte.
 #[inline(always)]
 fn fifth_bits<L: Lanes>(l: L, word: &Line) -> [L::U; 8] {
     let word = l.load(word);
@@ -269,9 +287,9 @@ fn fifth_bits<L: Lanes>(l: L, word: &Line) -> [L::U; 8] {
     high
 }
 
-/// GGUF keeps the fifth bit of value 4j + b at bit 4j + b; here it moves to bit j of byte b, so that the four bits of
+/// GGUF keeps a bit of value 4j + b at bit 4j + b, here it moves to bit j of byte b, so that the four bits of
 /// one vector are one shift and mask away from their bytes.
-fn arrange_fifth_bits(line: &mut Line) {
+fn arrange_bits(line: &mut Line) {
     let mut arranged = Line::ZERO;
     for value in 0..32 {
         let (vector, byte) = (value / 4, value % 4);

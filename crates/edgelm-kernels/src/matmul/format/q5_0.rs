@@ -12,7 +12,7 @@ impl Format for Q5_0 {
     const HALF_AT: Option<usize> = Some(0);
 
     fn arrange(words: &mut [Line]) {
-        arrange_fifth_bits(&mut words[0]);
+        arrange_bits(&mut words[0]);
     }
     #[inline(always)]
     fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {

@@ -11,7 +11,7 @@ impl Format for Q5_1 {
     const WORDS_AT: usize = 0;
 
     fn arrange(words: &mut [Line]) {
-        arrange_fifth_bits(&mut words[1]);
+        arrange_bits(&mut words[1]);
     }
     #[inline(always)]
     fn units<L: Lanes>(l: L, words: &[Self::Words], _: &[[u16; ROWS]]) -> Units<L> {

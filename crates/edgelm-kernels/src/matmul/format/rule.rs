@@ -23,6 +23,13 @@ impl Rule for Signed {
     const KIND: Kind = Kind::Signed;
 }
 
+/// Signed bytes with one scale per 16.
+pub(in crate::matmul) struct SignedPer16;
+impl Rule for SignedPer16 {
+    const KIND: Kind = Kind::Signed;
+    const PER_16: bool = true;
+}
+
 /// Quants up to `MAX` with one scale per 32.
 pub(in crate::matmul) struct Unsigned<const MAX: i32, const OFFSET: i32>;
 impl<const MAX: i32, const OFFSET: i32> Rule for Unsigned<MAX, OFFSET> {

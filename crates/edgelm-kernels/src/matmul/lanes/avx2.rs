@@ -141,6 +141,18 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn gather<const N: usize>(self, table: &[u32; N], index: Words) -> Words {
+        const { assert!(N.is_power_of_two()) };
+        let [low, high] = self.and(index, self.splat(N as u32 - 1));
+        // SAFETY: see above; every index is below N.
+        unsafe {
+            [
+                _mm256_i32gather_epi32::<4>(table.as_ptr().cast(), low),
+                _mm256_i32gather_epi32::<4>(table.as_ptr().cast(), high),
+            ]
+        }
+    }
+    #[inline(always)]
     fn signed(self, bytes: Words) -> Words {
         if VNNI { self.xor(bytes, self.splat(0x8080_8080)) } else { bytes }
     }

@@ -120,6 +120,13 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), bytes) }
     }
     #[inline(always)]
+    fn gather<const N: usize>(self, table: &[u32; N], index: __m512i) -> __m512i {
+        const { assert!(N.is_power_of_two()) };
+        let index = self.and(index, self.splat(N as u32 - 1));
+        // SAFETY: see above; every index is below N.
+        unsafe { _mm512_i32gather_epi32::<4>(index, table.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn signed(self, bytes: __m512i) -> __m512i {
         self.xor(bytes, self.splat(0x8080_8080))
     }

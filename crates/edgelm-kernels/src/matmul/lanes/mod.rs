@@ -231,6 +231,17 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     }
     /// table[byte] for each byte, all of them below 16.
     fn lookup(self, table: &[i8; 16], bytes: Self::U) -> Self::U;
+    /// table[word mod N] for each word; N is a power of two.
+    #[inline(always)]
+    fn gather<const N: usize>(self, table: &[u32; N], index: Self::U) -> Self::U {
+        const { assert!(N.is_power_of_two()) };
+        let mut line = Line::ZERO;
+        self.store(index, &mut line);
+        for lane in 0..ROWS {
+            line.0[lane] = table[line.0[lane] as usize % N];
+        }
+        self.load(&line)
+    }
     /// Prepares signed bytes for `dot`.
     fn signed(self, bytes: Self::U) -> Self::U;
 
