@@ -5,6 +5,7 @@
 
 mod edited;
 mod export;
+mod export_hf;
 mod files;
 mod open;
 mod texts;
