@@ -356,13 +356,13 @@ impl LayerPass<'_, '_> {
 
 /// (|w[n, k]|·‖x[k]‖)² / positions: what leaving a weight out costs where inputs are independent.
 /// Source: Wanda (Sun et al. 2023, arXiv:2306.11695).
-fn wanda_scores(weights: &[f32], moments: &Moments) -> Vec<f32> {
+pub(super) fn wanda_scores(weights: &[f32], moments: &Moments) -> Vec<f32> {
     let squares = moments.mean_squares();
     let row = |row: &[f32]| row.iter().zip(&squares).map(|(w, x)| w * w * x).collect::<Vec<f32>>();
     weights.par_chunks(squares.len()).flat_map_iter(row).collect()
 }
 
-fn zero_out(weights: &[f32], scores: &[f32], columns: usize, sparsity: &Sparsity, scope: Scope) -> Vec<f32> {
+pub(super) fn zero_out(weights: &[f32], scores: &[f32], columns: usize, sparsity: &Sparsity, scope: Scope) -> Vec<f32> {
     let kept = sparsity.mask(scores, columns, scope);
     weights.iter().zip(kept).map(|(weight, kept)| if kept { *weight } else { 0.0 }).collect()
 }

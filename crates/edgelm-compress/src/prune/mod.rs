@@ -8,6 +8,7 @@
 //!
 //! The hidden size stays: taking out its dimensions would touch every matrix and norm at once.
 
+mod allocation;
 mod alps;
 mod columns;
 mod layer_pass;
@@ -52,6 +53,16 @@ pub enum PruneMethod {
     Alps,
 }
 
+/// Where heads and channels go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Allocation {
+    /// The same fraction of every layer.
+    #[default]
+    Uniform,
+    /// The same number in all, from the layers that miss them least. Needs calibration data.
+    Global,
+}
+
 /// Calibration data and the machine that it runs on.
 #[derive(Clone, Copy)]
 pub struct PruneCalibration<'a> {
@@ -72,6 +83,8 @@ pub struct PruneOptions<'a> {
     pub heads: Option<f64>,
     /// Fraction of each layer's FFN channels.
     pub ffn: Option<f64>,
+    /// Where these fractions are taken.
+    pub allocation: Allocation,
     /// Zeros in all linear layers but the output head.
     pub sparsity: Option<Sparsity>,
     /// How.
@@ -92,6 +105,7 @@ impl Default for PruneOptions<'_> {
             layer_score: LayerScore::default(),
             heads: None,
             ffn: None,
+            allocation: Allocation::default(),
             sparsity: None,
             method: PruneMethod::SparseGpt,
             damping: 0.01,
@@ -135,6 +149,9 @@ impl PruneOptions<'_> {
             }
             Some(_) => Ok(()),
             None if self.layers > 0 => Err(CompressError::NeedsCalibration { what: "--layers" }),
+            None if self.allocation == Allocation::Global => {
+                Err(CompressError::NeedsCalibration { what: "global allocation" })
+            }
             None if self.method != PruneMethod::Magnitude => {
                 Err(CompressError::NeedsCalibration { what: "every method but magnitude" })
             }
@@ -201,7 +218,13 @@ pub fn prune(
     let mut gone: Vec<usize> = layers_removed.iter().map(|removed| removed.layer).collect();
     gone.sort_unstable();
     gone.iter().rev().for_each(|&layer| edited.remove_layer(layer));
-    let widths = options.widths(edited.config())?;
+    let widths = match (&options.calibration, options.allocation) {
+        (Some(calibration), Allocation::Global) if options.heads.is_some() || options.ffn.is_some() => {
+            let mut go_on = |what: &str| step(on_step, 0, count, what);
+            allocation::share_out_widths(&edited, options, calibration, &mut go_on)?
+        }
+        _ => options.widths(edited.config())?,
+    };
     let mut config = edited.config().clone();
     config.layers.iter_mut().zip(&widths).for_each(|(layer, widths)| widths.apply(layer));
     let mut writer = Output::create(output, &edited, &config, |id| options.changes(id))?;

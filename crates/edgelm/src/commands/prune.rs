@@ -5,7 +5,10 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
     CalibrationOptions, calibration_windows,
-    prune::{self, LayerScore, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Sparsity, is_gguf},
+    prune::{
+        self, Allocation, LayerScore, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Sparsity,
+        is_gguf,
+    },
 };
 use serde_json::{Value, json};
 use std::{
@@ -33,6 +36,10 @@ pub struct PruneArgs {
     /// Fraction of each layer's FFN channels to take out. Widths that are multiples of 32 stay so
     #[arg(long, value_name = "F")]
     ffn: Option<f64>,
+    /// uniform: --heads and --ffn take the same fraction of every layer; global: the same number in all, from the layers that
+    /// miss them least
+    #[arg(long, value_enum, default_value = "uniform")]
+    allocation: Share,
     /// Fraction of zeros in the linear layers (embedding and output head stay)
     #[arg(long, value_name = "F")]
     sparsity: Option<f64>,
@@ -64,6 +71,12 @@ enum Method {
     Wanda,
     Sparsegpt,
     Alps,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Share {
+    Uniform,
+    Global,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -110,6 +123,10 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         },
         heads: args.heads,
         ffn: args.ffn,
+        allocation: match args.allocation {
+            Share::Uniform => Allocation::Uniform,
+            Share::Global => Allocation::Global,
+        },
         sparsity,
         method,
         damping: args.damping,
