@@ -11,8 +11,8 @@ const COLUMNS_AT_A_TIME: usize = 128;
 /// Weights `[N, K]` with zeros. Columns are decided from the last to the first: what the columns after i ask of it is
 /// t[i] = w[i] + Σ_{j>i} e[j]·Lᵤ[j, i] (see [`Factor`]); leaving it out then costs D[i]·t[i]²; kept, it becomes t[i].
 ///
-/// Which ones go is decided 128 columns at a time, for `n:m` each group at a time, by D·t² with t as it is before the first
-/// of them is decided.
+/// Which ones go is decided 128 columns at a time, for `n:m` each group at a time, by D·t² with t as it would be
+/// if all of them stayed.
 ///
 /// Source: SparseGPT (Frantar and Alistarh 2023, arXiv:2301.00774), in the form of LDLQ: 1/D[i] is its [H⁻¹]_ii.
 pub fn sparsegpt(weights: &[f32], factor: &Factor, sparsity: &Sparsity) -> Vec<f32> {
@@ -65,10 +65,17 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// D·t² of the columns from `start` + `offset` on.
+    /// D·t² of the columns from `start` + `offset` on, with t what they would be if all of them stayed: then each hands its
+    /// own pull on.
     fn costs(&self, weights: &[f32], pull: &[f32], offset: usize) -> Vec<f32> {
-        let cost = &self.factor.cost()[self.start + offset..];
-        let both = weights.iter().zip(pull).zip(cost);
+        let first = self.start + offset;
+        let mut pull = pull.to_vec();
+        for at in (1..pull.len()).rev() {
+            let error = -pull[at];
+            let unit = &self.factor.row(first + at)[first..first + at];
+            pull.iter_mut().zip(unit).for_each(|(pull, unit)| *pull += error * unit);
+        }
+        let both = weights.iter().zip(pull).zip(&self.factor.cost()[first..]);
         both.map(|((weight, pull), cost)| cost * (weight + pull) * (weight + pull)).collect()
     }
 
