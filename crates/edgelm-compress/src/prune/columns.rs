@@ -87,20 +87,6 @@ pub fn compensate(weights: &[f32], h: &Mat<f32>, kept: &[usize]) -> Result<Vec<f
     finite_rows(solved.as_ref())
 }
 
-/// `weights` `[N, K]` + G·H⁻¹: what makes up for outputs that miss r where the input is x, with G = Σ r·xᵀ `[N, K]` in the
-/// scale of H.
-///
-/// Numerics: f64. Errors where H is not positive definite.
-pub(crate) fn make_up(weights: &[f32], missing: &Mat<f32>, h: &Mat<f32>) -> Result<Vec<f32>, CompressError> {
-    let columns = h.nrows();
-    let right = Mat::from_fn(columns, missing.nrows(), |k, n| f64::from(missing[(n, k)]));
-    let mut solved = wide(h).llt(Side::Lower).map_err(|_| CompressError::SingularHessian)?.solve(right);
-    for n in 0..missing.nrows() {
-        (0..columns).for_each(|k| solved[(k, n)] += f64::from(weights[n * columns + k]));
-    }
-    finite_rows(solved.as_ref())
-}
-
 /// Columns of `x` as rows of f32.
 fn finite_rows(x: MatRef<'_, f64>) -> Result<Vec<f32>, CompressError> {
     let mut out = vec![0.0; x.nrows() * x.ncols()];

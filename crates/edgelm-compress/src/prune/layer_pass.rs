@@ -4,22 +4,21 @@
 use super::{
     PruneMethod, PruneOptions,
     alps::alps,
-    columns::{compensate, make_up, removal_order},
-    lockstep::{Lockstep, Seen},
+    columns::{compensate, removal_order},
     output::stored_dtype,
     pattern::{Scope, Sparsity},
     refit::refit,
     sparsegpt::sparsegpt,
-    widths::Widths,
+    widths::{LayerPlan, Widths},
 };
 use crate::{
-    CompressError,
+    CompressError, Walk,
     layer_pass::{GROUPS, decode},
     moments::{Factor, Moments},
 };
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
 use edgelm_tensor::block::encode_row;
-use faer::{Mat, MatRef};
+use faer::Mat;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -46,6 +45,21 @@ pub struct LayerReport {
     pub matrices: Vec<MatrixReport>,
 }
 
+impl LayerReport {
+    /// Nothing became of it yet.
+    pub(crate) fn new(edited: &Edited<'_>, layer: usize) -> Self {
+        let was = &edited.config().layers[layer];
+        Self {
+            layer: edited.layers()[layer],
+            kv_heads_removed: Vec::new(),
+            num_attention_heads: was.num_attention_heads,
+            channels_removed: 0,
+            intermediate_size: was.intermediate_size,
+            matrices: Vec::new(),
+        }
+    }
+}
+
 /// What became of a matrix.
 #[derive(Debug, Clone, Serialize)]
 pub struct MatrixReport {
@@ -56,10 +70,19 @@ pub struct MatrixReport {
     pub relative_output_error: Option<f64>,
 }
 
+/// A matrix before columns go, and what is known of its inputs.
+pub(crate) struct Before {
+    /// Of its inputs; `None` without calibration data, as `h` is.
+    pub moments: Option<Moments>,
+    /// Damped.
+    pub h: Option<Mat<f32>>,
+    pub weights: Vec<f32>,
+}
+
 /// The next layer in work.
 pub(crate) struct LayerPass<'a, 'b> {
     pub edited: &'a mut Edited<'b>,
-    pub lockstep: Option<&'a mut Lockstep<'b>>,
+    pub walk: Option<&'a mut Walk<'b>>,
     pub options: &'a PruneOptions<'b>,
     /// In the pruned model.
     pub layer: usize,
@@ -70,50 +93,27 @@ impl LayerPass<'_, '_> {
     /// All of it; moves the walk on. `go_on` is called with a few words before each step.
     pub fn run(
         &mut self,
-        widths: Widths,
+        plan: &LayerPlan,
         go_on: &mut dyn FnMut(&str) -> Result<(), CompressError>,
     ) -> Result<(), CompressError> {
-        use LayerTensor::{Down, O};
+        let widths = plan.widths;
         let now = Widths::of(&self.edited.config().layers[self.layer]);
-        let is_narrower = (widths.kv_heads < now.kv_heads, widths.intermediate < now.intermediate);
-        let sparsity = self.options.sparsity;
         go_on("attention")?;
-        if is_narrower.0 {
-            self.remove_kv_heads(now.kv_heads - widths.kv_heads)?;
+        if widths.kv_heads < now.kv_heads {
+            self.remove_kv_heads(now.kv_heads - widths.kv_heads, plan.kv_heads.as_deref())?;
         }
-        if let Some(sparsity) = &sparsity {
-            let seen = self.see_for_zeros(GROUPS[0])?;
-            self.sparsify(GROUPS[0], seen, sparsity)?;
-            go_on("attention output")?;
-            let seen = self.see_for_zeros(GROUPS[1])?;
-            self.sparsify(GROUPS[1], seen, sparsity)?;
-        } else if !is_narrower.0 {
-            self.make_up(O)?;
-        }
+        self.sparsify(GROUPS[0])?;
+        go_on("attention output")?;
+        self.sparsify(GROUPS[1])?;
         go_on("feed-forward inputs")?;
-        // `gate` and `up` are compared with the parent's before its walk moves on, `down` after.
-        let of_gate = match sparsity {
-            Some(_) => self.see_for_zeros(GROUPS[2])?,
-            None => None,
-        };
-        let next = self.edited.layers().get(self.layer + 1).copied();
-        let next = next.unwrap_or(self.edited.base().config().layers.len());
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.advance_parent(next)?;
-        }
-        if is_narrower.1 {
+        if widths.intermediate < now.intermediate {
             self.remove_channels(now.intermediate - widths.intermediate)?;
         }
-        if let Some(sparsity) = &sparsity {
-            self.sparsify(GROUPS[2], of_gate, sparsity)?;
-            go_on("feed-forward output")?;
-            let seen = self.see_for_zeros(GROUPS[3])?;
-            self.sparsify(GROUPS[3], seen, sparsity)?;
-        } else if !is_narrower.1 {
-            self.make_up(Down)?;
-        }
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.advance_child(self.edited)?;
+        self.sparsify(GROUPS[2])?;
+        go_on("feed-forward output")?;
+        self.sparsify(GROUPS[3])?;
+        if let Some(walk) = &mut self.walk {
+            walk.advance(self.edited)?;
         }
         Ok(())
     }
@@ -139,19 +139,13 @@ impl LayerPass<'_, '_> {
         }
     }
 
-    fn see(&self, reader: LayerTensor) -> Result<Option<Seen>, CompressError> {
-        let see = |lockstep: &&mut Lockstep<'_>| lockstep.see(self.edited, reader);
-        self.lockstep.as_ref().map(see).transpose()
+    fn moments(&self, reader: LayerTensor) -> Result<Option<Moments>, CompressError> {
+        self.walk.as_ref().map(|walk| walk.moments(self.edited, reader)).transpose()
     }
 
-    /// The same where the choice of zeros looks at it.
-    fn see_for_zeros(&self, group: &[LayerTensor]) -> Result<Option<Seen>, CompressError> {
-        if self.options.method == PruneMethod::Magnitude { Ok(None) } else { self.see(group[0]) }
-    }
-
-    fn damped(&self, seen: &Seen) -> Result<Mat<f32>, CompressError> {
-        let order: Vec<usize> = (0..seen.moments.columns()).collect();
-        seen.moments.damped(self.options.damping, &order)
+    fn damped(&self, moments: &Moments) -> Result<Mat<f32>, CompressError> {
+        let order: Vec<usize> = (0..moments.columns()).collect();
+        moments.damped(self.options.damping, &order)
     }
 
     /// Puts new values in the place of a matrix, as they will be stored.
@@ -182,103 +176,99 @@ impl LayerPass<'_, '_> {
         Ok(())
     }
 
-    /// Weights that make up for what the layers before have come to lack, as far as this matrix can.
-    fn aim(&self, tensor: LayerTensor, seen: &Seen, h: &Mat<f32>) -> Result<Vec<f32>, CompressError> {
-        let weights = self.weights(tensor)?;
-        if !self.options.follow_parent || !seen.missing.col_iter().any(|column| column.norm_max() > 0.0) {
-            return Ok(weights);
-        }
-        let result = if matches!(tensor, LayerTensor::O | LayerTensor::Down) {
-            make_up(&weights, &seen.missing, h)
-        } else {
-            let columns = h.nrows();
-            let view = MatRef::from_row_major_slice(&weights, weights.len() / columns.max(1), columns);
-            make_up(&weights, &(view * &seen.missing), h)
-        };
-        self.in_tensor(tensor, result)
-    }
-
     fn note(&mut self, tensor: LayerTensor, error: Option<f64>) {
         let name = self.name(tensor);
         self.report.matrices.push(MatrixReport { name, relative_output_error: error });
     }
 
-    /// Adjusts a matrix that loses nothing itself.
-    fn make_up(&mut self, tensor: LayerTensor) -> Result<(), CompressError> {
-        if !self.options.follow_parent {
-            return Ok(());
-        }
-        let Some(seen) = self.see(tensor)? else { return Ok(()) };
-        let h = self.damped(&seen)?;
-        let weights = self.aim(tensor, &seen, &h)?;
-        self.replace(tensor, &weights, h.nrows())
-    }
-
-    /// Columns of `tensor` in groups of `width`: those of the `count` groups that matter least go, the others are adjusted.
-    /// `magnitudes` scores groups for a method that looks at weights alone. Returns the groups that stay.
-    fn remove_columns(
-        &mut self,
+    /// Columns of `tensor` in groups of `width`: all but the `count` that matter least. `magnitudes` scores groups for a method
+    /// that looks at weights alone.
+    fn choose_columns(
+        &self,
         tensor: LayerTensor,
         width: usize,
         count: usize,
-        magnitudes: &dyn Fn(&[f32]) -> Result<Vec<f64>, CompressError>,
+        before: &Before,
+        magnitudes: &dyn Fn(&[f32]) -> Vec<f64>,
     ) -> Result<Vec<usize>, CompressError> {
-        let before = self.weights(tensor)?;
-        let seen = self.see(tensor)?;
-        let h = seen.as_ref().map(|seen| self.damped(seen)).transpose()?;
         let columns = self.edited.tensor(self.id(tensor))?.row_len();
-        let weights = match (&seen, &h) {
-            (Some(seen), Some(h)) => self.aim(tensor, seen, h)?,
-            _ => before.clone(),
-        };
-        let removed: Vec<usize> = match (self.options.method, &h) {
-            (PruneMethod::Magnitude, _) | (_, None) => least(&magnitudes(&weights)?, count),
+        let weights = &before.weights;
+        let removed: Vec<usize> = match (self.options.method, &before.h) {
+            (PruneMethod::Magnitude, _) | (_, None) => least(&magnitudes(weights), count),
             (PruneMethod::Wanda, Some(h)) => {
-                let by_column = column_squares(&weights, columns);
+                let by_column = column_squares(weights, columns);
                 let score = |group: usize| {
                     (group * width..(group + 1) * width).map(|k| by_column[k] * f64::from(h[(k, k)])).sum()
                 };
                 least(&(0..columns / width).map(score).collect::<Vec<f64>>(), count)
             }
             (PruneMethod::SparseGpt | PruneMethod::Alps, Some(h)) => {
-                let order = self.in_tensor(tensor, removal_order(&weights, h, width, count))?;
+                let order = self.in_tensor(tensor, removal_order(weights, h, width, count))?;
                 order.into_iter().map(|removal| removal.group).collect()
             }
         };
-        let groups: Vec<usize> = (0..columns / width).filter(|group| !removed.contains(group)).collect();
-        let kept: Vec<usize> = groups.iter().flat_map(|group| group * width..(group + 1) * width).collect();
-        let values = match &h {
-            Some(h) => self.in_tensor(tensor, compensate(&weights, h, &kept))?,
+        Ok((0..columns / width).filter(|group| !removed.contains(group)).collect())
+    }
+
+    /// A matrix and its inputs.
+    fn before(&self, tensor: LayerTensor) -> Result<Before, CompressError> {
+        let moments = self.moments(tensor)?;
+        let h = moments.as_ref().map(|moments| self.damped(moments)).transpose()?;
+        Ok(Before { moments, h, weights: self.weights(tensor)? })
+    }
+
+    /// Keeps the columns `kept` of a matrix; they make up for the others as far as they can.
+    fn keep_columns(&mut self, tensor: LayerTensor, kept: &[usize], before: &Before) -> Result<(), CompressError> {
+        let weights = &before.weights;
+        let columns = self.edited.tensor(self.id(tensor))?.row_len();
+        let values = match &before.h {
+            Some(h) => self.in_tensor(tensor, compensate(weights, h, kept))?,
             None => weights.chunks(columns).flat_map(|row| kept.iter().map(|&k| row[k])).collect(),
         };
-        let error = seen.map(|seen| {
-            let mut all = vec![0.0; before.len()];
+        let error = before.moments.as_ref().map(|moments| {
+            let mut all = vec![0.0; weights.len()];
             for (all, values) in all.chunks_mut(columns).zip(values.chunks(kept.len())) {
                 kept.iter().zip(values).for_each(|(&k, value)| all[k] = *value);
             }
-            relative_error(&seen.moments, &before, &all)
+            relative_error(moments, weights, &all)
         });
         self.replace(tensor, &values, kept.len())?;
         self.note(tensor, error);
-        Ok(groups)
+        Ok(())
     }
 
-    /// Takes KV heads out, with the query heads that read them.
-    fn remove_kv_heads(&mut self, count: usize) -> Result<(), CompressError> {
+    /// Takes KV heads out, with the query heads that read them: all but `kept`, if that is decided.
+    fn remove_kv_heads(&mut self, count: usize, kept: Option<&[usize]>) -> Result<(), CompressError> {
+        use LayerTensor::{O, V};
+        let before = self.before(O)?;
+        let chosen = match kept {
+            Some(kept) => kept.to_vec(),
+            None => {
+                let config = &self.edited.config().layers[self.layer];
+                let groups = config.num_key_value_heads;
+                let width = config.num_attention_heads / groups * config.head_dim;
+                let values = self.weights(V)?;
+                let magnitudes = |o: &[f32]| {
+                    // What a group can say at most: the norm of its values times that of its outputs.
+                    let o = column_squares(o, width * groups);
+                    let v = values.chunks(values.len() / groups);
+                    let energy = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+                    v.zip(o.chunks(width)).map(|(v, o)| energy(v) * o.iter().sum::<f64>()).collect()
+                };
+                self.choose_columns(O, width, count, &before, &magnitudes)?
+            }
+        };
+        self.keep_kv_heads(&chosen, &before)
+    }
+
+    /// Leaves a layer with some of its KV heads and the query heads that read them.
+    pub fn keep_kv_heads(&mut self, kept: &[usize], before: &Before) -> Result<(), CompressError> {
         use LayerTensor::{K, KBias, O, Q, QBias, V, VBias};
         let config = self.edited.config().layers[self.layer].clone();
         let (e, groups) = (config.head_dim, config.num_key_value_heads);
         let width = config.num_attention_heads / groups * e;
-        let values = self.weights(V)?;
-        let magnitudes = |o: &[f32]| {
-            // What a group can say at most: the norm of its values times that of its outputs.
-            let o = column_squares(o, width * groups);
-            let v = values.chunks(values.len() / groups);
-            let energy = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-            Ok(v.zip(o.chunks(width)).map(|(v, o)| energy(v) * o.iter().sum::<f64>()).collect())
-        };
-        let kept = self.remove_columns(O, width, count, &magnitudes)?;
         let rows = |of: usize| -> Vec<usize> { kept.iter().flat_map(|group| group * of..(group + 1) * of).collect() };
+        self.keep_columns(O, &rows(width), before)?;
         for (tensor, of) in [(Q, width), (QBias, width), (K, e), (KBias, e), (V, e), (VBias, e)] {
             self.keep_rows(tensor, &rows(of))?;
         }
@@ -291,7 +281,7 @@ impl LayerPass<'_, '_> {
 
     /// Takes FFN channels out.
     fn remove_channels(&mut self, count: usize) -> Result<(), CompressError> {
-        use LayerTensor::{Down, Gate, GateBias, Up, UpBias};
+        use LayerTensor::{Down, Gate, Up};
         let width = self.edited.config().layers[self.layer].intermediate_size;
         let (gate, up) = (self.weights(Gate)?, self.weights(Up)?);
         let magnitudes = |down: &[f32]| {
@@ -300,46 +290,51 @@ impl LayerPass<'_, '_> {
                 matrix[c * d..][..d].iter().map(|w| f64::from(*w).powi(2)).sum::<f64>()
             };
             let down = column_squares(down, width);
-            Ok((0..width).map(|c| row(&gate, c) * row(&up, c) * down[c]).collect())
+            (0..width).map(|c| row(&gate, c) * row(&up, c) * down[c]).collect()
         };
-        let kept = self.remove_columns(Down, 1, count, &magnitudes)?;
+        let before = self.before(Down)?;
+        let kept = self.choose_columns(Down, 1, count, &before, &magnitudes)?;
+        self.keep_channels(&kept, &before)
+    }
+
+    /// Leaves a layer with some of its FFN channels.
+    pub fn keep_channels(&mut self, kept: &[usize], before: &Before) -> Result<(), CompressError> {
+        use LayerTensor::{Down, Gate, GateBias, Up, UpBias};
+        self.keep_columns(Down, kept, before)?;
         for tensor in [Gate, GateBias, Up, UpBias] {
-            self.keep_rows(tensor, &kept)?;
+            self.keep_rows(tensor, kept)?;
         }
         let layer = &mut self.edited.config_mut().layers[self.layer];
+        self.report.channels_removed = layer.intermediate_size - kept.len();
         Widths { intermediate: kept.len(), ..Widths::of(layer) }.apply(layer);
-        self.report.channels_removed = count;
         self.report.intermediate_size = kept.len();
         Ok(())
     }
 
     /// Puts zeros into matrices that share an input.
-    fn sparsify(
-        &mut self,
-        group: &[LayerTensor],
-        seen: Option<Seen>,
-        sparsity: &Sparsity,
-    ) -> Result<(), CompressError> {
-        let h = seen.as_ref().map(|seen| self.damped(seen)).transpose()?;
-        let updates = matches!(self.options.method, PruneMethod::SparseGpt | PruneMethod::Alps);
-        let factor = h.as_ref().filter(|_| updates).map(Factor::new).transpose()?;
+    fn sparsify(&mut self, group: &[LayerTensor]) -> Result<(), CompressError> {
+        let Some(sparsity) = &self.options.sparsity else { return Ok(()) };
+        let method = self.options.method;
+        let moments = if method == PruneMethod::Magnitude { None } else { self.moments(group[0])? };
+        let updates = matches!(method, PruneMethod::SparseGpt | PruneMethod::Alps);
+        let h = moments.as_ref().filter(|_| updates).map(|moments| self.damped(moments)).transpose()?;
+        let factor = h.as_ref().map(Factor::new).transpose()?;
         for &tensor in group {
             let before = self.weights(tensor)?;
             let columns = self.edited.tensor(self.id(tensor))?.row_len();
             self.in_tensor(tensor, sparsity.check(before.len() / columns.max(1), columns))?;
-            let values = match (&seen, &h, &factor) {
-                (Some(seen), Some(h), Some(factor)) => {
-                    let weights = self.aim(tensor, seen, h)?;
-                    let mut values = sparsegpt(&weights, factor, sparsity);
-                    if self.options.method == PruneMethod::Alps {
-                        values = self.in_tensor(tensor, alps(&weights, &values, h, sparsity, ALPS_ROUNDS))?;
+            let values = match (&moments, &h, &factor) {
+                (_, Some(h), Some(factor)) => {
+                    let mut values = sparsegpt(&before, factor, sparsity);
+                    if method == PruneMethod::Alps {
+                        values = self.in_tensor(tensor, alps(&before, &values, h, sparsity, ALPS_ROUNDS))?;
                     }
                     let kept: Vec<bool> = values.iter().map(|value| *value != 0.0).collect();
-                    refit(&weights, &mut values, &kept, h, REFIT_STEPS);
+                    refit(&before, &mut values, &kept, h, REFIT_STEPS);
                     values
                 }
-                (Some(seen), ..) => {
-                    zero_out(&before, &wanda_scores(&before, &seen.moments), columns, sparsity, Scope::Row)
+                (Some(moments), ..) => {
+                    zero_out(&before, &wanda_scores(&before, moments), columns, sparsity, Scope::Row)
                 }
                 _ => {
                     let squares: Vec<f32> = before.iter().map(|weight| weight * weight).collect();
@@ -347,7 +342,7 @@ impl LayerPass<'_, '_> {
                 }
             };
             self.replace(tensor, &values, columns)?;
-            let error = seen.as_ref().map(|seen| relative_error(&seen.moments, &before, &values));
+            let error = moments.as_ref().map(|moments| relative_error(moments, &before, &values));
             self.note(tensor, error);
         }
         Ok(())

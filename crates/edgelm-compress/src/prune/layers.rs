@@ -1,23 +1,13 @@
 //! Which whole layers a model can best do without.
 
+use super::{
+    Score,
+    likelihood::{Likelihood, PERPLEXITY_WINDOWS},
+};
 use crate::{CompressError, Walk};
-use edgelm_engine::{Block, Head, log_sum_exp};
-use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
+use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::Serialize;
-use std::ops::ControlFlow;
-
-/// How layers are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LayerScore {
-    /// One after another, each time the one without which the calibration text stays most likely. Costs one pass over part
-    /// of the calibration data per candidate and layer removed.
-    #[default]
-    Perplexity,
-    /// All at once by block influence: 1 − the mean cosine between the hidden states before and after the layer. One pass.
-    /// Source: ShortGPT (Men et al. 2024, arXiv:2403.03853).
-    Influence,
-}
 
 /// A layer that goes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -28,12 +18,10 @@ pub struct RemovedLayer {
     pub score: f64,
 }
 
-/// Windows that perplexities are measured on: 16 of 512 tokens rank the layers of mica-40m as 128 do.
-const PERPLEXITY_WINDOWS: usize = 16;
+pub(crate) type GoOn<'a> = dyn FnMut(&str) -> Result<(), CompressError> + 'a;
 
-type GoOn<'a> = dyn FnMut(&str) -> Result<(), CompressError> + 'a;
-
-/// Block influence of every layer.
+/// Block influence of every layer: 1 − the mean cosine between the hidden states before and after it.
+/// Source: ShortGPT (Men et al. 2024, arXiv:2403.03853).
 pub(crate) fn influences(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
@@ -74,11 +62,11 @@ pub(crate) fn choose_layers(
     cpu: &Cpu,
     windows: &[Vec<u32>],
     count: usize,
-    score: LayerScore,
+    score: Score,
     go_on: &mut GoOn<'_>,
 ) -> Result<Vec<RemovedLayer>, CompressError> {
     match score {
-        LayerScore::Influence => {
+        Score::Local => {
             let influences = influences(checkpoint, cpu, windows, go_on)?;
             let mut removed: Vec<RemovedLayer> =
                 influences.iter().enumerate().map(|(layer, &score)| RemovedLayer { layer, score }).collect();
@@ -86,13 +74,13 @@ pub(crate) fn choose_layers(
             removed.truncate(count);
             Ok(removed)
         }
-        LayerScore::Perplexity => {
+        Score::Perplexity => {
             let likelihood = Likelihood::load(checkpoint, cpu)?;
             let windows = &windows[..windows.len().min(PERPLEXITY_WINDOWS)];
             let mut kept: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
             let mut removed = Vec::with_capacity(count);
             while removed.len() < count {
-                let worst = likelihood.least_missed(checkpoint, windows, &kept, go_on)?;
+                let worst = least_missed(&likelihood, checkpoint, windows, &kept, go_on)?;
                 kept.retain(|&layer| layer != worst.layer);
                 removed.push(worst);
             }
@@ -101,76 +89,28 @@ pub(crate) fn choose_layers(
     }
 }
 
-/// What turns hidden states into the likelihood of a text.
-struct Likelihood<'a> {
-    cpu: &'a Cpu,
-    head: Head,
-    output: Matrix,
-    hidden_size: usize,
-}
-
-impl<'a> Likelihood<'a> {
-    fn load(checkpoint: &Checkpoint, cpu: &'a Cpu) -> Result<Self, CompressError> {
-        let head = Head::load(checkpoint)?;
-        let view = checkpoint.tensor(head.tensor())?;
-        let output = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes);
-        let output = output.map_err(edgelm_engine::EngineError::from)?;
-        Ok(Self { cpu, head, output, hidden_size: checkpoint.config().hidden_size })
-    }
-
-    /// The layer of `kept` without which perplexity is least. Layers before a candidate run once for all candidates.
-    fn least_missed(
-        &self,
-        checkpoint: &Checkpoint,
-        windows: &[Vec<u32>],
-        kept: &[usize],
-        go_on: &mut GoOn<'_>,
-    ) -> Result<RemovedLayer, CompressError> {
-        let embed = |window: &Vec<u32>| edgelm_engine::embed_window(checkpoint, window);
-        let mut before = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-        let mut best: Option<RemovedLayer> = None;
-        for (place, &layer) in kept.iter().enumerate() {
-            go_on(&format!("perplexity without layer {layer}"))?;
-            let mut hidden = before.clone();
-            for &later in &kept[place + 1..] {
-                self.run(checkpoint, later, &mut hidden)?;
-            }
-            let score = self.perplexity(windows, &hidden);
-            if !score.is_finite() {
-                return Err(CompressError::NotFinite { what: "the activations of the calibration data".to_owned() });
-            }
-            if best.is_none_or(|best| score < best.score) {
-                best = Some(RemovedLayer { layer, score });
-            }
-            self.run(checkpoint, layer, &mut before)?;
+/// The layer of `kept` without which perplexity is least. Layers before a candidate run once for all candidates.
+fn least_missed(
+    likelihood: &Likelihood<'_>,
+    checkpoint: &Checkpoint,
+    windows: &[Vec<u32>],
+    kept: &[usize],
+    go_on: &mut GoOn<'_>,
+) -> Result<RemovedLayer, CompressError> {
+    let embed = |window: &Vec<u32>| edgelm_engine::embed_window(checkpoint, window);
+    let mut before = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let mut best: Option<RemovedLayer> = None;
+    for (place, &layer) in kept.iter().enumerate() {
+        go_on(&format!("perplexity without layer {layer}"))?;
+        let mut hidden = before.clone();
+        for &later in &kept[place + 1..] {
+            likelihood.run(checkpoint, later, &mut hidden)?;
         }
-        best.ok_or(CompressError::NeedsCalibration { what: "--layers" })
-    }
-
-    fn run(&self, checkpoint: &Checkpoint, layer: usize, hidden: &mut [Vec<f32>]) -> Result<(), CompressError> {
-        let block = Block::load(checkpoint, self.cpu, layer)?;
-        for hidden in hidden {
-            let rows = hidden.len() / self.hidden_size;
-            let _ = block.run_window(self.cpu, hidden, rows, &mut |_, _, _| ControlFlow::Continue(()));
+        let score = likelihood.perplexity(windows, &hidden)?;
+        if best.is_none_or(|best| score < best.score) {
+            best = Some(RemovedLayer { layer, score });
         }
-        Ok(())
+        likelihood.run(checkpoint, layer, &mut before)?;
     }
-
-    /// exp of the mean negative log-likelihood of each window's tokens after the first.
-    fn perplexity(&self, windows: &[Vec<u32>], hidden: &[Vec<f32>]) -> f64 {
-        let (mut sum, mut count) = (0.0, 0);
-        let vocab = self.output.rows();
-        let mut scratch = Scratch::default();
-        for (window, hidden) in windows.iter().zip(hidden) {
-            let normed = self.head.normed(self.cpu, hidden);
-            let mut logits = vec![0.0; window.len() * vocab];
-            let mut linear = [Linear { weight: &self.output, bias: None, out: &mut logits }];
-            self.cpu.matmul(&normed, window.len(), &mut linear, &mut scratch);
-            for (logits, &next) in logits.chunks_exact(vocab).zip(&window[1..]) {
-                sum += log_sum_exp(logits) - f64::from(logits[next as usize]);
-                count += 1;
-            }
-        }
-        (sum / f64::from(count.max(1))).exp()
-    }
+    best.ok_or(CompressError::NeedsCalibration { what: "--layers" })
 }

@@ -14,6 +14,14 @@ pub(crate) struct Widths {
     pub intermediate: usize,
 }
 
+/// What is decided about a layer before the walk comes to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerPlan {
+    pub widths: Widths,
+    /// Which KV heads stay, where that is not left to the walk.
+    pub kv_heads: Option<Vec<usize>>,
+}
+
 impl Widths {
     pub fn of(layer: &LayerConfig) -> Self {
         Self { kv_heads: layer.num_key_value_heads, intermediate: layer.intermediate_size }

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use edgelm_compress::{
     CalibrationOptions, calibration_windows,
     prune::{
-        self, Allocation, LayerScore, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Sparsity,
-        is_gguf,
+        self, Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Score as ScoreBy,
+        Sparsity, is_gguf,
     },
 };
 use serde_json::{Value, json};
@@ -26,10 +26,10 @@ pub struct PruneArgs {
     /// Layers to leave out
     #[arg(long, value_name = "N", default_value_t = 0)]
     layers: usize,
-    /// How layers are chosen: by the perplexity of the calibration text without them, one after another; or at once by
-    /// block influence
-    #[arg(long, value_enum, default_value = "perplexity", requires = "layers")]
-    layer_score: Score,
+    /// How layers and heads are chosen: by the perplexity of the calibration text without them; or by what is missed right
+    /// there (layers: block influence; heads: by the method)
+    #[arg(long, value_enum, default_value = "perplexity")]
+    score: Score,
     /// Fraction of each layer's KV heads to take out, with the query heads that read them
     #[arg(long, value_name = "F")]
     heads: Option<f64>,
@@ -59,10 +59,6 @@ pub struct PruneArgs {
     /// Which windows are taken
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    #[arg(long, hide = true)]
-    no_follow: bool,
-    #[arg(long, hide = true, default_value_t = 0.01)]
-    damping: f32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -82,7 +78,7 @@ enum Share {
 #[derive(Clone, Copy, ValueEnum)]
 enum Score {
     Perplexity,
-    Influence,
+    Local,
 }
 
 pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
@@ -117,9 +113,9 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
     };
     let options = PruneOptions {
         layers: args.layers,
-        layer_score: match args.layer_score {
-            Score::Perplexity => LayerScore::Perplexity,
-            Score::Influence => LayerScore::Influence,
+        score: match args.score {
+            Score::Perplexity => ScoreBy::Perplexity,
+            Score::Local => ScoreBy::Local,
         },
         heads: args.heads,
         ffn: args.ffn,
@@ -129,9 +125,8 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         },
         sparsity,
         method,
-        damping: args.damping,
-        follow_parent: !args.no_follow,
         calibration: args.calibration.is_some().then_some(PruneCalibration { cpu: &cpu, windows: &windows }),
+        ..PruneOptions::default()
     };
     let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
     let bar = progress::bar(0, "prune", global.quiet);
