@@ -20,16 +20,15 @@ const COPIED: &[&str] = &[
     "NOTICE",
 ];
 
+/// Name and content of a file.
+pub type HfFile = (String, Cow<'static, [u8]>);
+
 impl Checkpoint {
     /// Name and content of every file but the weights, for this model with config `config`: layers left out (`layers`
     /// says which of this checkpoint's are there), widths changed. Widths that differ between layers become lists.
     ///
     /// Errors for models from GGUF files: their tokenizer has no such form here.
-    pub fn hf_files_with(
-        &self,
-        config: &ModelConfig,
-        layers: &[usize],
-    ) -> Result<Vec<(String, Cow<'static, [u8]>)>, ModelError> {
+    pub fn hf_files_with(&self, config: &ModelConfig, layers: &[usize]) -> Result<Vec<HfFile>, ModelError> {
         let Some(files) = self.texts.files() else {
             let what = "a model from a GGUF file can only be written as a GGUF file";
             return Err(ModelError::Export(what.to_owned()));

@@ -12,6 +12,7 @@ mod texts;
 mod verify;
 
 pub use edited::{Edited, Replaced, Tensors};
+pub use export_hf::HfFile;
 pub use texts::Texts;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
