@@ -36,10 +36,10 @@ pub struct PruneArgs {
     /// Fraction of each layer's FFN channels to take out. Widths that are multiples of 32 stay so
     #[arg(long, value_name = "F")]
     ffn: Option<f64>,
-    /// uniform: --heads and --ffn take the same fraction of every layer; global: the same number in all, from the layers that
-    /// miss them least
-    #[arg(long, value_enum, default_value = "uniform")]
-    allocation: Share,
+    /// uniform: --heads and --ffn take the same fraction of every layer; global: as much in all, from the layers that miss it
+    /// least (llama.cpp does not load layers of different widths) [default: global with --calibration, else uniform]
+    #[arg(long, value_enum)]
+    allocation: Option<Share>,
     /// Fraction of zeros in the linear layers (embedding and output head stay)
     #[arg(long, value_name = "F")]
     sparsity: Option<f64>,
@@ -69,7 +69,7 @@ enum Method {
     Alps,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum Share {
     Uniform,
     Global,
@@ -120,8 +120,9 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         heads: args.heads,
         ffn: args.ffn,
         allocation: match args.allocation {
-            Share::Uniform => Allocation::Uniform,
-            Share::Global => Allocation::Global,
+            Some(Share::Global) => Allocation::Global,
+            None if args.calibration.is_some() => Allocation::Global,
+            Some(Share::Uniform) | None => Allocation::Uniform,
         },
         sparsity,
         method,
