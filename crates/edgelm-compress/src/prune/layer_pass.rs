@@ -22,10 +22,10 @@ use faer::Mat;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Steps of the refit. Rows that have converged stop by themselves; at a damping of 0.01, 20 leave a thousandth.
+/// Most steps of the refit; rows that have converged stop by themselves. Chosen, not measured.
 const REFIT_STEPS: usize = 20;
 
-/// Most rounds of ALPS. Masks of mica-40m stand still after 40 to 100.
+/// Most rounds of ALPS; it ends when the mask stands still. Chosen, not measured.
 const ALPS_ROUNDS: usize = 120;
 
 /// What became of a layer.
