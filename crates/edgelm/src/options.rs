@@ -6,6 +6,7 @@ use crate::commands::{
     eval::EvalArgs,
     inspect::InspectArgs,
     logits::LogitsArgs,
+    prune::PruneArgs,
     pull::PullArgs,
     quantize::QuantizeArgs,
     run::RunArgs,
@@ -75,6 +76,8 @@ pub enum Command {
     Template(TemplateArgs),
     /// Quantize a model to a GGUF file
     Quantize(QuantizeArgs),
+    /// Leave out layers, heads, FFN channels or single weights
+    Prune(PruneArgs),
     /// Perplexity, divergence from a parent model, task accuracy, ROUGE-L and BLEU
     Eval(EvalArgs),
     /// Speed of prefill and decode, or of each kernel (`bench kernels`)

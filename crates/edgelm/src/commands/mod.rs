@@ -5,6 +5,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod logits;
+pub mod prune;
 pub mod pull;
 pub mod quantize;
 pub mod run;
@@ -28,6 +29,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Detokenize(args) => tokenize::detokenize(args, global)?,
         Command::Template(args) => template::run(args, global)?,
         Command::Quantize(args) => quantize::run(args, global)?,
+        Command::Prune(args) => prune::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
         Command::Serve(args) => serve::run(args, global)?,
