@@ -2,7 +2,7 @@
 
 use super::pattern::{Scope, Sparsity};
 use crate::CompressError;
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use edgelm_linalg::{Mat, MatMut, MatRef, eigen_symmetric, product_f32};
 use rayon::prelude::*;
 
 /// Strength of the tie between the two halves at the begin, in units of H's diagonal, which is 1 here.
@@ -30,15 +30,16 @@ pub fn alps(
     let count = weights.len() / columns.max(1);
     let scale: Vec<f32> = (0..columns).map(|k| h[(k, k)].sqrt()).collect();
     let unit = Mat::from_fn(columns, columns, |i, j| h[(i, j)] / (scale[i] * scale[j]));
-    let eigen = unit.self_adjoint_eigen(faer::Side::Lower).map_err(|_| CompressError::SingularHessian)?;
-    let vectors = eigen.U();
-    let values: Vec<f32> = (0..columns).map(|k| eigen.S()[k].max(0.0)).collect();
+    let wide = Mat::from_fn(columns, columns, |i, j| f64::from(unit[(i, j)]));
+    let (values, vectors) = eigen_symmetric(wide.as_ref()).ok_or(CompressError::SingularHessian)?;
+    let vectors = Mat::from_fn(columns, columns, |i, j| vectors[(i, j)] as f32);
+    let values: Vec<f32> = values.into_iter().map(|value| value.max(0.0) as f32).collect();
     let scaled = |values: &[f32]| -> Vec<f32> {
         values.par_chunks(columns).flat_map_iter(|row| row.iter().zip(&scale).map(|(w, s)| w * s)).collect()
     };
     let product = |x: &[f32], by: MatRef<'_, f32>, out: &mut [f32]| {
         let x = MatRef::from_row_major_slice(x, count, columns);
-        matmul(MatMut::from_row_major_slice_mut(out, count, columns), Accum::Replace, x, by, 1.0, Par::rayon(0));
+        product_f32(MatMut::from_row_major_slice_mut(out, count, columns), false, x, by);
     };
     let mut wanted = vec![0.0; weights.len()];
     product(&scaled(weights), unit.as_ref(), &mut wanted);
@@ -52,7 +53,7 @@ pub fn alps(
     for round in 1..=rounds {
         let right = free.par_iter_mut().zip(&wanted).zip(&dual).zip(&sparse);
         right.for_each(|(((out, wanted), dual), sparse)| *out = wanted - dual + tie * sparse);
-        product(&free, vectors, &mut turned);
+        product(&free, vectors.as_ref(), &mut turned);
         turned.par_chunks_mut(columns).for_each(|row| {
             row.iter_mut().zip(&values).for_each(|(x, value)| *x /= value + tie);
         });

@@ -1,9 +1,7 @@
 //! Whole input columns of a matrix taken out, and what remains adjusted: the arithmetic of structured pruning.
 
 use crate::CompressError;
-use faer::{
-    Accum, Mat, MatMut, MatRef, Par, Side, linalg::matmul::matmul, linalg::solvers::DenseSolveCore, prelude::Solve,
-};
+use edgelm_linalg::{Mat, MatMut, MatRef, add_product_f64, invert_positive, product_f64, solve_positive};
 
 /// A group of columns that goes, and what the outputs lose by it after everything that went before.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,7 +22,7 @@ pub struct Removal {
 pub fn removal_order(weights: &[f32], h: &Mat<f32>, width: usize, count: usize) -> Result<Vec<Removal>, CompressError> {
     let columns = h.nrows();
     let rows = weights.len() / columns.max(1);
-    let mut inverse = wide(h).llt(Side::Lower).map_err(|_| CompressError::SingularHessian)?.inverse();
+    let mut inverse = invert_positive(wide(h).as_ref()).ok_or(CompressError::SingularHessian)?;
     // Transposed: a column of W is contiguous, as a column of H⁻¹ is.
     let mut weights = Mat::from_fn(rows, columns, |n, k| f64::from(weights[n * columns + k]));
     let mut left: Vec<usize> = (0..columns / width.max(1)).collect();
@@ -52,8 +50,7 @@ fn cost(weights: &Mat<f64>, inverse: &Mat<f64>, first: usize, width: usize) -> R
         of_group.squared_norm_l2() / inverse[(first, first)]
     } else {
         let block = inverse.as_ref().submatrix(first, first, width, width);
-        let factor = block.llt(Side::Lower).map_err(|_| CompressError::SingularHessian)?;
-        let solved = factor.solve(of_group.transpose());
+        let solved = solve_positive(block, of_group.transpose()).ok_or(CompressError::SingularHessian)?;
         (0..width).map(|k| (0..weights.nrows()).map(|n| weights[(n, first + k)] * solved[(k, n)]).sum::<f64>()).sum()
     };
     if loss.is_finite() { Ok(loss) } else { Err(CompressError::SingularHessian) }
@@ -61,12 +58,11 @@ fn cost(weights: &Mat<f64>, inverse: &Mat<f64>, first: usize, width: usize) -> R
 
 fn take_out(weights: &mut Mat<f64>, inverse: &mut Mat<f64>, first: usize, width: usize) -> Result<(), CompressError> {
     let block = inverse.as_ref().submatrix(first, first, width, width);
-    let factor = block.llt(Side::Lower).map_err(|_| CompressError::SingularHessian)?;
     // M·[H⁻¹]_g, `[width, K]`.
-    let update = factor.solve(inverse.as_ref().subrows(first, width));
+    let update = solve_positive(block, inverse.as_ref().subrows(first, width)).ok_or(CompressError::SingularHessian)?;
     for matrix in [weights, inverse] {
         let of_group = matrix.as_ref().subcols(first, width).to_owned();
-        matmul(matrix.as_mut(), Accum::Add, &of_group, &update, -1.0, Par::rayon(0));
+        add_product_f64(matrix.as_mut(), -1.0, of_group.as_ref(), update.as_ref());
     }
     // Exact zeros off the diagonal, so that rounding cannot bring the group back; the diagonal is never read again.
     (first..first + width).for_each(|column| inverse[(column, column)] = 1.0);
@@ -83,7 +79,8 @@ pub fn compensate(weights: &[f32], h: &Mat<f32>, kept: &[usize]) -> Result<Vec<f
     let of_kept = Mat::from_fn(kept.len(), columns, |i, j| f64::from(h[(kept[i], j)]));
     let square = Mat::from_fn(kept.len(), kept.len(), |i, j| of_kept[(i, kept[j])]);
     let weights = Mat::from_fn(columns, rows, |k, n| f64::from(weights[n * columns + k]));
-    let solved = square.llt(Side::Lower).map_err(|_| CompressError::SingularHessian)?.solve(&of_kept * &weights);
+    let right = product_f64(of_kept.as_ref(), weights.as_ref());
+    let solved = solve_positive(square.as_ref(), right.as_ref()).ok_or(CompressError::SingularHessian)?;
     finite_rows(solved.as_ref())
 }
 

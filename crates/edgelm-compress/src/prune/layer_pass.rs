@@ -16,9 +16,9 @@ use crate::{
     layer_pass::{GROUPS, decode},
     moments::{Factor, Moments},
 };
+use edgelm_linalg::Mat;
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
 use edgelm_tensor::block::encode_row;
-use faer::Mat;
 use rayon::prelude::*;
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! The best values for the weights that stay.
 
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use edgelm_linalg::{Mat, MatMut, MatRef, product_f32};
 use rayon::prelude::*;
 
 /// Part of the first gradient's norm at which a row is done: below the step of BF16, in which weights are mostly stored.
@@ -17,7 +17,7 @@ pub fn refit(weights: &[f32], pruned: &mut [f32], kept: &[bool], h: &Mat<f32>, s
     let count = weights.len() / columns.max(1);
     let times_h = |x: &[f32], out: &mut [f32]| {
         let x = MatRef::from_row_major_slice(x, count, columns);
-        matmul(MatMut::from_row_major_slice_mut(out, count, columns), Accum::Replace, x, h, 1.0, Par::rayon(0));
+        product_f32(MatMut::from_row_major_slice_mut(out, count, columns), false, x, h.as_ref());
     };
     let inverse_diagonal: Vec<f32> = (0..columns).map(|k| 1.0 / h[(k, k)]).collect();
     let missing: Vec<f32> = weights.iter().zip(&*pruned).map(|(w, p)| w - p).collect();

@@ -2,7 +2,7 @@
 
 use super::pattern::{Pattern, Scope, Sparsity};
 use crate::moments::Factor;
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use edgelm_linalg::{MatMut, MatRef, product_f32};
 use rayon::prelude::*;
 
 /// Columns whose zeros are chosen together, all rows in competition. 128 as in the paper.
@@ -30,7 +30,7 @@ pub fn sparsegpt(weights: &[f32], factor: &Factor, sparsity: &Sparsity) -> Vec<f
         let decided = MatRef::from_row_major_slice(&errors, count, columns).subcols(end, columns - end);
         let unit = factor.unit().submatrix(end, start, columns - end, width);
         let out = MatMut::from_row_major_slice_mut(&mut pull, count, width);
-        matmul(out, Accum::Replace, decided, unit, 1.0, Par::rayon(0));
+        product_f32(out, false, decided, unit);
         let part = Part { factor, sparsity, start };
         let kept = match sparsity.pattern() {
             Pattern::NOfM { .. } => None,

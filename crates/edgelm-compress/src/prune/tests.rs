@@ -11,8 +11,8 @@ use crate::{
 };
 use edgelm_engine::{Engine, Step, Want, Workspace};
 use edgelm_format::safetensors;
+use edgelm_linalg::Mat;
 use edgelm_tensor::DType;
-use faer::Mat;
 use serde_json::json;
 use std::{path::PathBuf, sync::Arc};
 
