@@ -200,6 +200,46 @@ fn quantized_files_are_smaller_and_nearly_as_good() {
 }
 
 #[test]
+fn error_feedback_and_mixtures_gain() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = assets().join("demo/text.txt");
+    let sample = sample.to_str().unwrap();
+    let calibration = ["--calibration", sample, "--samples", "12"];
+    let quantize = |name: &str, extra: &[&str]| {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let arguments = [&["quantize", "demo", "-o", path.to_str().unwrap()], &calibration[..], extra].concat();
+        let report = json(&arguments);
+        let path = path.to_str().unwrap().to_owned();
+        let eval = json(&["eval", &path, "--text", sample, "--windows", "1", "--against", "demo"]);
+        (report, eval["kl_divergence"].as_f64().unwrap(), path)
+    };
+    let (_, weighted, _) = quantize("imatrix", &["--format", "IQ4_NL", "--method", "imatrix"]);
+    let (fed_report, fed, path) = quantize("gptq", &["--format", "IQ4_NL", "--method", "gptq"]);
+    assert!(fed < weighted, "{fed} after {weighted}");
+    let errors = fed_report["details"].as_array().unwrap();
+    let known = errors.iter().filter(|tensor| tensor["relative_output_error"].is_number()).count();
+    assert_eq!(known, 4 * 7 + 1, "every matrix, the tied embedding too");
+    let again = quantize("again", &["--format", "IQ4_NL", "--method", "gptq", "--threads", "1"]).2;
+    assert_eq!(std::fs::read(path).unwrap(), std::fs::read(again).unwrap(), "threads changed the bytes");
+
+    let bits = fed_report["bits_per_weight"].as_f64().unwrap().to_string();
+    let (mixed_report, mixed, _) = quantize("mixed", &["--target-bpw", &bits, "--method", "gptq"]);
+    assert!(mixed_report["bits_per_weight"].as_f64().unwrap() <= bits.parse::<f64>().unwrap());
+    assert!(mixed < fed, "{mixed} after {fed}");
+    let (sized, _, path) = quantize("sized", &["--target-size", "4MB", "--method", "imatrix"]);
+    let bytes = std::fs::metadata(path).unwrap().len();
+    assert_eq!(sized["output_bytes"], bytes);
+    assert!((3_800_000..=4_000_000).contains(&bytes), "{bytes}");
+
+    let tiny = folder.path().join("tiny.gguf");
+    let tiny = tiny.to_str().unwrap();
+    let (status, error) =
+        failure(&[&["quantize", "demo", "-o", tiny, "--target-size", "1MB"], &calibration[..]].concat());
+    assert!(status == 1 && error.contains("cannot be smaller"), "{error}");
+    assert!(!std::path::Path::new(tiny).exists());
+}
+
+#[test]
 fn pruned_models_run_from_either_kind_of_output() {
     let folder = tempfile::tempdir().unwrap();
     let sample = assets().join("demo/text.txt");
