@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod bench;
+pub mod compress;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -28,6 +29,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Detokenize(args) => tokenize::detokenize(args, global)?,
         Command::Template(args) => template::run(args, global)?,
         Command::Quantize(args) => quantize::run(args, global)?,
+        Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
         Command::Serve(args) => serve::run(args, global)?,
