@@ -253,8 +253,11 @@ fn write_front(f: &mut fmt::Formatter<'_>, front: &ParetoFront) -> fmt::Result {
         WIDTH / 2.0,
         HEIGHT - 12.0
     )?;
-    let line: Vec<String> =
-        front.points.iter().map(|point| format!("{:.1},{:.1}", x(point.bits_per_weight), y(height_of(point)))).collect();
+    let line: Vec<String> = front
+        .points
+        .iter()
+        .map(|point| format!("{:.1},{:.1}", x(point.bits_per_weight), y(height_of(point))))
+        .collect();
     writeln!(f, "<polyline points=\"{}\" fill=\"none\" stroke=\"#3b7dd8\" stroke-width=\"2\"/>", line.join(" "))?;
     for point in all() {
         let (color, radius) = if *point == front.chosen { ("#c2410c", 6) } else { ("#3b7dd8", 3) };

@@ -63,8 +63,7 @@ pub fn choose_formats(
 ) -> Result<(Allocation, ParetoFront), CompressError> {
     let budget = target.budget(checkpoint)?;
     let candidates: Vec<DType> = DType::all().filter(|dtype| dtype.is_quantized()).collect();
-    let mut measured =
-        measure_sensitivity(checkpoint, cpu, windows, &candidates, &ProbeOptions::default(), on_layer)?;
+    let mut measured = measure_sensitivity(checkpoint, cpu, windows, &candidates, &ProbeOptions::default(), on_layer)?;
     for tensor in &mut measured {
         let name = checkpoint.config().arch.gguf_tensor_name(tensor.id);
         if let Some(keep) = keep.iter().rev().find(|keep| keep.matches(&name)) {
@@ -77,11 +76,7 @@ pub fn choose_formats(
 }
 
 /// Budgets at equal distances from the smallest mixture there is to the largest.
-fn front(
-    checkpoint: &Checkpoint,
-    measured: &[Sensitivity],
-    chosen: &Allocation,
-) -> Result<ParetoFront, CompressError> {
+fn front(checkpoint: &Checkpoint, measured: &[Sensitivity], chosen: &Allocation) -> Result<ParetoFront, CompressError> {
     let sizes = |tensor: &Sensitivity| tensor.formats.iter().map(|format| format.bytes).collect::<Vec<_>>();
     let least: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().min()).sum();
     let most: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().max()).sum();

@@ -60,7 +60,9 @@ impl<'de> Deserialize<'de> for Fraction {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Fraction, E> {
                 let percent = text.trim().strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
-                percent.map(|percent| Fraction(percent / 100.0)).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                percent
+                    .map(|percent| Fraction(percent / 100.0))
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -107,7 +109,9 @@ impl Gates {
     /// What needs no model to be wrong; names the key. `is_of_pass`: without a limit it has no use there.
     pub(super) fn check(&self, is_of_pass: bool) -> Result<(), String> {
         let at_least_zero = |key: &str, value: Option<f64>| match value {
-            Some(value) if !(value >= 0.0 && value.is_finite()) => Err(format!("`{key}` is {value}: must be 0 or more")),
+            Some(value) if !(value >= 0.0 && value.is_finite()) => {
+                Err(format!("`{key}` is {value}: must be 0 or more"))
+            }
             _ => Ok(()),
         };
         at_least_zero("max_perplexity_increase", self.max_perplexity_increase.map(|limit| limit.0))?;

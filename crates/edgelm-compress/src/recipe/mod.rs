@@ -172,15 +172,14 @@ impl Recipe {
     }
 
     /// True if some pass looks at calibration data.
-    pub fn needs_calibration(&self) -> bool {
-        self.passes.iter().any(|pass| pass.settings().calibration_for().is_some())
+    pub fn uses_calibration(&self) -> bool {
+        self.passes.iter().any(|pass| pass.settings().uses_calibration())
     }
 
     /// Errors if data is needed that is not named.
     pub fn check_data(&self) -> Result<(), CompressError> {
-        let missing = |needs: String, flag, key| {
-            Err(CompressError::RecipeNeeds { recipe: self.name.clone(), needs, flag, key })
-        };
+        let missing =
+            |needs: String, flag, key| Err(CompressError::RecipeNeeds { recipe: self.name.clone(), needs, flag, key });
         for (index, pass) in self.passes.iter().enumerate() {
             if let Some(what) = pass.settings().calibration_for()
                 && self.calibration.file.is_none()

@@ -51,6 +51,11 @@ pub trait Settings {
     /// The setting that needs calibration data, if one does.
     fn calibration_for(&self) -> Option<&'static str>;
 
+    /// True if it looks at calibration data that is there.
+    fn uses_calibration(&self) -> bool {
+        self.calibration_for().is_some()
+    }
+
     /// For people: `quantize to Q4_K_M (gptq)`.
     fn title(&self) -> String;
 

@@ -124,8 +124,7 @@ impl QuantizePass {
         };
         if let Ok(bytes) = std::fs::read(&path) {
             let damaged = |what: String| CompressError::WorkDamaged { path: path.clone(), what };
-            let stored: StoredMixture =
-                serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+            let stored: StoredMixture = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
             let mut formats = HashMap::new();
             for (name, format) in stored.formats {
                 let id = names.get(&name).ok_or_else(|| damaged(format!("no tensor `{name}`")))?;
@@ -141,10 +140,8 @@ impl QuantizePass {
             })?;
         let of = |(name, id): (String, TensorId)| Some((name, allocation.formats.get(&id)?.name().to_owned()));
         let stored = StoredMixture { formats: names.into_iter().filter_map(of).collect(), front };
-        let bytes = serde_json::to_vec_pretty(&stored).map_err(|error| CompressError::WorkDamaged {
-            path: path.clone(),
-            what: error.to_string(),
-        })?;
+        let bytes = serde_json::to_vec_pretty(&stored)
+            .map_err(|error| CompressError::WorkDamaged { path: path.clone(), what: error.to_string() })?;
         write_file(&path, &bytes)?;
         Ok((allocation.formats, stored.front))
     }
@@ -241,8 +238,12 @@ impl Settings for QuantizePass {
         };
         let store = LayerStore::open(&job.folder.join("layers"))?;
         let store = Some(&store);
-        let report =
-            quantize_to_gguf(job.checkpoint, job.output, &QuantizeOptions { formats, keep: &keep, method, store }, on_step)?;
+        let report = quantize_to_gguf(
+            job.checkpoint,
+            job.output,
+            &QuantizeOptions { formats, keep: &keep, method, store },
+            on_step,
+        )?;
         Ok(PassReport {
             title: self.title(),
             input_bytes: report.input_bytes,

@@ -15,7 +15,11 @@ pub trait Hooks: Send {
     fn on_step(&mut self, pass: &str, done: usize, total: usize, what: &str) -> ControlFlow<()>;
 
     /// Measures what `gates` limit, on the model in `candidate`.
-    fn measure(&mut self, gates: &Gates, candidate: &Path) -> Result<Measured, Box<dyn std::error::Error + Send + Sync>>;
+    fn measure(
+        &mut self,
+        gates: &Gates,
+        candidate: &Path,
+    ) -> Result<Measured, Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// Where and how.
@@ -49,7 +53,7 @@ pub fn run_recipe(
         return Err(CompressError::OutputIsInput { path: output });
     }
     let windows = match &recipe.calibration.file {
-        Some(file) if recipe.needs_calibration() => {
+        Some(file) if recipe.uses_calibration() => {
             calibration_windows(checkpoint, file, &recipe.calibration_options())?
         }
         _ => Vec::new(),
@@ -76,8 +80,13 @@ pub fn run_recipe(
                 _ => Some(Checkpoint::open(&work.file(index - 1))?),
             };
             let folder = work.pass_folder(index)?;
-            let job =
-                Job { checkpoint: made.as_ref().unwrap_or(checkpoint), output: &file, folder: &folder, cpu, windows: &windows };
+            let job = Job {
+                checkpoint: made.as_ref().unwrap_or(checkpoint),
+                output: &file,
+                folder: &folder,
+                cpu,
+                windows: &windows,
+            };
             let mut on_step = |done: usize, total: usize, what: &str| hooks.on_step(&title, done, total, what);
             let mut found = pass.settings().run(&job, &mut on_step).map_err(|error| interrupted(error, &work))?;
             found.kind = pass.kind().to_owned();

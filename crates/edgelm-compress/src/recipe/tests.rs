@@ -93,7 +93,7 @@ fn every_key_has_its_place() {
     assert_eq!(gates[0].max_perplexity_increase, None);
     let last = recipe.gates_after(1);
     assert_eq!((last.len(), last[0].max_perplexity_increase), (1, Some(Fraction(0.01))));
-    assert!(recipe.needs_calibration() && recipe.has_gates_on_text() && recipe.has_gates_on_tasks());
+    assert!(recipe.uses_calibration() && recipe.has_gates_on_text() && recipe.has_gates_on_tasks());
     recipe.check_data().unwrap();
 }
 
@@ -141,7 +141,7 @@ fn what_is_wrong_is_named_with_its_place() {
 fn ready_recipes_are_recipes() {
     for ready in READY {
         let recipe = Recipe::open(ready.name).unwrap();
-        assert_eq!(recipe.needs_calibration(), ready.name != "fast-prototype", "{}", ready.name);
+        assert_eq!(recipe.uses_calibration(), ready.name != "fast-prototype", "{}", ready.name);
         assert_eq!(recipe.check_data().is_err(), ready.name != "fast-prototype");
         assert_eq!(recipe.has_gates_on_text(), ready.name == "safety-critical");
     }
@@ -253,7 +253,10 @@ fn a_failed_gate_leaves_no_output_and_can_be_loosened() {
     let failed = report.failed_gate().unwrap();
     assert_eq!((failed.gate.as_str(), failed.limit, failed.measured), ("max_kl", 0.02, 0.03));
     let line = failed.to_string();
-    assert!(line.contains("max_kl after pass 1 (quantize)") && line.contains("0.03") && line.contains("0.02"), "{line}");
+    assert!(
+        line.contains("max_kl after pass 1 (quantize)") && line.contains("0.03") && line.contains("0.02"),
+        "{line}"
+    );
     assert!(!path.exists() && script.measurements == 2);
     let loose = parse(&text("0.04")).unwrap();
     let report = follow(&loose, &path, Start::Resume, &mut script).unwrap();

@@ -58,7 +58,7 @@ pub(super) struct Work {
     folder: PathBuf,
     manifest: Manifest,
     /// Released with the file.
-    _lock: File,
+    lock: File,
 }
 
 /// Bytes at both ends of a tensor that its digest takes in: all of it would mean to read the whole model twice.
@@ -175,7 +175,8 @@ impl Work {
             for entry in std::fs::read_dir(&folder).map_err(io(&folder, "read"))? {
                 let path = entry.map_err(io(&folder, "read"))?.path();
                 if path.file_name().is_some_and(|name| name != "lock") {
-                    let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                    let removed =
+                        if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
                     removed.map_err(io(&path, "remove"))?;
                 }
             }
@@ -195,7 +196,7 @@ impl Work {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Manifest { identity, finished: Vec::new() },
             Err(error) => return Err(io(&path, "read")(error)),
         };
-        let mut work = Self { folder, manifest, _lock: lock };
+        let mut work = Self { folder, manifest, lock };
         let missing = (0..work.manifest.finished.len()).find(|&index| !work.file(index).is_file());
         work.manifest.finished.truncate(missing.unwrap_or(usize::MAX));
         work.save()?;
@@ -231,7 +232,12 @@ impl Work {
     }
 
     /// Gates after the last finished pass were passed.
-    pub(super) fn pass_gates(&mut self, index: usize, gates: Gates, reports: Vec<GateReport>) -> Result<(), CompressError> {
+    pub(super) fn pass_gates(
+        &mut self,
+        index: usize,
+        gates: Gates,
+        reports: Vec<GateReport>,
+    ) -> Result<(), CompressError> {
         if let Some(finished) = self.manifest.finished.get_mut(index) {
             finished.gates.push((gates, reports));
         }
@@ -255,6 +261,8 @@ impl Work {
         };
         #[cfg(unix)]
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(io(parent, "fsync"))?;
+        // Windows removes no open files.
+        drop(self.lock);
         std::fs::remove_dir_all(&self.folder).map_err(io(&self.folder, "remove"))
     }
 }

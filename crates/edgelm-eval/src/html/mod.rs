@@ -35,7 +35,11 @@ impl Display for Html<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let page = self.0;
         let name = &page.model.name;
-        write!(f, "{}", Head { title: &format!("EdgeLM evaluation: {name}"), heading: &format!("Evaluation of {name}") })?;
+        write!(
+            f,
+            "{}",
+            Head { title: &format!("EdgeLM evaluation: {name}"), heading: &format!("Evaluation of {name}") }
+        )?;
         write_facts(f, page)?;
         write_text_figures(f, page.report)?;
         write_tasks(f, page)?;

@@ -79,7 +79,11 @@ pub fn run(args: CompressArgs, global: &Global) -> anyhow::Result<()> {
         };
         page::write(path, &page)?;
     }
-    if global.json { output::json(&document(&recipe, &report))? } else { print(&report, &args.output)? }
+    if global.json {
+        output::json(&document(&recipe, &report))?
+    } else {
+        print(&report, &args.output)?
+    }
     match report.failed_gate() {
         Some(gate) => Err(GateFailed(gate.to_string()).into()),
         None => Ok(()),
@@ -93,7 +97,7 @@ fn recipe(args: &CompressArgs) -> anyhow::Result<Recipe> {
         let what = format!("{flag}: recipe `{}` has no {what}", recipe.name);
         anyhow::Error::from(crate::failure::Usage(what))
     };
-    if args.calibration.is_some() && !recipe.needs_calibration() {
+    if args.calibration.is_some() && !recipe.uses_calibration() {
         return Err(no_use("--calibration", "pass that looks at calibration data"));
     }
     if args.text.is_some() && !recipe.has_gates_on_text() {
