@@ -1,4 +1,5 @@
-//! Making a model smaller: calibration statistics, quantization passes over one layer walk, and recipes of passes.
+//! Making a model smaller: calibration statistics, quantization and pruning passes over one layer walk, and
+//! recipes of passes.
 //!
 //! Separate because passes read checkpoints and write checkpoints and need neither a server nor a terminal. Memory is
 //! bounded by the largest tensor's rows in work (and, with calibration, one layer and the calibration activations), never
@@ -12,6 +13,7 @@ mod importance;
 mod layer_pass;
 pub mod mixed;
 mod moments;
+pub mod prune;
 pub mod recipe;
 mod scheme;
 mod size;
@@ -123,6 +125,41 @@ pub enum CompressError {
         path: PathBuf,
         /// Line and reason.
         what: String,
+    },
+    /// A setting without meaning.
+    #[error("{what} is {value}: {problem}")]
+    Setting {
+        /// Its flag.
+        what: &'static str,
+        /// As given.
+        value: String,
+        /// What it should be.
+        problem: String,
+    },
+    /// Something that only calibration data can answer.
+    #[error("{what} needs calibration data")]
+    NeedsCalibration {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// A sparsity pattern that does not exist.
+    #[error("unknown pattern `{0}`; known: unstructured, N:M such as 2:4 and 4:8, block:RxC")]
+    BadPattern(String),
+    /// A matrix that is not whole groups of a sparsity pattern.
+    #[error("{rows} rows of {columns} are not whole groups of pattern {pattern}")]
+    PatternShape {
+        /// The pattern.
+        pattern: prune::Pattern,
+        /// N.
+        rows: usize,
+        /// K.
+        columns: usize,
+    },
+    /// A folder that would have to be emptied first.
+    #[error("`{path}` exists and is not an empty folder")]
+    OutputExists {
+        /// Folder.
+        path: PathBuf,
     },
     /// A target that is no size.
     #[error("{0} bits per weight: must be more than 0")]

@@ -31,6 +31,16 @@ impl<'a> Walk<'a> {
         self.layer
     }
 
+    /// Number of calibration windows.
+    pub(crate) fn windows(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// The hidden states of a window `[T, D]` before the next layer.
+    pub(crate) fn hidden(&self, index: usize) -> Result<Vec<f32>, CompressError> {
+        self.hidden.load(index)
+    }
+
     /// The machine it runs on.
     pub fn cpu(&self) -> &'a Cpu {
         self.cpu

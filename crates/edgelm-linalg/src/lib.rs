@@ -31,6 +31,11 @@ pub fn product_f64(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
     out
 }
 
+/// out += factor · a · b.
+pub fn add_product_f64(out: MatMut<'_, f64>, factor: f64, a: MatRef<'_, f64>, b: MatRef<'_, f64>) {
+    matmul(out, Accum::Add, a, b, factor, Par::rayon(0));
+}
+
 /// sum += xᵀ · x, for `x` `[T, K]`; only the lower triangle of `sum` `[K, K]` is read and written.
 pub fn add_gram(sum: MatMut<'_, f32>, x: MatRef<'_, f32>) {
     triangular::matmul(

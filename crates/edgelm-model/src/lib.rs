@@ -12,7 +12,7 @@ pub mod tokenizer;
 
 pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
-pub use checkpoint::{Checkpoint, Edited, Embedded, Replaced, StorageKind, Tensors, Texts};
+pub use checkpoint::{Checkpoint, Edited, Embedded, HfFile, Replaced, StorageKind, Tensors, Texts};
 pub use config::{AttentionBias, GenerationConfig, LayerConfig, ModelConfig, RopeConfig, RopePairs, RopeScaling};
 pub use tensors::{LayerTensor, TensorId};
 pub use tokenizer::{DecodeStream, Tokenizer};

@@ -73,6 +73,10 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn is_bad_option(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause.downcast_ref(), Some(KernelError::UnknownIsa(_) | KernelError::Threads(_)))
         || matches!(cause.downcast_ref(), Some(EngineError::Option { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(CompressError::Setting { .. } | CompressError::BadPattern(_) | CompressError::NeedsCalibration { .. })
+        )
         || matches!(cause.downcast_ref(), Some(CompressError::RecipeNeeds { .. }))
 }
 

@@ -7,6 +7,7 @@ use crate::commands::{
     eval::EvalArgs,
     inspect::InspectArgs,
     logits::LogitsArgs,
+    prune::PruneArgs,
     pull::PullArgs,
     quantize::QuantizeArgs,
     run::RunArgs,
@@ -76,6 +77,8 @@ pub enum Command {
     Template(TemplateArgs),
     /// Quantize a model to a GGUF file
     Quantize(QuantizeArgs),
+    /// Leave out layers, heads, FFN channels or single weights
+    Prune(PruneArgs),
     /// Follow a recipe of compression passes with quality gates
     Compress(CompressArgs),
     /// Perplexity, divergence from a parent model, task accuracy, ROUGE-L and BLEU

@@ -296,6 +296,51 @@ fn a_recipe_that_cannot_be_followed_says_where() {
 }
 
 #[test]
+fn pruned_models_run_from_either_kind_of_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = assets().join("demo/text.txt");
+    let sample = sample.to_str().unwrap();
+    let prune = |name: &str, extra: &[&str]| {
+        let path = folder.path().join(name).to_str().unwrap().to_owned();
+        let calibration = ["--calibration", sample, "--samples", "8"];
+        let report = json(&[&["prune", "demo", "-o", &path], extra, &calibration].concat());
+        (path, report)
+    };
+    let perplexity =
+        |path: &str| json(&["eval", path, "--text", sample, "--windows", "2"])["perplexity"].as_f64().unwrap();
+    let parent = perplexity("demo");
+    let narrower = ["--ffn", "0.25", "--heads", "0.5", "--allocation", "global"];
+    let (as_folder, report) = prune("narrower", &narrower);
+    let (as_file, _) = prune("narrower.gguf", &narrower);
+    assert!(report["parameters_after"].as_u64().unwrap() < report["parameters_before"].as_u64().unwrap());
+    assert_eq!(report["layers"].as_array().unwrap().len(), 4);
+    let facts = json(&["inspect", &as_folder]);
+    assert_eq!(facts["parameters"], report["parameters_after"]);
+    assert_eq!(facts["parameters"], json(&["inspect", &as_file])["parameters"]);
+    let (a, b) = (perplexity(&as_folder), perplexity(&as_file));
+    assert!((a / b - 1.0).abs() < 1e-3 && a > parent, "{parent} {a} {b}");
+    assert!(!text(&["run", &as_folder, "List three metals.", "-n", "8"]).is_empty());
+    let (shorter, report) = prune("shorter", &["--layers", "1"]);
+    assert_eq!(report["layers_removed"].as_array().unwrap().len(), 1);
+    assert!(perplexity(&shorter) > parent);
+    let sparse = |method: &str| {
+        let (path, report) = prune(&format!("sparse-{method}"), &["--pattern", "2:4", "--method", method]);
+        assert!((report["sparsity"].as_f64().unwrap() - 0.5).abs() < 1e-6, "{method}: {}", report["sparsity"]);
+        perplexity(&path)
+    };
+    let (alps, sparsegpt, wanda, magnitude) =
+        (sparse("alps"), sparse("sparsegpt"), sparse("wanda"), sparse("magnitude"));
+    assert!(
+        alps < 1.05 * sparsegpt && sparsegpt < wanda && wanda < magnitude,
+        "{alps} {sparsegpt} {wanda} {magnitude}"
+    );
+    // What is there stays there.
+    let (status, line) = failure(&["prune", &as_folder, "-o", &as_folder, "--ffn", "0.5", "--method", "magnitude"]);
+    assert_eq!(status, 1);
+    assert!(line.contains("is the model being read"), "{line}");
+}
+
+#[test]
 fn evaluation_of_pairs_and_tasks() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = folder.path().join("pairs.jsonl");
@@ -346,6 +391,12 @@ fn wrong_usage_is_status_2_and_names_what_is_wrong() {
         (&["quantize", "demo", "-o", "out.bin"], "out.bin"),
         (&["quantize", "demo", "-o", "out.gguf", "--keep", "x"], "x"),
         (&["quantize", "demo", "-o", "out.gguf", "--method", "imatrix"], "--calibration"),
+        (&["prune", "demo", "-o", "out"], "--layers"),
+        (&["prune", "demo", "-o", "out", "--ffn", "0.25"], "--calibration"),
+        (&["prune", "demo", "-o", "out", "--ffn", "1.5", "--method", "magnitude"], "1.5"),
+        (&["prune", "demo", "-o", "out", "--heads", "0.9", "--method", "magnitude"], "all of 2 KV heads"),
+        (&["prune", "demo", "-o", "out", "--pattern", "4:2"], "4:2"),
+        (&["prune", "demo", "-o", "out", "--sparsity", "0.7", "--pattern", "2:4"], "0.7"),
         (&["eval", "demo"], "--text"),
         (&["logits", "demo"], "--tokens"),
         (&["bench", "demo", "-r", "0"], "-r"),
@@ -407,6 +458,7 @@ fn the_reference_page_is_what_the_program_says() {
         "detokenize",
         "template",
         "quantize",
+        "prune",
         "compress",
         "eval",
         "bench",

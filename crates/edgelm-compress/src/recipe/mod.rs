@@ -7,6 +7,7 @@
 
 mod gates;
 mod pass;
+mod prune;
 mod quantize;
 mod ready;
 mod report;
@@ -17,6 +18,7 @@ mod work;
 
 pub use gates::{Fraction, GateReport, Gates, Measured};
 pub use pass::{Job, Pass, Settings};
+pub use prune::{Method as PruneMethod, PrunePass, ScoreBy, Share};
 pub use quantize::{QuantizeMethod, QuantizePass, Size};
 pub use ready::{READY, Ready};
 pub use report::{PassReport, RecipeReport};

@@ -1,18 +1,20 @@
 //! The list of passes, and what each of them can say and do.
 
-use super::{Gates, PassReport, QuantizePass};
+use super::{Gates, PassReport, PrunePass, QuantizePass};
 use crate::{CompressError, OnTensor};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// `[[pass]]`: which one, and its settings. A new kind of pass is a variant here, an arm in two functions, and a file.
+/// `[[pass]]`: which one, and its settings. A new kind of pass is a variant here, an arm in three functions, and a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Pass {
     /// Weights in smaller formats.
     Quantize(QuantizePass),
+    /// Layers, heads, channels or single weights taken out.
+    Prune(PrunePass),
 }
 
 impl Pass {
@@ -20,6 +22,7 @@ impl Pass {
     pub fn kind(&self) -> &'static str {
         match self {
             Pass::Quantize(_) => "quantize",
+            Pass::Prune(_) => "prune",
         }
     }
 
@@ -27,12 +30,14 @@ impl Pass {
     pub fn settings(&self) -> &dyn Settings {
         match self {
             Pass::Quantize(pass) => pass,
+            Pass::Prune(pass) => pass,
         }
     }
 
     pub(super) fn settings_mut(&mut self) -> &mut dyn Settings {
         match self {
             Pass::Quantize(pass) => pass,
+            Pass::Prune(pass) => pass,
         }
     }
 }

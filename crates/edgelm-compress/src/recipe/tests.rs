@@ -85,7 +85,7 @@ fn every_key_has_its_place() {
     .unwrap();
     assert_eq!(recipe.calibration_options(), CalibrationOptions { samples: 8, window: 256, seed: 7 });
     assert_eq!(recipe.calibration.file.as_deref(), Some(Path::new("/data/calibration.jsonl")));
-    let Pass::Quantize(first) = &recipe.passes[0];
+    let Pass::Quantize(first) = &recipe.passes[0] else { panic!("{:?}", recipe.passes[0]) };
     assert_eq!(first.target_size, Some(Size(1_500_000)));
     let gates = recipe.gates_after(0);
     assert_eq!((gates.len(), gates[0].max_kl, gates[0].windows), (1, Some(0.5), Some(4)));
@@ -125,6 +125,10 @@ fn what_is_wrong_is_named_with_its_place() {
         (quantize("format = \"Q8_0\"\n[gates]\nmin_task_accuracy = \"101%\""), &["min_task_accuracy"]),
         (quantize("format = \"Q8_0\"\n[gates]\nmax_kl = 0.1\nwindows = 0"), &["windows"]),
         ("[[pass]".to_owned(), &["line 1"]),
+        ("[[pass]]\nkind = \"prune\"".to_owned(), &["pass 1 (`prune`)", "one of"]),
+        ("[[pass]]\nkind = \"prune\"\nffn = 1.5".to_owned(), &["ffn", "1.5"]),
+        ("[[pass]]\nkind = \"prune\"\npattern = \"5:4\"".to_owned(), &["5:4"]),
+        ("[[pass]]\nkind = \"prune\"\nformat = \"Q8_0\"".to_owned(), &["format"]),
     ] {
         let error = parse(&text).unwrap_err().to_string();
         assert!(error.starts_with("recipe `test.toml`: "), "{error}");
@@ -211,6 +215,21 @@ fn a_layer_that_is_finished_is_not_quantized_again() {
         start = Start::Resume;
     }
     assert!(seen.is_sorted() && seen.iter().any(|&count| (1..4).contains(&count)), "{seen:?}");
+}
+
+#[test]
+fn what_was_pruned_is_quantized() {
+    let recipe = "[calibration]\nfile = \"demo/text.txt\"\nsamples = 4\nwindow = 128\n\
+                  [[pass]]\nkind = \"prune\"\nffn = \"25%\"\nmethod = \"wanda\"\n\
+                  [[pass]]\nkind = \"quantize\"\nformat = \"Q4_0\"\nmethod = \"gptq\"\n";
+    let recipe = Recipe::parse("prune", recipe, &assets()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.gguf");
+    let report = follow(&recipe, &path, Start::Fresh, &mut Script::new(usize::MAX)).unwrap();
+    let [pruned, quantized] = &report.passes[..] else { panic!("{:?}", report.passes) };
+    let before = pruned.details["parameters_before"].as_u64().unwrap();
+    assert!(pruned.parameters < before && quantized.parameters == pruned.parameters);
+    assert_eq!(Checkpoint::open(&path).unwrap().parameters(), pruned.parameters);
 }
 
 #[test]

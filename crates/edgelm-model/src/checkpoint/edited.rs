@@ -55,32 +55,62 @@ impl Replaced {
     }
 }
 
-/// A checkpoint with some of its tensors replaced, and the config that belongs to them.
+/// A checkpoint with some of its tensors replaced, perhaps without some of its layers, and the config that belongs to it.
 pub struct Edited<'a> {
     base: &'a Checkpoint,
     config: ModelConfig,
+    /// By the id that they have in the checkpoint.
     replaced: HashMap<TensorId, Replaced>,
+    /// Which layer of the checkpoint each layer is.
+    layers: Vec<usize>,
 }
 
 impl<'a> Edited<'a> {
     /// Nothing replaced yet.
     pub fn new(base: &'a Checkpoint) -> Self {
-        Self { base, config: base.config().clone(), replaced: HashMap::new() }
+        Self {
+            base,
+            config: base.config().clone(),
+            replaced: HashMap::new(),
+            layers: (0..base.config().layers.len()).collect(),
+        }
     }
 
     /// Puts a tensor in the place of the checkpoint's.
     pub fn replace(&mut self, id: TensorId, tensor: Replaced) {
-        self.replaced.insert(id, tensor);
+        self.replaced.insert(self.source(id), tensor);
     }
 
     /// Takes a replacement out again; the checkpoint's own tensor is back.
     pub fn take(&mut self, id: TensorId) -> Option<Replaced> {
-        self.replaced.remove(&id)
+        self.replaced.remove(&self.source(id))
     }
 
     /// The checkpoint underneath.
     pub fn base(&self) -> &'a Checkpoint {
         self.base
+    }
+
+    /// Leaves a layer out; those after it move down by one. Panics if there is no such layer.
+    pub fn remove_layer(&mut self, index: usize) {
+        let source = self.layers.remove(index);
+        self.config.layers.remove(index);
+        self.replaced.retain(|id, _| !matches!(id, TensorId::Layer(layer, _) if *layer == source));
+    }
+
+    /// Which layer of the checkpoint each layer is.
+    pub fn layers(&self) -> &[usize] {
+        &self.layers
+    }
+
+    /// The id that a tensor has in the checkpoint.
+    pub fn source(&self, id: TensorId) -> TensorId {
+        match id {
+            TensorId::Layer(index, tensor) => {
+                TensorId::Layer(self.layers.get(index).copied().unwrap_or(usize::MAX), tensor)
+            }
+            other => other,
+        }
     }
 
     /// The config, for passes that change widths.
@@ -95,13 +125,14 @@ impl Tensors for Edited<'_> {
     }
 
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
-        match self.replaced.get(&id) {
+        match self.replaced.get(&self.source(id)) {
             Some(tensor) => Ok(TensorView { dtype: tensor.dtype, shape: &tensor.shape, bytes: &tensor.bytes }),
-            None => self.base.tensor(id),
+            None => self.base.tensor(self.source(id)),
         }
     }
 
     fn release_part(&self, id: TensorId, part: &[u8]) {
+        let id = self.source(id);
         if !self.replaced.contains_key(&id) {
             self.base.release_part(id, part);
         }

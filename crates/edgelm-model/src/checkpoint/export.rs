@@ -1,7 +1,7 @@
 //! A checkpoint as GGUF metadata.
 
 use super::{Checkpoint, Store};
-use crate::ModelError;
+use crate::{ModelConfig, ModelError};
 use edgelm_format::gguf::{Metadata, Value};
 
 /// Kinds of end-of-sequence ids that GGUF has keys for and that llama.cpp stops at.
@@ -13,10 +13,24 @@ impl Checkpoint {
     ///
     /// Errors where the format has no words for the config; see also [`Self::gguf_notes`].
     pub fn gguf_metadata(&self) -> Result<Metadata, ModelError> {
+        self.gguf_metadata_with(&self.config)
+    }
+
+    /// The same for this model with another config: layers left out, widths changed.
+    pub fn gguf_metadata_with(&self, config: &ModelConfig) -> Result<Metadata, ModelError> {
         let mut out = match &self.store {
-            Store::Gguf(file) => copied(file.metadata()),
+            Store::Gguf(file) if *config == self.config => copied(file.metadata()),
+            Store::Gguf(file) => {
+                let mut out = config.gguf_metadata()?;
+                let keys = format!("{}.", config.arch.gguf_name);
+                let is_config = |key: &str| {
+                    key.starts_with(&keys) || key.starts_with("edgelm.rope.") || key == "general.architecture"
+                };
+                out.extend(copied(file.metadata()).into_iter().filter(|(key, _)| !is_config(key)));
+                out
+            }
             Store::Safetensors(_) => {
-                let mut out = self.config.gguf_metadata()?;
+                let mut out = config.gguf_metadata()?;
                 out.insert(1, ("general.type".to_owned(), Value::String("model".to_owned())));
                 out.insert(2, ("general.name".to_owned(), Value::String(self.name.clone())));
                 out.extend(self.generation.to_gguf());
@@ -43,7 +57,12 @@ impl Checkpoint {
 
     /// What llama.cpp will do otherwise with a GGUF file of this model, or refuse. One sentence each; empty is usual.
     pub fn gguf_notes(&self) -> Vec<String> {
-        let mut notes = self.config.gguf_notes();
+        self.gguf_notes_with(&self.config)
+    }
+
+    /// The same for this model with another config.
+    pub fn gguf_notes_with(&self, config: &ModelConfig) -> Vec<String> {
+        let mut notes = config.gguf_notes();
         if let Store::Safetensors(_) = &self.store {
             if !self.has_tokenizer() {
                 notes.push("no `tokenizer.json`: the file has no tokenizer and takes token ids only".to_owned());

@@ -5,12 +5,14 @@
 
 mod edited;
 mod export;
+mod export_hf;
 mod files;
 mod open;
 mod texts;
 mod verify;
 
 pub use edited::{Edited, Replaced, Tensors};
+pub use export_hf::HfFile;
 pub use texts::Texts;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};

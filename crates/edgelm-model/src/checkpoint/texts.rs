@@ -49,6 +49,14 @@ impl Texts {
         Self { path, origin, tokenizer: OnceLock::new(), template: OnceLock::new() }
     }
 
+    /// The folder, where it is one.
+    pub(super) fn files(&self) -> Option<&Files> {
+        match &self.origin {
+            Origin::Folder(files) => Some(files),
+            Origin::Gguf(_) => None,
+        }
+    }
+
     /// True if there is a tokenizer (which may still turn out to be unreadable).
     pub fn has_tokenizer(&self) -> bool {
         match &self.origin {

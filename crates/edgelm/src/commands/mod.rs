@@ -6,6 +6,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod logits;
+pub mod prune;
 pub mod pull;
 pub mod quantize;
 pub mod run;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Detokenize(args) => tokenize::detokenize(args, global)?,
         Command::Template(args) => template::run(args, global)?,
         Command::Quantize(args) => quantize::run(args, global)?,
+        Command::Prune(args) => prune::run(args, global)?,
         Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,

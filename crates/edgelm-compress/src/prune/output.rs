@@ -1,0 +1,221 @@
+//! The pruned model on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
+
+use crate::{CompressError, tensor_pass::encode_rows};
+use edgelm_format::{FormatError, gguf, safetensors};
+use edgelm_model::{Checkpoint, Edited, ModelConfig, TensorId, Tensors};
+use edgelm_tensor::DType;
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// A model in the making. Dropped before `finish`, it leaves nothing behind.
+pub(crate) struct Output {
+    writer: Writer,
+    /// Of the tensors still to come.
+    dtypes: std::vec::IntoIter<DType>,
+}
+
+enum Writer {
+    Gguf(gguf::Writer),
+    Folder { weights: safetensors::Writer, folder: Staged },
+}
+
+/// Format in which a tensor of the output is stored: as it was, F16 where it was quantized and is changed now.
+pub(crate) fn stored_dtype(was: DType) -> DType {
+    if was.is_quantized() { DType::F16 } else { was }
+}
+
+impl Output {
+    /// Declares every tensor of `config`. `edited` has the layers of the output already, `changes` says which tensors will
+    /// be written with values of their own.
+    pub fn create(
+        path: &Path,
+        edited: &Edited<'_>,
+        config: &ModelConfig,
+        changes: impl Fn(TensorId) -> bool,
+    ) -> Result<Self, CompressError> {
+        let checkpoint = edited.base();
+        refuse_overwriting_input(checkpoint, path)?;
+        let is_gguf = is_gguf(path);
+        let mut tensors = Vec::new();
+        let mut dtypes = Vec::new();
+        let extras = if is_gguf { config.gguf_extra_tensors() } else { Vec::new() };
+        for (name, shape, _) in &extras {
+            tensors.push((name.clone(), DType::F32, shape.clone()));
+        }
+        for id in config.tensor_ids() {
+            let was = checkpoint.tensor(edited.source(id))?.dtype;
+            let dtype = match is_gguf {
+                // Gains and biases are few; llama.cpp expects them in f32.
+                true if !id.is_matrix() => DType::F32,
+                _ if changes(id) => stored_dtype(was),
+                _ => was,
+            };
+            let name = if is_gguf { config.arch.gguf_tensor_name(id) } else { config.arch.hf_tensor_name(id) };
+            tensors.push((name, dtype, config.tensor_shape(id).unwrap_or_default()));
+            dtypes.push(dtype);
+        }
+        let dtypes = dtypes.into_iter();
+        if !is_gguf {
+            let files = checkpoint.hf_files_with(config, edited.layers())?;
+            let folder = Staged::create(path)?;
+            for (name, content) in files {
+                folder.write(&name, &content)?;
+            }
+            let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+            let weights = safetensors::Writer::create(&folder.path.join("model.safetensors"), &tensors, &metadata)?;
+            return Ok(Self { writer: Writer::Folder { weights, folder }, dtypes });
+        }
+        let metadata = checkpoint.gguf_metadata_with(config)?;
+        let mut writer = gguf::Writer::create(path, &metadata, &tensors)?;
+        for (_, _, values) in &extras {
+            writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        Ok(Self { writer: Writer::Gguf(writer), dtypes })
+    }
+
+    /// Writes the next tensor, in the order of `config.tensor_ids()`; returns how many of its values are zero.
+    pub fn write(&mut self, edited: &Edited<'_>, id: TensorId) -> Result<u64, CompressError> {
+        let view = edited.tensor(id)?;
+        let named = |source| CompressError::Tensor { name: edited.base().stored_name(edited.source(id)), source };
+        // A bias is one row of values that move like the rows of its weight: single values are its rows.
+        let (rows, row_len) = if view.shape.len() == 1 { (view.row_len(), 1) } else { (view.rows(), view.row_len()) };
+        let row_bytes = view.dtype.row_bytes(row_len).map_err(named)?;
+        let config = edited.config();
+        let source = |row: usize| {
+            let row = match self.writer {
+                Writer::Gguf(_) => config.gguf_row_source(id, row),
+                Writer::Folder { .. } => config.hf_row_source(id, row),
+            };
+            &view.bytes[row * row_bytes..][..row_bytes]
+        };
+        let sources: Vec<&[u8]> = (0..rows).map(source).collect();
+        let dtype = self.dtypes.next().unwrap_or(view.dtype);
+        let mut bytes = Vec::with_capacity(view.bytes.len());
+        encode_rows(view.dtype, dtype, &sources, row_len, None, &mut bytes).map_err(named)?;
+        match &mut self.writer {
+            Writer::Gguf(writer) => writer.write(&bytes)?,
+            Writer::Folder { weights, .. } => weights.write(&bytes)?,
+        }
+        Ok(zeros(dtype, &bytes))
+    }
+
+    /// Puts it under its name; returns the bytes of the weights' file.
+    pub fn finish(self) -> Result<u64, CompressError> {
+        match self.writer {
+            Writer::Gguf(writer) => Ok(writer.finish()?),
+            Writer::Folder { weights, folder } => {
+                let bytes = weights.finish()?;
+                folder.finish()?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// True where the output's name asks for a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
+        return Err(CompressError::OutputIsInput { path: output });
+    }
+    Ok(())
+}
+
+/// Values of a float format that are zero; none of a quantized one count.
+fn zeros(dtype: DType, bytes: &[u8]) -> u64 {
+    let is_zero = |value: &[u8]| {
+        // Either sign.
+        value.split_last().is_some_and(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|byte| *byte == 0))
+    };
+    if dtype.is_quantized() {
+        return 0;
+    }
+    bytes.chunks_exact(dtype.block_bytes()).filter(|value| is_zero(value)).count() as u64
+}
+
+/// A folder under a temporary name beside the one that it will have.
+pub(crate) struct Staged {
+    target: PathBuf,
+    path: PathBuf,
+    is_finished: bool,
+}
+
+impl Staged {
+    /// Errors where something is in the way that would be lost.
+    fn create(target: &Path) -> Result<Self, CompressError> {
+        let io = |source| FormatError::Io { path: target.into(), action: "create", source };
+        let name = target.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
+        let is_free = match fs::read_dir(target) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        };
+        if !is_free {
+            return Err(CompressError::OutputExists { path: target.into() });
+        }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let mut sibling = std::ffi::OsString::from(".");
+            sibling.push(name);
+            sibling.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let path = target.with_file_name(sibling);
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Self { target: target.into(), path, is_finished: false }),
+                // Left behind by a killed process that had the same id.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io(error).into()),
+            }
+        }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), CompressError> {
+        let path = self.path.join(name);
+        let io = |action| {
+            let path = path.clone();
+            move |source| FormatError::Io { path, action, source }
+        };
+        fs::write(&path, content).map_err(io("write"))?;
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(io("fsync"))?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), CompressError> {
+        let target = self.target.clone();
+        let io = |action| {
+            let path = target.clone();
+            move |source| FormatError::Io { path, action, source }
+        };
+        if self.target.exists() {
+            // An empty one; not every system renames over it.
+            fs::remove_dir(&self.target).map_err(io("replace"))?;
+        }
+        fs::rename(&self.path, &self.target).map_err(io("rename"))?;
+        self.is_finished = true;
+        #[cfg(unix)]
+        {
+            let parent = match self.target.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(io("fsync of the folder"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // Nobody is left to tell; a stale temporary folder harms nothing.
+            drop(fs::remove_dir_all(&self.path));
+        }
+    }
+}

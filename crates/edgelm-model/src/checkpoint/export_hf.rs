@@ -1,0 +1,83 @@
+//! A checkpoint as the texts of a Hugging Face folder.
+
+use super::Checkpoint;
+use crate::{LayerConfig, ModelConfig, ModelError, config::parse_object};
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+
+/// Everything beside config and weights that a loader of such a folder may look for.
+const COPIED: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "LICENSE",
+    "NOTICE",
+];
+
+/// Name and content of a file.
+pub type HfFile = (String, Cow<'static, [u8]>);
+
+impl Checkpoint {
+    /// Name and content of every file but the weights, for this model with config `config`: layers left out (`layers`
+    /// says which of this checkpoint's are there), widths changed. Widths that differ between layers become lists.
+    ///
+    /// Errors for models from GGUF files: their tokenizer has no such form here.
+    pub fn hf_files_with(&self, config: &ModelConfig, layers: &[usize]) -> Result<Vec<HfFile>, ModelError> {
+        let Some(files) = self.texts.files() else {
+            let what = "a model from a GGUF file can only be written as a GGUF file";
+            return Err(ModelError::Export(what.to_owned()));
+        };
+        let path = files.root().join("config.json");
+        let text = files.read("config.json")?.unwrap_or_default();
+        let mut map = parse_object(&text, &path)?;
+        set_widths(&mut map, config);
+        set_layers(&mut map, layers);
+        let text = format!("{:#}\n", Value::Object(map)).into_bytes();
+        // What is written is what this program reads back, or nothing is written.
+        let back = ModelConfig::from_hf(&text, &path)?;
+        if back.layers != config.layers {
+            return Err(ModelError::Export("config.json has no words for the changed layers".to_owned()));
+        }
+        let mut out = vec![("config.json".to_owned(), Cow::Owned(text))];
+        for &name in COPIED {
+            if let Some(content) = files.read(name)? {
+                out.push((name.to_owned(), content));
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig) {
+    let mut set = |key: &str, size: fn(&LayerConfig) -> usize| {
+        let sizes: Vec<usize> = config.layers.iter().map(size).collect();
+        let value = match sizes[..] {
+            [first, ..] if sizes.iter().all(|size| *size == first) => json!(first),
+            _ => json!(sizes),
+        };
+        map.insert(key.to_owned(), value);
+    };
+    set("num_attention_heads", |layer| layer.num_attention_heads);
+    set("num_key_value_heads", |layer| layer.num_key_value_heads);
+    set("intermediate_size", |layer| layer.intermediate_size);
+    // Implied by the number of heads where absent.
+    set("head_dim", |layer| layer.head_dim);
+    map.insert("num_hidden_layers".to_owned(), json!(config.layers.len()));
+}
+
+/// What the file says layer by layer, or by the number of a layer.
+fn set_layers(map: &mut Map<String, Value>, layers: &[usize]) {
+    if let Some(Value::Array(types)) = map.get_mut("layer_types") {
+        *types = layers.iter().filter_map(|&layer| types.get(layer).cloned()).collect();
+    }
+    if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
+        let below = layers.iter().filter(|&&layer| (layer as u64) < first).count();
+        map.insert("max_window_layers".to_owned(), json!(below));
+    }
+}
