@@ -280,7 +280,7 @@ fn a_recipe_that_cannot_be_followed_says_where() {
     for (recipe, parts) in [
         ("[[pass]]\nkind = \"quantize\"\nformat = \"Q9\"", ["recipe.toml", "Q9"]),
         ("sead = 1", ["line 1", "sead"]),
-        ("[[pass]]\nkind = \"distill\"", ["line 1", "distill"]),
+        ("[[pass]]\nkind = \"distill\"", ["line 2", "distill"]),
     ] {
         let (status, line) = failure(&strings(&compress(folder.path(), recipe)));
         assert!(status == 1 && parts.iter().all(|part| line.contains(part)), "{status}: {line}");
