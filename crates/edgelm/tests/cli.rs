@@ -217,7 +217,7 @@ fn a_recipe_makes_the_same_file_as_quantize() {
     let text = assets().join("demo/text.txt");
     std::fs::copy(&text, folder.path().join("text.txt")).unwrap();
     let recipe = "[calibration]\nfile = \"text.txt\"\nsamples = 8\n[[pass]]\nkind = \"quantize\"\n\
-                  target_bpw = 4.5\nmethod = \"gptq\"\n[gates]\nmax_kl = 1\ntext = \"text.txt\"\nwindows = 1\n";
+                  target_bpw = 6.5\nmethod = \"gptq\"\n[gates]\nmax_kl = 1\ntext = \"text.txt\"\nwindows = 1\n";
     let page = folder.path().join("page.html");
     let mut arguments = compress(folder.path(), recipe);
     arguments.extend(["--report".to_owned(), page.to_str().unwrap().to_owned()]);
@@ -233,7 +233,7 @@ fn a_recipe_makes_the_same_file_as_quantize() {
     }
     let other = folder.path().join("other.gguf");
     let page = folder.path().join("other.html");
-    let quantize = ["quantize", "demo", "-o", other.to_str().unwrap(), "--target-bpw", "4.5", "--method", "gptq"];
+    let quantize = ["quantize", "demo", "-o", other.to_str().unwrap(), "--target-bpw", "6.5", "--method", "gptq"];
     let data = ["--calibration", text.to_str().unwrap(), "--samples", "8", "--report", page.to_str().unwrap()];
     let printed = edgelm(&[&quantize[..], &data].concat()).success().get_output().stdout.clone();
     assert!(String::from_utf8(printed).unwrap().contains("chosen"));
