@@ -171,14 +171,14 @@ impl Work {
             Err(TryLockError::WouldBlock) => return Err(CompressError::WorkInUse { path: folder }),
             Err(TryLockError::Error(error)) => return Err(io(&folder, "lock")(error)),
         }
-        if start == Start::Restart {
-            for entry in std::fs::read_dir(&folder).map_err(io(&folder, "read"))? {
-                let path = entry.map_err(io(&folder, "read"))?.path();
-                if path.file_name().is_some_and(|name| name != "lock") {
-                    let removed =
-                        if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-                    removed.map_err(io(&path, "remove"))?;
-                }
+        for entry in std::fs::read_dir(&folder).map_err(io(&folder, "read"))? {
+            let path = entry.map_err(io(&folder, "read"))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // A killed run leaves a file as large as the model that was half written.
+            let is_stale = name.ends_with(".tmp");
+            if is_stale || (start == Start::Restart && name != "lock") {
+                let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                removed.map_err(io(&path, "remove"))?;
             }
         }
         let path = folder.join("manifest.json");
