@@ -5,13 +5,14 @@ use crate::{
     feedback::FeedbackOptions,
     layer_pass::{quantize_layer, quantize_matrix},
     scheme::{Choice, Keep, Scheme},
+    store::LayerStore,
     tensor_pass::{Distortion, encode_rows},
 };
 use edgelm_format::gguf::{Value, Writer, header_bytes};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
 use edgelm_tensor::DType;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap},
     ops::ControlFlow,
@@ -32,6 +33,8 @@ pub struct QuantizeOptions<'a> {
     pub keep: &'a [Keep],
     /// How codes are chosen.
     pub method: Method<'a>,
+    /// Where error feedback keeps layers that are finished, and finds those of an earlier run.
+    pub store: Option<&'a LayerStore>,
 }
 
 /// Where the formats come from.
@@ -63,23 +66,23 @@ pub enum Method<'a> {
 }
 
 /// What became of one tensor.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorReport {
     /// Name in the output file.
     pub name: String,
     /// Format before.
-    pub from: &'static str,
+    pub from: String,
     /// Format now.
-    pub format: &'static str,
+    pub format: String,
     /// What the scheme wanted, where its blocks did not fit the rows.
-    pub instead_of: Option<&'static str>,
+    pub instead_of: Option<String>,
     /// Bytes now.
     pub bytes: u64,
     /// Root of (squared error / squared values).
     pub relative_rms_error: f64,
     /// Root of (squared error of the outputs / squared outputs) on the calibration data; known to methods that look at
     /// outputs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relative_output_error: Option<f64>,
 }
 
@@ -102,12 +105,17 @@ pub struct QuantizeReport {
 
 impl QuantizeReport {
     /// Number of tensors per format.
-    pub fn formats(&self) -> BTreeMap<&'static str, usize> {
-        self.tensors.iter().fold(BTreeMap::new(), |mut counts, tensor| {
-            *counts.entry(tensor.format).or_default() += 1;
-            counts
-        })
+    pub fn formats(&self) -> BTreeMap<&str, usize> {
+        count_formats(&self.tensors)
     }
+}
+
+/// Number of tensors per format.
+pub fn count_formats(tensors: &[TensorReport]) -> BTreeMap<&str, usize> {
+    tensors.iter().fold(BTreeMap::new(), |mut counts, tensor| {
+        *counts.entry(tensor.format.as_str()).or_default() += 1;
+        counts
+    })
 }
 
 /// One tensor of the output.
@@ -160,6 +168,7 @@ pub fn quantize_to_gguf(
     };
     let mut errors = HashMap::new();
     let formats: HashMap<TensorId, DType> = plans.iter().map(|plan| (plan.id, plan.choice.dtype)).collect();
+    let store = options.store;
     for (index, plan) in plans.iter().enumerate() {
         let mut go_on = || match on_tensor(index, plans.len(), &plan.name) {
             ControlFlow::Continue(()) => Ok(()),
@@ -168,7 +177,22 @@ pub fn quantize_to_gguf(
         if let (Some(walk), Method::Feedback { options, .. }) = (&mut walk, &options.method) {
             match plan.id {
                 TensorId::Layer(layer, _) if layer == walk.layer() => {
-                    errors.extend(quantize_layer(walk, &mut edited, &|id| formats[&id], options, &mut go_on)?);
+                    let choose = |id| formats[&id];
+                    let stored = match store {
+                        Some(store) => store.load(layer, &mut edited, &choose)?,
+                        None => None,
+                    };
+                    if let Some(stored) = stored {
+                        go_on()?;
+                        walk.advance(&edited)?;
+                        errors.extend(stored);
+                    } else {
+                        let found = quantize_layer(walk, &mut edited, &choose, options, &mut go_on)?;
+                        if let Some(store) = store {
+                            store.save(layer, &edited, &found)?;
+                        }
+                        errors.extend(found);
+                    }
                 }
                 id if id == head_of(checkpoint) => {
                     let moments = walk.head_moments(&edited)?;
@@ -185,11 +209,11 @@ pub fn quantize_to_gguf(
         };
         let mut report = write_tensor(&edited, plan, importance, &mut writer, &mut go_on)?;
         if let Some(error) = errors.get(&plan.id) {
-            report.from = checkpoint.tensor(plan.id)?.dtype.name();
+            report.from = checkpoint.tensor(plan.id)?.dtype.name().to_owned();
             report.relative_rms_error = error.weights;
             report.relative_output_error = Some(error.output);
         }
-        if let Some(wanted) = report.instead_of {
+        if let Some(wanted) = &report.instead_of {
             let row_len = checkpoint.tensor(plan.id)?.row_len();
             notes.push(format!(
                 "`{}`: rows of {row_len} are not whole {wanted} blocks, stored as {}",
@@ -325,9 +349,9 @@ fn write_tensor(
     }
     Ok(TensorReport {
         name: plan.name.clone(),
-        from: view.dtype.name(),
-        format: dtype.name(),
-        instead_of: plan.choice.instead_of.map(DType::name),
+        from: view.dtype.name().to_owned(),
+        format: dtype.name().to_owned(),
+        instead_of: plan.choice.instead_of.map(|wanted| wanted.name().to_owned()),
         bytes,
         relative_rms_error: distortion.relative_rms(),
         relative_output_error: None,

@@ -47,12 +47,12 @@ impl Importance {
 /// output head.
 ///
 /// One layer's weights are in memory at a time, beside the hidden states of all windows (windows × length × hidden_size
-/// × 4 bytes). `on_layer` is called with (done, total) after each layer.
+/// × 4 bytes). `on_layer` is called with (done, total) after each layer, and may end it.
 pub fn measure_importance(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     windows: &[Vec<u32>],
-    on_layer: &mut dyn FnMut(usize, usize),
+    on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
 ) -> Result<Importance, CompressError> {
     let mut hidden =
         windows.iter().map(|window| edgelm_engine::embed_window(checkpoint, window)).collect::<Result<Vec<_>, _>>()?;
@@ -74,7 +74,7 @@ pub fn measure_importance(
                 importance.mean_squares.insert(TensorId::Layer(layer, reader), mean.clone());
             }
         }
-        on_layer(layer + 1, layers);
+        on_layer(layer + 1, layers)?;
     }
     let head = Head::load(checkpoint)?;
     let mut sums = Sums::default();

@@ -1,4 +1,5 @@
-//! Making a model smaller: calibration statistics, quantization and pruning passes over one layer walk.
+//! Making a model smaller: calibration statistics, quantization and pruning passes over one layer walk, and
+//! recipes of passes.
 //!
 //! Separate because passes read checkpoints and write checkpoints and need neither a server nor a terminal. Memory is
 //! bounded by the largest tensor's rows in work (and, with calibration, one layer and the calibration activations), never
@@ -13,19 +14,24 @@ mod layer_pass;
 pub mod mixed;
 mod moments;
 pub mod prune;
+pub mod recipe;
 mod scheme;
+mod size;
+mod store;
 mod tensor_pass;
 mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
 pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
 pub use gguf_out::{
-    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, matrix_budget, matrix_budget_of_bits,
-    quantize_to_gguf,
+    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, matrix_budget,
+    matrix_budget_of_bits, quantize_to_gguf,
 };
 pub use importance::{Importance, measure_importance};
 pub use moments::{Factor, Moments};
 pub use scheme::{Choice, Keep, Scheme};
+pub use size::parse_size;
+pub use store::LayerStore;
 pub use walk::Walk;
 
 use std::path::PathBuf;
@@ -154,6 +160,78 @@ pub enum CompressError {
     OutputExists {
         /// Folder.
         path: PathBuf,
+    },
+    /// A target that is no size.
+    #[error("{0} bits per weight: must be more than 0")]
+    BadTarget(f64),
+    /// A recipe that cannot be followed.
+    #[error("recipe `{recipe}`: {what}")]
+    Recipe {
+        /// File, or name of a ready one.
+        recipe: String,
+        /// Line, key and reason.
+        what: String,
+    },
+    /// Data that a recipe needs and does not name.
+    #[error("recipe `{recipe}`: {needs}; give {flag}, or `{key}` in the recipe")]
+    RecipeNeeds {
+        /// File, or name of a ready one.
+        recipe: String,
+        /// Who needs it.
+        needs: String,
+        /// Where the command line has it.
+        flag: &'static str,
+        /// Where the recipe has it.
+        key: &'static str,
+    },
+    /// Measuring what gates are about.
+    #[error("the gates of {after} cannot be measured")]
+    Measure {
+        /// Pass.
+        after: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Left over from a run that did not finish.
+    #[error("`{path}` is there: a run was interrupted, or its gates failed")]
+    WorkExists {
+        /// Work folder.
+        path: PathBuf,
+    },
+    /// Nothing to go on with.
+    #[error("there is no `{path}` to resume from")]
+    NoWork {
+        /// Work folder.
+        path: PathBuf,
+    },
+    /// Another process has it.
+    #[error("`{path}` is in use by another process")]
+    WorkInUse {
+        /// Work folder.
+        path: PathBuf,
+    },
+    /// Left over from a run of something else.
+    #[error("`{path}` cannot be resumed: it was begun with another {what}")]
+    WorkDiffers {
+        /// Work folder.
+        path: PathBuf,
+        /// What is not the same.
+        what: String,
+    },
+    /// What a work folder holds is not what was put there.
+    #[error("`{path}` is damaged: {what}")]
+    WorkDamaged {
+        /// File.
+        path: PathBuf,
+        /// How.
+        what: String,
+    },
+    /// Ctrl-C in a recipe.
+    #[error("interrupted; `{work}` holds what is done")]
+    Interrupted {
+        /// Work folder.
+        work: PathBuf,
     },
     /// The progress callback said so.
     #[error("interrupted; nothing was written")]

@@ -21,7 +21,7 @@ mod windows;
 pub use bleu::{Bleu, BleuStats, corpus_bleu, sentence_bleu, tokenize_13a};
 pub use divergence::{Divergence, KlDivergence, divergence};
 pub use generation::GenerationLimits;
-pub use html::{ReportPage, render_html};
+pub use html::{ReportPage, parts as html_parts, render_html};
 pub use jsonl::MAX_LINE_BYTES;
 pub use pairs::{PairInput, PairLine, PairResult, PairScores, pairs, read_pairs};
 pub use perplexity::{Perplexity, perplexity};

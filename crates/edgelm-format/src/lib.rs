@@ -11,6 +11,7 @@ pub mod safetensors;
 mod shape;
 mod source;
 
+pub use output::write_file;
 pub use source::Source;
 
 use edgelm_tensor::DType;

@@ -14,6 +14,14 @@ use std::{
 /// Tensors arrive in large pieces, headers in small ones.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// Writes a whole file: it appears under its name only when it is complete and on disk.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
+    let mut output = Output::create(path)?;
+    output.write(bytes)?;
+    output.finish()?;
+    Ok(())
+}
+
 /// An output under construction; dropping it without `finish` removes the temporary file.
 pub(crate) struct Output {
     target: PathBuf,

@@ -19,6 +19,18 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// A quality gate that was not passed (exit status 3).
+#[derive(Debug)]
+pub struct GateFailed(pub String);
+
+impl std::fmt::Display for GateFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "gate failed, nothing was written: {}", self.0)
+    }
+}
+
+impl std::error::Error for GateFailed {}
+
 /// Prints an error with its causes in one line, and a hint; returns the exit status.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
@@ -39,8 +51,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = error.chain().find_map(hint) {
         eprintln!("hint: {hint}");
     }
-    if matches!(error.downcast_ref(), Some(CompressError::Cancelled)) {
+    if matches!(error.downcast_ref(), Some(CompressError::Cancelled | CompressError::Interrupted { .. })) {
         ExitCode::from(crate::interrupt::STATUS)
+    } else if error.is::<GateFailed>() {
+        ExitCode::from(3)
     } else if error.is::<Usage>() || error.chain().any(is_bad_option) {
         ExitCode::from(2)
     } else {
@@ -63,6 +77,7 @@ fn is_bad_option(cause: &(dyn std::error::Error + 'static)) -> bool {
             cause.downcast_ref(),
             Some(CompressError::Setting { .. } | CompressError::BadPattern(_) | CompressError::NeedsCalibration { .. })
         )
+        || matches!(cause.downcast_ref(), Some(CompressError::RecipeNeeds { .. }))
 }
 
 fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
@@ -79,6 +94,20 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         }
         Some(ModelError::UnknownArchitecture { .. }) => return Some("see docs/architecture.md for how to add one"),
         _ => {}
+    }
+    match cause.downcast_ref::<CompressError>() {
+        Some(CompressError::Interrupted { .. }) => return Some("run the same command with --resume to go on"),
+        Some(CompressError::WorkExists { .. }) => {
+            return Some("go on with --resume, or throw that work away with --restart");
+        }
+        Some(CompressError::NoWork { .. }) => return Some("leave --resume out to begin"),
+        Some(CompressError::WorkDiffers { .. } | CompressError::WorkDamaged { .. }) => {
+            return Some("start over with --restart");
+        }
+        _ => {}
+    }
+    if cause.is::<GateFailed>() {
+        return Some("change the recipe and use --restart; or, if only its gates change, --resume");
     }
     if let Some(error) = cause.downcast_ref::<HubError>() {
         return error.hint();

@@ -6,6 +6,7 @@ mod interrupt;
 mod machine;
 mod options;
 mod output;
+mod page;
 mod progress;
 mod resolve;
 

@@ -2,6 +2,7 @@
 
 use crate::commands::{
     bench::BenchArgs,
+    compress::CompressArgs,
     demo::DemoArgs,
     eval::EvalArgs,
     inspect::InspectArgs,
@@ -78,6 +79,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Leave out layers, heads, FFN channels or single weights
     Prune(PruneArgs),
+    /// Follow a recipe of compression passes with quality gates
+    Compress(CompressArgs),
     /// Perplexity, divergence from a parent model, task accuracy, ROUGE-L and BLEU
     Eval(EvalArgs),
     /// Speed of prefill and decode, or of each kernel (`bench kernels`)

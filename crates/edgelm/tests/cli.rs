@@ -199,6 +199,102 @@ fn quantized_files_are_smaller_and_nearly_as_good() {
     assert!(weighted < plain * 1.05, "importance made it worse: {weighted} after {plain}");
 }
 
+/// A recipe file in `folder`, and the arguments that follow it.
+fn compress(folder: &Path, recipe: &str) -> Vec<String> {
+    let file = folder.join("recipe.toml");
+    std::fs::write(&file, recipe).unwrap();
+    let output = folder.join("out.gguf");
+    ["compress", "demo", "--recipe", file.to_str().unwrap(), "-o", output.to_str().unwrap()].map(String::from).to_vec()
+}
+
+fn strings(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_recipe_makes_the_same_file_as_quantize() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = assets().join("demo/text.txt");
+    std::fs::copy(&text, folder.path().join("text.txt")).unwrap();
+    let recipe = "[calibration]\nfile = \"text.txt\"\nsamples = 8\n[[pass]]\nkind = \"quantize\"\n\
+                  target_bpw = 6.5\nmethod = \"gptq\"\n[gates]\nmax_kl = 1\ntext = \"text.txt\"\nwindows = 1\n";
+    let page = folder.path().join("page.html");
+    let mut arguments = compress(folder.path(), recipe);
+    arguments.extend(["--report".to_owned(), page.to_str().unwrap().to_owned()]);
+    let got = json(&strings(&arguments));
+    let output = folder.path().join("out.gguf");
+    assert_eq!(got["output_bytes"].as_u64().unwrap(), std::fs::metadata(&output).unwrap().len());
+    assert_eq!(got["passes"][0]["kind"], "quantize");
+    assert_eq!(got["gates"][0]["gate"], "max_kl");
+    assert_eq!(got["gates"][0]["passed"], true);
+    let page = std::fs::read_to_string(&page).unwrap();
+    for part in ["</html>", "max_kl", "<svg class=\"chart\"", "blk.3"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let other = folder.path().join("other.gguf");
+    let page = folder.path().join("other.html");
+    let quantize = ["quantize", "demo", "-o", other.to_str().unwrap(), "--target-bpw", "6.5", "--method", "gptq"];
+    let data = ["--calibration", text.to_str().unwrap(), "--samples", "8", "--report", page.to_str().unwrap()];
+    let printed = edgelm(&[&quantize[..], &data].concat()).success().get_output().stdout.clone();
+    assert!(String::from_utf8(printed).unwrap().contains("chosen"));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg class=\"chart\""));
+    assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(&other).unwrap());
+}
+
+#[test]
+fn a_failed_gate_is_status_3_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = assets().join("demo/text.txt");
+    let tasks = assets().join("demo/tasks.jsonl");
+    let recipe = |limit: &str| {
+        format!(
+            "[[pass]]\nkind = \"quantize\"\nformat = \"Q4_0\"\n[gates]\nmax_kl = {limit}\nwindows = 1\n\
+             max_perplexity_increase = \"40%\"\nmin_task_accuracy = \"10%\"\nsamples = 1\n"
+        )
+    };
+    let arguments = |limit: &str, extra: &[&str]| {
+        let mut arguments = compress(folder.path(), &recipe(limit));
+        let data = ["--text", text.to_str().unwrap(), "--tasks", tasks.to_str().unwrap()];
+        arguments.extend(data.iter().chain(extra).map(|&argument| argument.to_owned()));
+        arguments
+    };
+    let (status, line) = failure(&strings(&compress(folder.path(), &recipe("1"))));
+    assert!(status == 2 && line.contains("--text"), "{status}: {line}");
+    let (status, line) = failure(&strings(&arguments("0.000001", &[])));
+    assert_eq!(status, 3, "{line}");
+    assert!(line.contains("max_kl") && line.contains("0.000001"), "{line}");
+    let output = folder.path().join("out.gguf");
+    assert!(!output.exists());
+    let (status, line) = failure(&strings(&arguments("1", &[])));
+    assert!(status == 1 && line.contains(".out.gguf.work"), "{status}: {line}");
+    let got = json(&strings(&arguments("1", &["--resume"])));
+    assert_eq!(got["gates"].as_array().unwrap().len(), 3);
+    assert_eq!(got["passes"][0]["resumed"], true);
+    assert!(output.exists() && !folder.path().join(".out.gguf.work").exists());
+    assert_eq!(json(&["inspect", output.to_str().unwrap()])["architecture"], "llama");
+}
+
+#[test]
+fn a_recipe_that_cannot_be_followed_says_where() {
+    let folder = tempfile::tempdir().unwrap();
+    for (recipe, parts) in [
+        ("[[pass]]\nkind = \"quantize\"\nformat = \"Q9\"", ["recipe.toml", "Q9"]),
+        ("sead = 1", ["line 1", "sead"]),
+        ("[[pass]]\nkind = \"distill\"", ["line 2", "distill"]),
+    ] {
+        let (status, line) = failure(&strings(&compress(folder.path(), recipe)));
+        assert!(status == 1 && parts.iter().all(|part| line.contains(part)), "{status}: {line}");
+    }
+    let output = folder.path().join("out.gguf");
+    let ready = ["compress", "demo", "-o", output.to_str().unwrap(), "--recipe"];
+    let (status, line) = failure(&[&ready[..], &["balanced"]].concat());
+    assert!(status == 2 && line.contains("--calibration"), "{status}: {line}");
+    let (status, line) = failure(&[&ready[..], &["fast-prototype", "--text", "x"]].concat());
+    assert!(status == 2 && line.contains("--text"), "{status}: {line}");
+    let got = json(&[&ready[..], &["fast-prototype"]].concat());
+    assert_eq!(got["passes"][0]["tensors"].as_array().unwrap().len(), 4 * 9 + 2);
+}
+
 #[test]
 fn error_feedback_and_mixtures_gain() {
     let folder = tempfile::tempdir().unwrap();
@@ -403,6 +499,7 @@ fn the_reference_page_is_what_the_program_says() {
         "template",
         "quantize",
         "prune",
+        "compress",
         "eval",
         "bench",
         "serve",

@@ -1,13 +1,15 @@
 //! Mixed precision: which tensor deserves which format, for a given size.
 //!
 //! `sensitivity` measures what each format would cost per tensor, in KL divergence of the whole model; `knapsack` picks
-//! one format per tensor with the least sum that fits.
+//! one format per tensor with the least sum that fits; `target` goes from a size to formats by both.
 
 mod knapsack;
 mod sensitivity;
+mod target;
 
 pub use knapsack::{Item, Solution, allocate};
 pub use sensitivity::{FormatCost, ProbeOptions, Sensitivity, measure_sensitivity};
+pub use target::{ParetoFront, ParetoPoint, Target, choose_formats};
 
 use crate::CompressError;
 use edgelm_model::TensorId;

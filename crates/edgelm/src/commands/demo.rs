@@ -63,8 +63,8 @@ pub fn run(args: DemoArgs, global: &Global) -> anyhow::Result<()> {
     let mut files = Vec::new();
     for format in FORMATS {
         let path = work.dir.join(format!("demo-{format}.gguf"));
-        let options =
-            QuantizeOptions { formats: Formats::Scheme(Scheme::from_name(format)?), keep: &[], method: Method::Rtn };
+        let formats = Formats::Scheme(Scheme::from_name(format)?);
+        let options = QuantizeOptions { formats, keep: &[], method: Method::Rtn, store: None };
         let report = quantize::write(&checkpoint, &path, &options, global)?;
         say(format!(
             "   {format:7} {:>10}  {:.2} bits per weight  {:.2} s",

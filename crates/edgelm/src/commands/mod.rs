@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod bench;
+pub mod compress;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
@@ -30,6 +31,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Template(args) => template::run(args, global)?,
         Command::Quantize(args) => quantize::run(args, global)?,
         Command::Prune(args) => prune::run(args, global)?,
+        Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
         Command::Serve(args) => serve::run(args, global)?,

@@ -1,11 +1,14 @@
 //! `edgelm quantize`: one-step quantization to a GGUF file.
 
-use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, progress, resolve};
+use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, page, progress, resolve};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions, QuantizeReport,
-    Scheme, calibration_windows, measure_importance, quantize_to_gguf,
+    CalibrationOptions, CompressError, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions,
+    QuantizeReport, Scheme, calibration_windows, count_formats, measure_importance,
+    mixed::{Allocation, ParetoFront, Target, choose_formats},
+    parse_size, quantize_to_gguf,
+    recipe::PassReport,
 };
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
@@ -15,8 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-mod mixed;
-mod size;
+mod tables;
 
 const DEFAULT_FORMAT: &str = "Q4_K_M";
 
@@ -34,7 +36,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "X", conflicts_with = "target_size", requires = "calibration")]
     target_bpw: Option<f64>,
     /// The best mixture of formats for a file of this size (`500MB`, `1.5GiB`, bytes)
-    #[arg(long, value_name = "S", requires = "calibration", value_parser = size::parse)]
+    #[arg(long, value_name = "S", requires = "calibration", value_parser = parse_size)]
     target_size: Option<u64>,
     /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
     /// errors of earlier ones
@@ -52,6 +54,9 @@ pub struct QuantizeArgs {
     /// Which windows are taken
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Write a self-contained HTML report
+    #[arg(long, value_name = "F.html")]
+    report: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,14 +66,25 @@ enum Method {
     Gptq,
 }
 
-pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
-    let is_gguf = args.output.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if !is_gguf {
-        let what = format!("`{}`: the output must end in .gguf", args.output.display());
-        return Err(Usage(what).into());
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Rtn => "rtn",
+            Method::Imatrix => "imatrix",
+            Method::Gptq => "gptq",
+        }
     }
-    let is_mixed = args.target_bpw.is_some() || args.target_size.is_some();
-    if args.method == Method::Rtn && args.calibration.is_some() && !is_mixed {
+}
+
+pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
+    check_output(&args.output)?;
+    let target = args.target_bpw.map(Target::BitsPerWeight).or(args.target_size.map(Target::FileBytes));
+    if let Some(bits) = args.target_bpw
+        && !(bits.is_finite() && bits > 0.0)
+    {
+        return Err(Usage(format!("--target-bpw {bits}: must be more than 0")).into());
+    }
+    if args.method == Method::Rtn && args.calibration.is_some() && target.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
     let scheme = Scheme::from_name(args.format.as_deref().unwrap_or(DEFAULT_FORMAT));
@@ -81,9 +97,9 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         Some(path) => windows(&checkpoint, path, &args)?,
         None => Vec::new(),
     };
-    let allocation = match is_mixed {
-        true => Some(mixed::allocation(&checkpoint, &cpu, &windows, &keep, &args, global)?),
-        false => None,
+    let mixture = match target {
+        Some(target) => Some(mixture(&checkpoint, &cpu, &windows, &keep, target, global)?),
+        None => None,
     };
     let importance = match args.method {
         Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
@@ -94,18 +110,75 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         Method::Imatrix => How::Imatrix(&importance),
         Method::Gptq => How::Feedback { cpu: &cpu, windows: &windows, options: FeedbackOptions::default() },
     };
-    let formats = allocation.as_ref().map_or(Formats::Scheme(scheme), |found| Formats::Mixed(&found.formats));
-    let options = QuantizeOptions { formats, keep: &keep, method };
+    let formats = mixture.as_ref().map_or(Formats::Scheme(scheme), |(found, _)| Formats::Mixed(&found.formats));
+    let options = QuantizeOptions { formats, keep: &keep, method, store: None };
     let mut report = write(&checkpoint, &args.output, &options, global)?;
-    if let Some(allocation) = &allocation {
+    if let Some((allocation, _)) = &mixture {
         report
             .notes
             .push(format!("mixed formats: expected KL divergence {:.4} before error feedback", allocation.expected_kl));
     }
-    if global.json {
-        return output::json(&document(&report));
+    let wanted = match (args.target_bpw, args.target_size) {
+        (Some(bits), _) => format!("{bits} bits per weight"),
+        (None, Some(bytes)) => output::bytes(bytes),
+        (None, None) => scheme.name().to_owned(),
+    };
+    let pass = PassReport {
+        kind: "quantize".to_owned(),
+        title: format!("quantize to {wanted} ({})", args.method.name()),
+        input_bytes: report.input_bytes,
+        output_bytes: report.output_bytes,
+        parameters: checkpoint.parameters(),
+        bits_per_weight: report.bits_per_weight,
+        tensors: report.tensors.clone(),
+        notes: report.notes.clone(),
+        pareto: mixture.map(|(_, front)| front),
+        seconds: report.seconds,
+        ..PassReport::default()
+    };
+    if let Some(path) = &args.report {
+        let page = page::Page {
+            model: checkpoint.name(),
+            output: &args.output,
+            recipe: None,
+            input_bytes: report.input_bytes,
+            passes: std::slice::from_ref(&pass),
+            gates: &[],
+        };
+        page::write(path, &page)?;
     }
-    print(&report, &args.output)
+    if global.json {
+        return output::json(&document(&report, pass.pareto.as_ref()));
+    }
+    print_pass(&format!("{}: ", args.output.display()), &pass)
+}
+
+/// Only GGUF files are written.
+pub fn check_output(path: &Path) -> Result<(), Usage> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return Ok(());
+    }
+    Err(Usage(format!("`{}`: the output must end in .gguf", path.display())))
+}
+
+/// The formats for `--target-bpw` and `--target-size`, with a progress bar.
+fn mixture(
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    windows: &[Vec<u32>],
+    keep: &[Keep],
+    target: Target,
+    global: &Global,
+) -> anyhow::Result<(Allocation, ParetoFront)> {
+    let bar = progress::bar(0, "measure sensitivity", global.quiet);
+    let work = Work::begin();
+    let found = choose_formats(checkpoint, cpu, windows, keep, target, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if work.is_interrupted() { Err(CompressError::Cancelled) } else { Ok(()) }
+    });
+    bar.finish_and_clear();
+    Ok(found?)
 }
 
 /// Quantizes on as many threads as asked for, with a progress bar.
@@ -141,19 +214,21 @@ fn windows(checkpoint: &Checkpoint, path: &Path, args: &QuantizeArgs) -> anyhow:
 
 fn measure(checkpoint: &Checkpoint, cpu: &Cpu, windows: &[Vec<u32>], global: &Global) -> anyhow::Result<Importance> {
     let bar = progress::bar(0, "calibrate", global.quiet);
+    let work = Work::begin();
     let importance = measure_importance(checkpoint, cpu, windows, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
+        if work.is_interrupted() { Err(CompressError::Cancelled) } else { Ok(()) }
     });
     bar.finish_and_clear();
     Ok(importance?)
 }
 
 /// The keys of CONTRACT.md.
-fn document(report: &QuantizeReport) -> Value {
+fn document(report: &QuantizeReport, pareto: Option<&ParetoFront>) -> Value {
     let tensors: Map<String, Value> =
-        report.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.format.into())).collect();
-    json!({
+        report.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.format.clone().into())).collect();
+    let mut document = json!({
         "input_bytes": report.input_bytes,
         "output_bytes": report.output_bytes,
         "bits_per_weight": report.bits_per_weight,
@@ -162,27 +237,35 @@ fn document(report: &QuantizeReport) -> Value {
         "notes": report.notes,
         "seconds": report.seconds,
         "peak_rss_bytes": machine::peak_rss_bytes(),
-    })
+    });
+    if let Some(pareto) = pareto {
+        document["pareto"] = json!(pareto);
+    }
+    document
 }
 
-fn print(report: &QuantizeReport, path: &Path) -> anyhow::Result<()> {
-    let mut table = output::table(&["tensor", "from", "to", "bytes", "relative error"]);
-    for tensor in &report.tensors {
-        let error = format!("{:.5}", tensor.relative_rms_error);
-        table.add_row([&tensor.name, tensor.from, tensor.format, &output::bytes(tensor.bytes), &error]);
+/// Tables and a summary; `label` stands before the latter.
+pub fn print_pass(label: &str, pass: &PassReport) -> anyhow::Result<()> {
+    if !pass.tensors.is_empty() {
+        output::line(tables::tensors(&pass.tensors))?;
     }
-    output::line(table)?;
-    for note in &report.notes {
+    if let Some(front) = &pass.pareto {
+        output::line("best mixtures by size:")?;
+        output::line(tables::pareto(front))?;
+    }
+    for note in &pass.notes {
         output::line(format!("note: {note}"))?;
     }
-    let formats: Vec<String> = report.formats().iter().map(|(name, count)| format!("{name} ×{count}")).collect();
+    let formats: Vec<String> =
+        count_formats(&pass.tensors).iter().map(|(name, count)| format!("{name} ×{count}")).collect();
+    let formats = if formats.is_empty() { String::new() } else { format!(" ({})", formats.join(", ")) };
     output::line(format!(
-        "{}: {} → {}, {:.2} bits per weight ({}), {:.1} s",
-        path.display(),
-        output::bytes(report.input_bytes),
-        output::bytes(report.output_bytes),
-        report.bits_per_weight,
-        formats.join(", "),
-        report.seconds,
+        "{label}{}: {} → {}, {:.2} bits per weight{formats}, {:.1} s{}",
+        pass.title,
+        output::bytes(pass.input_bytes),
+        output::bytes(pass.output_bytes),
+        pass.bits_per_weight,
+        pass.seconds,
+        if pass.resumed { ", done before" } else { "" },
     ))
 }

@@ -1,7 +1,7 @@
 //! Sizes as people write them.
 
 /// Bytes of `1200`, `500MB`, `1.5GiB`, `2g`: decimal units, or binary ones with an `i`.
-pub fn parse(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -25,7 +25,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::parse;
+    use super::parse_size as parse;
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -1,21 +1,13 @@
 //! A report as one HTML page: no scripts, no other files, nothing fetched. Every text from outside is escaped.
 
+pub mod parts;
+
 use crate::{EvalReport, ModelFacts, PairScores, TaskScores};
-use std::fmt::{self, Display, Write};
+use parts::{Bar, Escaped, Grouped, Head};
+use std::fmt::{self, Display};
 
 /// Examples shown of each list; the figures are over all of them.
 const EXAMPLES: usize = 50;
-
-const STYLE: &str = "\
-:root{color-scheme:light dark;--line:#8884;--bar:#3b7dd8;--bad:#c2410c}\
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}\
-table{border-collapse:collapse;width:100%}\
-th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}\
-td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
-td.text{white-space:pre-wrap;overflow-wrap:anywhere}\
-svg{display:block;width:100%;max-width:20rem;height:.9rem}.track{fill:var(--line)}.bar{fill:var(--bar)}\
-.wrong{color:var(--bad)}.note{opacity:.75}";
 
 /// What a page shows.
 #[derive(Debug, Clone, Copy)]
@@ -32,58 +24,6 @@ pub struct ReportPage<'a> {
     pub pairs: Option<&'a PairScores>,
 }
 
-/// Writes a text so that HTML shows it as it is, in content and in quoted attributes. Control characters that HTML
-/// forbids become U+FFFD.
-struct Escaped<'a>(&'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                '\n' | '\t' => f.write_char(c)?,
-                c if c.is_control() => f.write_char(char::REPLACEMENT_CHARACTER)?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A bar filled to `share` of its length; values outside 0 to 1 are drawn as its ends.
-struct Bar(f64);
-
-impl Display for Bar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = 100.0 * self.0.clamp(0.0, 1.0);
-        write!(
-            f,
-            "<svg viewBox=\"0 0 100 4\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{width:.1} %\">\
-             <rect class=\"track\" width=\"100\" height=\"4\"/><rect class=\"bar\" width=\"{width:.2}\" height=\"4\"/></svg>"
-        )
-    }
-}
-
-/// 12345678 as 12,345,678.
-struct Grouped(u64);
-
-impl Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (index, digit) in digits.chars().enumerate() {
-            if index > 0 && (digits.len() - index).is_multiple_of(3) {
-                f.write_char(',')?;
-            }
-            f.write_char(digit)?;
-        }
-        Ok(())
-    }
-}
-
 /// The whole page.
 pub fn render_html(page: &ReportPage<'_>) -> String {
     Html(page).to_string()
@@ -94,13 +34,11 @@ struct Html<'a>(&'a ReportPage<'a>);
 impl Display for Html<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let page = self.0;
-        let name = Escaped(&page.model.name);
+        let name = &page.model.name;
         write!(
             f,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>EdgeLM evaluation: {name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-             <h1>Evaluation of {name}</h1>\n"
+            "{}",
+            Head { title: &format!("EdgeLM evaluation: {name}"), heading: &format!("Evaluation of {name}") }
         )?;
         write_facts(f, page)?;
         write_text_figures(f, page.report)?;

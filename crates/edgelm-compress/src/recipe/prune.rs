@@ -1,0 +1,192 @@
+//! `kind = "prune"`: layers, heads, channels or single weights taken out.
+
+use super::{Fraction, Gates, Job, PassReport, Settings};
+use crate::{
+    CompressError, OnTensor,
+    prune::{Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, Score, Sparsity, prune},
+};
+use serde::{Deserialize, Serialize};
+
+/// Its keys.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrunePass {
+    /// Layers to leave out.
+    #[serde(default)]
+    pub layers: usize,
+    /// Part of each layer's KV heads, with the query heads that read them.
+    pub heads: Option<Fraction>,
+    /// Part of each layer's FFN channels.
+    pub ffn: Option<Fraction>,
+    /// Part of zeros in the linear layers.
+    pub sparsity: Option<Fraction>,
+    /// Where they may stand.
+    pub pattern: Option<String>,
+    /// How what goes is chosen.
+    #[serde(default)]
+    pub method: Method,
+    /// What layers and heads are chosen by.
+    pub score: Option<ScoreBy>,
+    /// Where heads and channels go.
+    pub allocation: Option<Share>,
+    /// Part of the mean diagonal of H that is added to it.
+    pub damping: Option<f32>,
+    /// After this pass. Not part of what it does.
+    #[serde(skip_serializing)]
+    pub gates: Option<Gates>,
+}
+
+/// How what goes is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// The smallest.
+    Magnitude,
+    /// The smallest times their inputs.
+    Wanda,
+    /// What the rest can best make up for.
+    #[default]
+    Sparsegpt,
+    /// The same, with the zeros of a matrix chosen together.
+    Alps,
+}
+
+/// What layers and heads are chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreBy {
+    /// The perplexity of the calibration text without them.
+    Perplexity,
+    /// What is missed right there.
+    Local,
+}
+
+/// Where heads and channels go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Share {
+    /// The same part of every layer.
+    Uniform,
+    /// The same number in all, from the layers that miss them least.
+    Global,
+}
+
+impl PrunePass {
+    fn method(&self) -> PruneMethod {
+        match self.method {
+            Method::Magnitude => PruneMethod::Magnitude,
+            Method::Wanda => PruneMethod::Wanda,
+            Method::Sparsegpt => PruneMethod::SparseGpt,
+            Method::Alps => PruneMethod::Alps,
+        }
+    }
+
+    fn sparsity(&self) -> Result<Option<Sparsity>, CompressError> {
+        let pattern = self.pattern.as_deref().map(str::parse::<Pattern>).transpose()?;
+        match (self.sparsity, pattern) {
+            (None, None) => Ok(None),
+            (fraction, pattern) => {
+                let fraction = fraction.map(|fraction| fraction.0);
+                Sparsity::new(fraction, pattern.unwrap_or(Pattern::Unstructured)).map(Some)
+            }
+        }
+    }
+}
+
+impl Settings for PrunePass {
+    fn check(&self) -> Result<(), String> {
+        let sparsity = self.sparsity().map_err(|error| error.to_string())?;
+        if self.layers == 0 && self.heads.is_none() && self.ffn.is_none() && sparsity.is_none() {
+            return Err("needs one of `layers`, `heads`, `ffn`, `sparsity` and `pattern`".to_owned());
+        }
+        for (key, value) in [("heads", self.heads), ("ffn", self.ffn)] {
+            if let Some(Fraction(part)) = value
+                && !(part > 0.0 && part < 1.0)
+            {
+                return Err(format!("`{key}` is {part}: must be more than 0 and less than 1"));
+            }
+        }
+        match self.damping {
+            Some(damping) if !(damping.is_finite() && damping >= 0.0) => {
+                Err(format!("`damping` is {damping}: must be 0 or more"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn gates(&self) -> Option<&Gates> {
+        self.gates.as_ref()
+    }
+
+    fn gates_mut(&mut self) -> Option<&mut Gates> {
+        self.gates.as_mut()
+    }
+
+    fn calibration_for(&self) -> Option<&'static str> {
+        match self.method {
+            Method::Magnitude if self.layers > 0 => Some("layers"),
+            Method::Magnitude if self.allocation == Some(Share::Global) => Some("allocation"),
+            Method::Magnitude => None,
+            Method::Wanda => Some("wanda"),
+            Method::Sparsegpt => Some("sparsegpt"),
+            Method::Alps => Some("alps"),
+        }
+    }
+
+    fn uses_calibration(&self) -> bool {
+        true
+    }
+
+    fn title(&self) -> String {
+        let mut parts = Vec::new();
+        parts.extend((self.layers > 0).then(|| format!("{} layers", self.layers)));
+        parts.extend(self.heads.map(|part| format!("{part} of heads")));
+        parts.extend(self.ffn.map(|part| format!("{part} of channels")));
+        parts.extend(self.sparsity.map(|part| format!("{part} of weights")));
+        parts.extend(self.pattern.clone());
+        format!("prune {}", parts.join(", "))
+    }
+
+    fn run(&self, job: &Job<'_>, on_step: &mut OnTensor<'_>) -> Result<PassReport, CompressError> {
+        let defaults = PruneOptions::default();
+        let options = PruneOptions {
+            layers: self.layers,
+            score: match self.score {
+                Some(ScoreBy::Perplexity) => Score::Perplexity,
+                Some(ScoreBy::Local) => Score::Local,
+                None => defaults.score,
+            },
+            heads: self.heads.map(|part| part.0),
+            ffn: self.ffn.map(|part| part.0),
+            allocation: match self.allocation {
+                Some(Share::Uniform) => Allocation::Uniform,
+                Some(Share::Global) => Allocation::Global,
+                None if !job.windows.is_empty() => Allocation::Global,
+                None => Allocation::Uniform,
+            },
+            sparsity: self.sparsity()?,
+            method: self.method(),
+            damping: self.damping.unwrap_or(defaults.damping),
+            calibration: (!job.windows.is_empty()).then_some(PruneCalibration { cpu: job.cpu, windows: job.windows }),
+        };
+        let report = prune(job.checkpoint, job.output, &options, on_step)?;
+        let details = [
+            ("parameters_before", serde_json::json!(report.parameters_before)),
+            ("nonzero_parameters", serde_json::json!(report.nonzero_parameters)),
+            ("sparsity", serde_json::json!(report.sparsity)),
+            ("layers_removed", serde_json::json!(report.layers_removed)),
+            ("layers", serde_json::json!(report.layers)),
+        ];
+        Ok(PassReport {
+            title: self.title(),
+            input_bytes: report.input_bytes,
+            output_bytes: report.output_bytes,
+            parameters: report.parameters_after,
+            bits_per_weight: 8.0 * report.output_bytes as f64 / report.parameters_after.max(1) as f64,
+            details: details.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            notes: report.notes,
+            seconds: report.seconds,
+            ..PassReport::default()
+        })
+    }
+}

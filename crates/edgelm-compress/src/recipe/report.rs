@@ -1,0 +1,60 @@
+//! What became of a model on its way through a recipe.
+
+use super::GateReport;
+use crate::{TensorReport, mixed::ParetoFront};
+use serde::{Deserialize, Serialize};
+
+/// One pass.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PassReport {
+    /// `quantize` …
+    pub kind: String,
+    /// For people.
+    pub title: String,
+    /// Weight files before.
+    pub input_bytes: u64,
+    /// The file now.
+    pub output_bytes: u64,
+    /// Weights now.
+    pub parameters: u64,
+    /// All weights counted.
+    pub bits_per_weight: f64,
+    /// Of a pass that changes formats, in file order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorReport>,
+    /// Of a pass that says more, in its own words.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub details: serde_json::Map<String, serde_json::Value>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    /// Of a mixture of formats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pareto: Option<ParetoFront>,
+    /// Wall time of the run that finished it.
+    pub seconds: f64,
+    /// Finished in an earlier run.
+    #[serde(skip_deserializing)]
+    pub resumed: bool,
+}
+
+/// All of them.
+#[derive(Debug, Clone)]
+pub struct RecipeReport {
+    /// In order; those after a failed gate are missing.
+    pub passes: Vec<PassReport>,
+    /// In order. If one has not passed, nothing was written.
+    pub gates: Vec<GateReport>,
+    /// Weight files before.
+    pub input_bytes: u64,
+    /// The file now; `None` after a failed gate.
+    pub output_bytes: Option<u64>,
+    /// Wall time, of this run.
+    pub seconds: f64,
+}
+
+impl RecipeReport {
+    /// The first gate that did not pass.
+    pub fn failed_gate(&self) -> Option<&GateReport> {
+        self.gates.iter().find(|gate| !gate.passed)
+    }
+}

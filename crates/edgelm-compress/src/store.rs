@@ -1,0 +1,115 @@
+//! Finished layers of a quantization on disk, so that one that was interrupted goes on where it was.
+//!
+//! One GGUF file per layer, written under a temporary name, synced and renamed: a file that is there is complete. What the
+//! files belong to (model, settings, calibration data) is for the owner of the folder to check.
+
+use crate::{
+    CompressError,
+    layer_pass::{GROUPS, MatrixErrors},
+};
+use edgelm_format::{
+    FormatError,
+    gguf::{GgufFile, Value, Writer},
+};
+use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
+use edgelm_tensor::DType;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+/// A folder of finished layers.
+#[derive(Debug, Clone)]
+pub struct LayerStore {
+    folder: PathBuf,
+}
+
+impl LayerStore {
+    /// The folder, made if it is not there.
+    pub fn open(folder: &Path) -> Result<Self, CompressError> {
+        std::fs::create_dir_all(folder).map_err(|source| FormatError::Io {
+            path: folder.to_owned(),
+            action: "create",
+            source,
+        })?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Layers that are done.
+    pub fn finished(&self, layers: usize) -> usize {
+        (0..layers).filter(|&layer| self.path(layer).exists()).count()
+    }
+
+    fn path(&self, layer: usize) -> PathBuf {
+        self.folder.join(format!("layer-{layer:04}.gguf"))
+    }
+
+    /// Puts the matrices of a finished layer into `edited`. `None` if it is not finished. Errors if they are not of the
+    /// formats of `choose`.
+    pub(crate) fn load(
+        &self,
+        layer: usize,
+        edited: &mut Edited<'_>,
+        choose: &dyn Fn(TensorId) -> DType,
+    ) -> Result<Option<HashMap<TensorId, MatrixErrors>>, CompressError> {
+        let path = self.path(layer);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let file = GgufFile::open(&path)?;
+        let mut errors = HashMap::new();
+        for (id, name) in matrices(edited, layer) {
+            let Some(view) = file.get(&name)? else { continue };
+            let damaged = |what: String| CompressError::WorkDamaged { path: path.clone(), what };
+            let wanted = edited.tensor(id)?.shape.to_vec();
+            if view.dtype != choose(id) || view.shape != wanted {
+                return Err(damaged(format!("`{name}` is {} {:?}", view.dtype, view.shape)));
+            }
+            let error = |kind: &str| {
+                let key = error_key(kind, &name);
+                let value = file.get_meta(&key).and_then(Value::as_f64);
+                value.ok_or_else(|| damaged(format!("no `{key}`")))
+            };
+            errors.insert(id, MatrixErrors { output: error("output")?, weights: error("weights")? });
+            edited.replace(id, Replaced { dtype: view.dtype, shape: wanted, bytes: view.bytes.to_vec() });
+        }
+        Ok(Some(errors))
+    }
+
+    /// Stores those matrices of a layer that `errors` has.
+    pub(crate) fn save(
+        &self,
+        layer: usize,
+        edited: &Edited<'_>,
+        errors: &HashMap<TensorId, MatrixErrors>,
+    ) -> Result<(), CompressError> {
+        let mut metadata = vec![("general.architecture".to_owned(), Value::String("edgelm-layer".to_owned()))];
+        let mut declared = Vec::new();
+        let mut views = Vec::new();
+        for (id, name) in matrices(edited, layer) {
+            let Some(error) = errors.get(&id) else { continue };
+            let view = edited.tensor(id)?;
+            metadata.push((error_key("output", &name), Value::F64(error.output)));
+            metadata.push((error_key("weights", &name), Value::F64(error.weights)));
+            declared.push((name, view.dtype, view.shape.to_vec()));
+            views.push(view);
+        }
+        let mut writer = Writer::create(&self.path(layer), &metadata, &declared)?;
+        views.iter().try_for_each(|view| writer.write(view.bytes))?;
+        writer.finish()?;
+        Ok(())
+    }
+}
+
+/// The matrices of a layer and their names.
+fn matrices(tensors: &Edited<'_>, layer: usize) -> Vec<(TensorId, String)> {
+    let name = |&tensor: &LayerTensor| {
+        let id = TensorId::Layer(layer, tensor);
+        (id, tensors.config().arch.gguf_tensor_name(id))
+    };
+    GROUPS.into_iter().flatten().map(name).collect()
+}
+
+fn error_key(kind: &str, name: &str) -> String {
+    format!("edgelm.{kind}_error.{name}")
+}
