@@ -211,6 +211,7 @@ fn costs(
         let rounded = rounded(dtype, &sample, row_len, importance)?;
         formats.push(FormatCost { dtype, bytes: (row_bytes * rows) as u64, kl: share * error_of(&sample, &rounded) });
     }
+    formats.sort_by_key(|format| format.bytes);
     let Some(trial) = formats.iter().find(|format| format.dtype.bits_per_weight() >= TRIAL_BITS).or(formats.last())
     else {
         return Err(CompressError::NoCandidate { name: tensors.base().stored_name(id), row_len });
@@ -223,7 +224,7 @@ fn costs(
 
 /// The trial format is the first of at least so many bits: rough enough that its divergence stands out from rounding noise,
 /// fine enough that the divergence is still quadratic in the error.
-const TRIAL_BITS: f64 = 3.4;
+const TRIAL_BITS: f64 = 4.2;
 
 /// Encoded and decoded again.
 fn rounded(

@@ -41,6 +41,9 @@ pub struct ParetoFront {
 /// given one beyond 0.65 to 2.1; and encoding for trial in the low-bit formats is what takes the time.
 const BITS_AROUND_MEAN: std::ops::RangeInclusive<f64> = 0.6..=2.8;
 
+/// For rows that are not whole blocks of 256 values, and for those that are not whole blocks of anything.
+const ALWAYS: [DType; 2] = [DType::IQ4_NL, DType::F16];
+
 /// Sizes for which a front is drawn.
 const POINTS: u64 = 12;
 
@@ -66,16 +69,22 @@ pub fn choose_formats(
     on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
 ) -> Result<(Allocation, ParetoFront), CompressError> {
     let budget = target.budget(checkpoint)?;
-    let mean = budget as f64 * 8.0 / checkpoint.parameters().max(1) as f64;
+    // Beyond the largest format there is nothing to mix.
+    let mean = (budget as f64 * 8.0 / checkpoint.parameters().max(1) as f64).min(DType::Q8_0.bits_per_weight());
     let is_near = |dtype: DType| BITS_AROUND_MEAN.contains(&(dtype.bits_per_weight() / mean));
     let is_kept = |dtype: DType| keep.iter().any(|keep| keep.dtype() == dtype);
-    let candidates: Vec<DType> =
-        DType::all().filter(|&dtype| (dtype.is_quantized() && is_near(dtype)) || is_kept(dtype)).collect();
+    let candidates: Vec<DType> = DType::all()
+        .filter(|&dtype| (dtype.is_quantized() && is_near(dtype)) || is_kept(dtype) || ALWAYS.contains(&dtype))
+        .collect();
     let mut measured = measure_sensitivity(checkpoint, cpu, windows, &candidates, &ProbeOptions::default(), on_layer)?;
     for tensor in &mut measured {
         let name = checkpoint.config().arch.gguf_tensor_name(tensor.id);
         if let Some(keep) = keep.iter().rev().find(|keep| keep.matches(&name)) {
             tensor.formats.retain(|format| format.dtype == keep.dtype());
+            if tensor.formats.is_empty() {
+                let row_len = checkpoint.tensor(tensor.id)?.row_len();
+                return Err(CompressError::NoCandidate { name, row_len });
+            }
         }
     }
     let allocation = allocate_formats(&measured, budget)?;
