@@ -60,6 +60,15 @@ pub(crate) enum Family {
     I8mm(crate::isa::I8mm),
 }
 
+/// table[word mod N] in the place of each word. Not inlined: it is loads and stores, and copies of it in every kernel of every
+/// codebook format made the Arm build take more than twice as long.
+#[inline(never)]
+fn gather_words<const N: usize>(table: &[u32; N], line: &mut Line) {
+    for word in &mut line.0 {
+        *word = table[*word as usize % N];
+    }
+}
+
 /// Code that is generic over the instruction set, before one is chosen.
 pub(crate) trait LanesVisitor {
     type Output;
@@ -237,9 +246,7 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         const { assert!(N.is_power_of_two()) };
         let mut line = Line::ZERO;
         self.store(index, &mut line);
-        for lane in 0..ROWS {
-            line.0[lane] = table[line.0[lane] as usize % N];
-        }
+        gather_words(table, &mut line);
         self.load(&line)
     }
     /// Prepares signed bytes for `dot`.
