@@ -3,6 +3,7 @@
 use crate::{
     CompressError, Importance, Walk,
     feedback::FeedbackOptions,
+    go_on,
     layer_pass::{quantize_layer, quantize_matrix},
     scheme::{Choice, Keep, Scheme},
     store::LayerStore,
@@ -170,10 +171,7 @@ pub fn quantize_to_gguf(
     let formats: HashMap<TensorId, DType> = plans.iter().map(|plan| (plan.id, plan.choice.dtype)).collect();
     let store = options.store;
     for (index, plan) in plans.iter().enumerate() {
-        let mut go_on = || match on_tensor(index, plans.len(), &plan.name) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(CompressError::Cancelled),
-        };
+        let mut go_on = || go_on(on_tensor(index, plans.len(), &plan.name));
         if let (Some(walk), Method::Feedback { options, .. }) = (&mut walk, &options.method) {
             match plan.id {
                 TensorId::Layer(layer, _) if layer == walk.layer() => {
@@ -194,7 +192,7 @@ pub fn quantize_to_gguf(
                         errors.extend(found);
                     }
                 }
-                id if id == head_of(checkpoint) => {
+                id if id == checkpoint.config().head() => {
                     let moments = walk.head_moments(&edited)?;
                     if let Some(error) = quantize_matrix(&mut edited, id, plan.choice.dtype, &moments, options)? {
                         errors.insert(id, error);
@@ -243,39 +241,39 @@ pub fn matrix_budget(checkpoint: &Checkpoint, file_bytes: u64) -> Result<u64, Co
     for (name, shape, _) in checkpoint.gguf_extra_tensors() {
         declared.push((name, DType::F32, shape));
     }
-    let mut vectors = 0;
     for &id in checkpoint.tensor_ids() {
         let shape = checkpoint.tensor(id)?.shape.to_vec();
-        vectors += if id.is_matrix() { 0 } else { 4 * shape.iter().product::<usize>() as u64 };
         declared.push((checkpoint.config().arch.gguf_tensor_name(id), DType::F32, shape));
     }
     let mut metadata = checkpoint.gguf_metadata()?;
     metadata.push(("general.file_type".into(), Value::U32(0)));
     let (header, padding) = header_bytes(&metadata, &declared)?;
-    Ok(file_bytes.saturating_sub(header + padding + vectors))
+    Ok(file_bytes.saturating_sub(header + padding + vector_bytes(checkpoint)?))
 }
 
 /// Bytes that the matrices may have for all weights together to take `bits_per_weight`.
 pub fn matrix_budget_of_bits(checkpoint: &Checkpoint, bits_per_weight: f64) -> Result<u64, CompressError> {
-    let mut vectors = 0;
-    for &id in checkpoint.tensor_ids() {
-        vectors += if id.is_matrix() { 0 } else { 4 * checkpoint.tensor(id)?.elements() as u64 };
-    }
     let bytes = (bits_per_weight * checkpoint.parameters() as f64 / 8.0).floor() as u64;
-    Ok(bytes.saturating_sub(vectors))
+    Ok(bytes.saturating_sub(vector_bytes(checkpoint)?))
 }
 
-fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
+/// Bytes of norms and biases, which are stored in F32.
+pub(crate) fn vector_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+    let vectors = checkpoint.tensor_ids().iter().filter(|id| !id.is_matrix());
+    vectors.map(|&id| Ok(4 * checkpoint.tensor(id)?.elements() as u64)).sum()
+}
+
+/// True where the output's name asks for a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+pub(crate) fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
     let Ok(output) = output.canonicalize() else { return Ok(()) };
     if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
         return Err(CompressError::OutputIsInput { path: output });
     }
     Ok(())
-}
-
-/// The tensor that makes the logits.
-fn head_of(checkpoint: &Checkpoint) -> TensorId {
-    if checkpoint.config().tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output }
 }
 
 fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Plan>, CompressError> {
@@ -287,7 +285,7 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
     for id in others.into_iter().chain(embedding) {
         let view = checkpoint.tensor(id)?;
         let name = config.arch.gguf_tensor_name(id);
-        let is_head = id == head_of(checkpoint);
+        let is_head = id == checkpoint.config().head();
         let mut choice = if id.is_matrix() {
             match options.formats {
                 Formats::Scheme(scheme) => scheme.choose(id, view.row_len(), is_head),

@@ -1,6 +1,6 @@
 //! How much each input column of each linear layer matters: the mean square of what flows through it.
 
-use crate::CompressError;
+use crate::{CompressError, Walk};
 use edgelm_engine::{Block, Head};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, LayerTensor, TensorId};
@@ -46,28 +46,23 @@ impl Importance {
 /// mean_squares[k] = mean over all positions of all windows of x[k]², for the input x of every linear layer and of the
 /// output head.
 ///
-/// One layer's weights are in memory at a time, beside the hidden states of all windows (windows × length × hidden_size
-/// × 4 bytes). `on_layer` is called with (done, total) after each layer, and may end it.
+/// One layer's weights are in memory at a time, beside what a [`Walk`] holds. `on_layer` is called with (done, total) after each layer, and may end it.
 pub fn measure_importance(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     windows: &[Vec<u32>],
     on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
 ) -> Result<Importance, CompressError> {
-    let mut hidden =
-        windows.iter().map(|window| edgelm_engine::embed_window(checkpoint, window)).collect::<Result<Vec<_>, _>>()?;
+    let mut walk = Walk::begin(checkpoint, cpu, windows)?;
     let layers = checkpoint.config().layers.len();
     let mut importance = Importance::default();
     for layer in 0..layers {
         let block = Block::load(checkpoint, cpu, layer)?;
         let mut sums: HashMap<Vec<LayerTensor>, Sums> = HashMap::new();
-        for (hidden, window) in hidden.iter_mut().zip(windows) {
-            let mut observer = |readers: &[LayerTensor], x: &[f32], rows: usize| {
-                sums.entry(readers.to_vec()).or_default().add(x, rows);
-                ControlFlow::Continue(())
-            };
-            let _ = block.run_window(cpu, hidden, window.len(), &mut observer);
-        }
+        walk.go_through(&block, &mut |readers, x, rows| {
+            sums.entry(readers.to_vec()).or_default().add(x, rows);
+            ControlFlow::Continue(())
+        })?;
         for (readers, sums) in sums {
             let mean = sums.mean();
             for reader in readers {
@@ -78,8 +73,8 @@ pub fn measure_importance(
     }
     let head = Head::load(checkpoint)?;
     let mut sums = Sums::default();
-    for (hidden, window) in hidden.iter().zip(windows) {
-        sums.add(&head.normed(cpu, hidden), window.len());
+    for (index, window) in windows.iter().enumerate() {
+        sums.add(&head.normed(cpu, &walk.hidden(index)?), window.len());
     }
     importance.mean_squares.insert(head.tensor(), sums.mean());
     Ok(importance)

@@ -11,6 +11,7 @@ mod feedback;
 mod gguf_out;
 mod importance;
 mod layer_pass;
+mod logits;
 pub mod mixed;
 mod moments;
 pub mod prune;
@@ -24,7 +25,7 @@ mod walk;
 pub use calibration::{CalibrationOptions, calibration_windows};
 pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
 pub use gguf_out::{
-    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, matrix_budget,
+    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget,
     matrix_budget_of_bits, quantize_to_gguf,
 };
 pub use importance::{Importance, measure_importance};
@@ -34,7 +35,7 @@ pub use size::parse_size;
 pub use store::LayerStore;
 pub use walk::Walk;
 
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
 /// Why a pass cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +243,14 @@ pub enum CompressError {
         /// File.
         path: PathBuf,
     },
+}
+
+/// What a progress callback said, as a reason to end.
+fn go_on(flow: ControlFlow<()>) -> Result<(), CompressError> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(CompressError::Cancelled),
+    }
 }
 
 /// Threads for the passes. The result of a pass does not depend on their number.

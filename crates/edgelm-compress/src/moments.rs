@@ -61,18 +61,28 @@ impl Moments {
         Ok(out)
     }
 
-    /// Mean over positions of |ΔW·x|² summed over output rows: tr(ΔW · H · ΔWᵀ) / rows, for ΔW `[N, K]`.
-    pub fn output_error(&self, difference: &[f32]) -> f64 {
+    /// H / rows, both triangles, in the order of the columns.
+    pub fn full(&self) -> Result<Mat<f32>, CompressError> {
         let order: Vec<usize> = (0..self.columns()).collect();
-        let Ok(h) = self.damped(0.0, &order) else { return f64::NAN };
-        let n = difference.len() / self.columns().max(1);
-        let difference = MatRef::from_row_major_slice(difference, n, self.columns());
-        let mut product = Mat::zeros(n, self.columns());
-        product_f32(product.as_mut(), false, difference, h.as_ref());
-        let dot =
-            |row: usize| (0..self.columns()).map(|k| f64::from(product[(row, k)] * difference[(row, k)])).sum::<f64>();
-        (0..n).map(dot).sum()
+        self.damped(0.0, &order)
     }
+
+    /// Mean over positions of |ΔW·x|² summed over output rows, for ΔW `[N, K]`; NaN where the moments are not finite. For
+    /// several ΔW, [`quadratic`] with one [`Self::full`] is less work.
+    pub fn output_error(&self, difference: &[f32]) -> f64 {
+        self.full().map_or(f64::NAN, |h| quadratic(&h, difference))
+    }
+}
+
+/// tr(W · H · Wᵀ) for `rows` W `[N, K]`.
+pub(crate) fn quadratic(h: &Mat<f32>, rows: &[f32]) -> f64 {
+    let columns = h.nrows();
+    let n = rows.len() / columns.max(1);
+    let rows = MatRef::from_row_major_slice(rows, n, columns);
+    let mut product = Mat::zeros(n, columns);
+    product_f32(product.as_mut(), false, rows, h.as_ref());
+    let dot = |row: usize| (0..columns).map(|k| f64::from(product[(row, k)] * rows[(row, k)])).sum::<f64>();
+    (0..n).map(dot).sum()
 }
 
 /// H = Lᵤ · D · Lᵤᵀ with Lᵤ unit lower triangular.

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 pub struct Walk<'a> {
     cpu: &'a Cpu,
     hidden: Activations,
+    hidden_size: usize,
     layer: usize,
 }
 
@@ -23,7 +24,7 @@ impl<'a> Walk<'a> {
         for (index, window) in windows.iter().enumerate() {
             hidden.store(index, &edgelm_engine::embed_window(tensors, window)?)?;
         }
-        Ok(Self { cpu, hidden, layer: 0 })
+        Ok(Self { cpu, hidden, hidden_size: d, layer: 0 })
     }
 
     /// The layer that comes next.
@@ -41,6 +42,11 @@ impl<'a> Walk<'a> {
         self.hidden.load(index)
     }
 
+    /// D.
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
     /// The machine it runs on.
     pub fn cpu(&self) -> &'a Cpu {
         self.cpu
@@ -50,10 +56,9 @@ impl<'a> Walk<'a> {
     /// it breaks, the next window follows.
     pub fn observe(&self, tensors: &dyn Tensors, observer: &mut Observer<'_>) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
-        let d = tensors.config().hidden_size;
         for index in 0..self.hidden.len() {
             let mut hidden = self.hidden.load(index)?;
-            let rows = hidden.len() / d;
+            let rows = hidden.len() / self.hidden_size;
             let _ = block.run_window(self.cpu, &mut hidden, rows, observer);
         }
         Ok(())
@@ -76,34 +81,37 @@ impl<'a> Walk<'a> {
     /// Runs the next layer with the weights as they are in `tensors`.
     pub fn advance(&mut self, tensors: &dyn Tensors) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
-        let d = tensors.config().hidden_size;
+        self.go_through(&block, &mut |_, _, _| ControlFlow::Continue(()))
+    }
+
+    /// Runs `block` as the next layer, for all windows; `observer`, which must not end it, sees the inputs of its linear layers.
+    pub(crate) fn go_through(&mut self, block: &Block, observer: &mut Observer<'_>) -> Result<(), CompressError> {
         for index in 0..self.hidden.len() {
             let mut hidden = self.hidden.load(index)?;
-            let rows = hidden.len() / d;
-            let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |_, _, _| ControlFlow::Continue(()));
+            let rows = hidden.len() / self.hidden_size;
+            let _ = block.run_window(self.cpu, &mut hidden, rows, observer);
             self.hidden.store(index, &hidden)?;
         }
         self.layer += 1;
         Ok(())
     }
 
-    /// A copy of the hidden states.
-    pub(crate) fn copy_hidden(&self) -> Result<Activations, CompressError> {
+    /// Another walk from here on.
+    pub(crate) fn fork(&self) -> Result<Self, CompressError> {
         let loaded = (0..self.hidden.len()).map(|index| self.hidden.load(index));
         let loaded = loaded.collect::<Result<Vec<_>, _>>()?;
-        let mut copy = Activations::new(loaded.iter().map(Vec::len))?;
-        loaded.iter().enumerate().try_for_each(|(index, values)| copy.store(index, values))?;
-        Ok(copy)
+        let mut hidden = Activations::new(loaded.iter().map(Vec::len))?;
+        loaded.iter().enumerate().try_for_each(|(index, values)| hidden.store(index, values))?;
+        Ok(Self { hidden, ..*self })
     }
 
     /// Second moments of the input of the output head, after the last layer.
     pub fn head_moments(&self, tensors: &dyn Tensors) -> Result<Moments, CompressError> {
         let head = Head::load(tensors)?;
-        let d = tensors.config().hidden_size;
-        let mut moments = Moments::new(d);
+        let mut moments = Moments::new(self.hidden_size);
         for index in 0..self.hidden.len() {
             let hidden = self.hidden.load(index)?;
-            moments.add(&head.normed(self.cpu, &hidden), hidden.len() / d);
+            moments.add(&head.normed(self.cpu, &hidden), hidden.len() / self.hidden_size);
         }
         Ok(moments)
     }

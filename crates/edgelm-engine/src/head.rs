@@ -15,8 +15,7 @@ impl Head {
     /// Reads the norm.
     pub fn load(tensors: &dyn Tensors) -> Result<Self, EngineError> {
         let config = tensors.config();
-        let tensor = if config.tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output };
-        Ok(Self { gain: load_vector(tensors, TensorId::OutputNorm)?, eps: config.rms_norm_eps, tensor })
+        Ok(Self { gain: load_vector(tensors, TensorId::OutputNorm)?, eps: config.rms_norm_eps, tensor: config.head() })
     }
 
     /// The tensor that makes the logits: the embedding where tied.

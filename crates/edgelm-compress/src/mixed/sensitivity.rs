@@ -8,12 +8,12 @@
 
 use crate::{
     CompressError, Walk,
-    activations::Activations,
     layer_pass::{GROUPS, decode},
-    moments::Moments,
+    logits::Logits,
+    moments::{Moments, quadratic},
 };
-use edgelm_engine::{Block, Head};
-use edgelm_kernels::{Cpu, Linear, Matrix, Scratch, kl_divergence};
+use edgelm_engine::Block;
+use edgelm_kernels::{Cpu, kl_divergence};
 use edgelm_model::{Checkpoint, Edited, Replaced, TensorId, Tensors};
 use edgelm_tensor::{
     DType,
@@ -61,12 +61,6 @@ const SAMPLED_ROWS: usize = 512;
 /// Rows of logits at a time.
 const LOGIT_ROWS: usize = 128;
 
-/// A copy of the calibration data on its way through the model with one tensor changed.
-struct Trial {
-    id: TensorId,
-    hidden: Activations,
-}
-
 /// Measures every matrix of the model for the formats of `candidates`. The layers are walked once, with one layer in memory
 /// and one copy of the hidden states per tensor. `on_layer` is called with (done, total) after each layer.
 pub fn measure_sensitivity(
@@ -81,22 +75,23 @@ pub fn measure_sensitivity(
     let mut edited = Edited::new(checkpoint);
     let mut walk = Walk::begin(checkpoint, cpu, windows)?;
     let mut found: Vec<(Sensitivity, f64)> = Vec::new();
-    let mut trials = Vec::new();
-    let head = Head::load(checkpoint)?.tensor();
+    // The calibration data on its way through the model with one tensor changed, in the order of `found`.
+    let mut trials: Vec<Walk<'_>> = Vec::new();
+    let head = checkpoint.config().head();
 
     if head != TensorId::TokenEmbedding {
         // What every token looks up counts alike.
         let (sensitivity, trial) = costs(&edited, TensorId::TokenEmbedding, None, candidates)?;
         found.push(sensitivity);
         edited.replace(TensorId::TokenEmbedding, trial);
-        trials.push(begin_trial(&edited, TensorId::TokenEmbedding, windows)?);
+        trials.push(Walk::begin(&edited, cpu, windows)?);
         edited.take(TensorId::TokenEmbedding);
     }
     let layers = checkpoint.config().layers.len();
     for layer in 0..layers {
         let block = Block::load(&edited, cpu, layer)?;
         for trial in &mut trials {
-            run(&block, cpu, trial, checkpoint.config().hidden_size)?;
+            trial.go_through(&block, &mut |_, _, _| ControlFlow::Continue(()))?;
         }
         drop(block);
         for group in GROUPS {
@@ -106,9 +101,8 @@ pub fn measure_sensitivity(
                 let (sensitivity, replaced) = costs(&edited, id, Some(&moments), candidates)?;
                 found.push(sensitivity);
                 edited.replace(id, replaced);
-                let block = Block::load(&edited, cpu, layer)?;
-                let mut trial = Trial { id, hidden: walk.copy_hidden()? };
-                run(&block, cpu, &mut trial, checkpoint.config().hidden_size)?;
+                let mut trial = walk.fork()?;
+                trial.advance(&edited)?;
                 trials.push(trial);
                 edited.take(id);
             }
@@ -123,25 +117,23 @@ pub fn measure_sensitivity(
     let (sensitivity, replaced) = costs(&edited, head, Some(&moments), candidates)?;
     found.push(sensitivity);
 
-    let base = walk.copy_hidden()?;
-    let divergences = divergences(&edited, cpu, &base, &trials)?;
+    let parent = Logits::load(&edited, cpu)?;
+    let mut divergences = divergences(&walk, &parent, &parent, &trials)?;
     edited.replace(head, replaced);
-    let of_head = if head == TensorId::TokenEmbedding {
+    let other = Logits::load(&edited, cpu)?;
+    let trial = if head == TensorId::TokenEmbedding {
         // Tied: it changes what goes in as well as what comes out.
-        let mut trial = begin_trial(&edited, head, windows)?;
-        for layer in 0..layers {
-            run(&Block::load(&edited, cpu, layer)?, cpu, &mut trial, checkpoint.config().hidden_size)?;
-        }
-        head_divergence(checkpoint, &edited, cpu, &base, &trial.hidden)?
+        let mut trial = Walk::begin(&edited, cpu, windows)?;
+        (0..layers).try_for_each(|_| trial.advance(&edited))?;
+        trial
     } else {
-        head_divergence(checkpoint, &edited, cpu, &base, &base)?
+        walk.fork()?
     };
-    let measured = trials.iter().map(|trial| trial.id).zip(divergences).chain([(head, of_head)]);
+    divergences.extend(self::divergences(&walk, &parent, &other, &[trial])?);
     Ok(found
         .into_iter()
-        .zip(measured)
-        .map(|((mut sensitivity, error), (id, kl))| {
-            debug_assert_eq!(sensitivity.id, id);
+        .zip(divergences)
+        .map(|((mut sensitivity, error), kl)| {
             let factor = if error > 0.0 { kl.max(0.0) / error } else { 0.0 };
             sensitivity.formats.iter_mut().for_each(|format| format.kl *= factor);
             sensitivity
@@ -163,25 +155,6 @@ fn shortened(windows: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
     out
 }
 
-fn begin_trial(tensors: &dyn Tensors, id: TensorId, windows: &[Vec<u32>]) -> Result<Trial, CompressError> {
-    let d = tensors.config().hidden_size;
-    let mut hidden = Activations::new(windows.iter().map(|window| window.len() * d))?;
-    for (index, window) in windows.iter().enumerate() {
-        hidden.store(index, &edgelm_engine::embed_window(tensors, window)?)?;
-    }
-    Ok(Trial { id, hidden })
-}
-
-fn run(block: &Block, cpu: &Cpu, trial: &mut Trial, d: usize) -> Result<(), CompressError> {
-    for index in 0..trial.hidden.len() {
-        let mut hidden = trial.hidden.load(index)?;
-        let rows = hidden.len() / d;
-        let _ = block.run_window(cpu, &mut hidden, rows, &mut |_, _, _| ControlFlow::Continue(()));
-        trial.hidden.store(index, &hidden)?;
-    }
-    Ok(())
-}
-
 /// The output errors of all formats (in place of their divergences), the tensor in the trial format, as f32, and the error
 /// of that. Without moments every column counts alike.
 fn costs(
@@ -195,10 +168,11 @@ fn costs(
     let values = decode(tensors, id)?;
     let importance = moments.map(Moments::mean_squares);
     let importance = importance.as_deref();
+    let h = moments.map(Moments::full).transpose()?;
     let error_of = |was: &[f32], is: &[f32]| -> f64 {
         let difference: Vec<f32> = was.iter().zip(is).map(|(was, is)| was - is).collect();
-        match moments {
-            Some(moments) => moments.output_error(&difference),
+        match &h {
+            Some(h) => quadratic(h, &difference),
             None => difference.iter().map(|value| f64::from(value * value)).sum(),
         }
     };
@@ -245,80 +219,30 @@ fn rounded(
     Ok(out)
 }
 
-/// The head, ready to make logits.
-struct Logits {
-    head: Head,
-    matrix: Matrix,
-}
-
-impl Logits {
-    fn load(tensors: &dyn Tensors, cpu: &Cpu) -> Result<Self, CompressError> {
-        let head = Head::load(tensors)?;
-        let view = tensors.tensor(head.tensor())?;
-        let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes)
-            .map_err(edgelm_engine::EngineError::from)?;
-        Ok(Self { head, matrix })
-    }
-
-    /// `[T, V]` for hidden states `[T, D]`.
-    fn of(&self, cpu: &Cpu, hidden: &[f32], rows: usize) -> Vec<f32> {
-        let normed = self.head.normed(cpu, hidden);
-        let mut out = vec![0.0; rows * self.matrix.rows()];
-        let linear = Linear { weight: &self.matrix, bias: None, out: &mut out };
-        cpu.matmul(&normed, rows, &mut [linear], &mut Scratch::default());
-        out
-    }
-}
-
-/// Mean KL divergence of each trial's logits from those of `base`, both through the same head.
+/// Mean KL divergence of the logits that `other` makes of each trial from those that `parent` makes of `base`.
 fn divergences(
-    tensors: &dyn Tensors,
-    cpu: &Cpu,
-    base: &Activations,
-    trials: &[Trial],
+    base: &Walk<'_>,
+    parent: &Logits<'_>,
+    other: &Logits<'_>,
+    trials: &[Walk<'_>],
 ) -> Result<Vec<f64>, CompressError> {
-    let logits = Logits::load(tensors, cpu)?;
-    let d = tensors.config().hidden_size;
     let mut sums = vec![0.0; trials.len()];
     let mut positions = 0;
-    for index in 0..base.len() {
-        let hidden = base.load(index)?;
-        let others = trials.iter().map(|trial| trial.hidden.load(index)).collect::<Result<Vec<_>, _>>()?;
-        for start in (0..hidden.len()).step_by(LOGIT_ROWS * d) {
-            let part = start..hidden.len().min(start + LOGIT_ROWS * d);
-            let rows = part.len() / d;
-            let parent = logits.of(cpu, &hidden[part.clone()], rows);
-            for (sum, other) in sums.iter_mut().zip(&others) {
-                *sum += compare(cpu, &parent, &logits.of(cpu, &other[part.clone()], rows), rows);
+    for index in 0..base.windows() {
+        let hidden = base.hidden(index)?;
+        let changed = trials.iter().map(|trial| trial.hidden(index)).collect::<Result<Vec<_>, _>>()?;
+        let step = LOGIT_ROWS * base.hidden_size();
+        for start in (0..hidden.len()).step_by(step) {
+            let part = start..hidden.len().min(start + step);
+            let rows = part.len() / base.hidden_size();
+            let of_parent = parent.of(&hidden[part.clone()]);
+            for (sum, changed) in sums.iter_mut().zip(&changed) {
+                *sum += compare(base.cpu(), &of_parent, &other.of(&changed[part.clone()]), rows);
             }
             positions += rows;
         }
     }
     Ok(sums.into_iter().map(|sum| sum / positions.max(1) as f64).collect())
-}
-
-/// The same for one trial whose head is another one than that of `parent`.
-fn head_divergence(
-    parent: &dyn Tensors,
-    tensors: &dyn Tensors,
-    cpu: &Cpu,
-    base: &Activations,
-    other: &Activations,
-) -> Result<f64, CompressError> {
-    let (of_parent, of_other) = (Logits::load(parent, cpu)?, Logits::load(tensors, cpu)?);
-    let d = tensors.config().hidden_size;
-    let (mut sum, mut positions) = (0.0, 0);
-    for index in 0..base.len() {
-        let (hidden, changed) = (base.load(index)?, other.load(index)?);
-        for start in (0..hidden.len()).step_by(LOGIT_ROWS * d) {
-            let part = start..hidden.len().min(start + LOGIT_ROWS * d);
-            let rows = part.len() / d;
-            let parent = of_parent.of(cpu, &hidden[part.clone()], rows);
-            sum += compare(cpu, &parent, &of_other.of(cpu, &changed[part], rows), rows);
-            positions += rows;
-        }
-    }
-    Ok(sum / positions.max(1) as f64)
 }
 
 /// Σ over rows of KL(parent || other).

@@ -1,7 +1,7 @@
 //! From a target size to formats: measures, allocates, and draws the front on which the choice lies.
 
 use super::{Allocation, ProbeOptions, Sensitivity, allocate_formats, measure_sensitivity};
-use crate::{CompressError, Keep, matrix_budget, matrix_budget_of_bits};
+use crate::{CompressError, Keep, gguf_out::vector_bytes, matrix_budget, matrix_budget_of_bits};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use edgelm_tensor::DType;
@@ -85,6 +85,9 @@ pub fn choose_formats(
                 let row_len = checkpoint.tensor(tensor.id)?.row_len();
                 return Err(CompressError::NoCandidate { name, row_len });
             }
+        } else if tensor.formats.iter().any(|format| format.dtype.is_quantized()) {
+            // No mixture wants it, and the front would be drawn up to its size.
+            tensor.formats.retain(|format| format.dtype.is_quantized());
         }
     }
     let allocation = allocate_formats(&measured, budget)?;
@@ -97,10 +100,7 @@ fn front(checkpoint: &Checkpoint, measured: &[Sensitivity], chosen: &Allocation)
     let sizes = |tensor: &Sensitivity| tensor.formats.iter().map(|format| format.bytes).collect::<Vec<_>>();
     let least: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().min()).sum();
     let most: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().max()).sum();
-    let mut vectors = 0;
-    for &id in checkpoint.tensor_ids().iter().filter(|id| !id.is_matrix()) {
-        vectors += 4 * checkpoint.tensor(id)?.elements() as u64;
-    }
+    let vectors = vector_bytes(checkpoint)?;
     let point = |allocation: &Allocation| ParetoPoint {
         matrix_bytes: allocation.bytes,
         bits_per_weight: (allocation.bytes + vectors) as f64 * 8.0 / checkpoint.parameters().max(1) as f64,

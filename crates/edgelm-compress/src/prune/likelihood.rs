@@ -1,8 +1,8 @@
 //! How likely a text is to a model in the making: what layers and heads are chosen by.
 
-use crate::CompressError;
-use edgelm_engine::{Block, Head, log_sum_exp};
-use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
+use crate::{CompressError, logits::Logits};
+use edgelm_engine::{Block, log_sum_exp};
+use edgelm_kernels::Cpu;
 use edgelm_model::Tensors;
 use std::ops::ControlFlow;
 
@@ -12,19 +12,14 @@ pub(crate) const PERPLEXITY_WINDOWS: usize = 16;
 /// What turns hidden states into the likelihood of a text.
 pub(crate) struct Likelihood<'a> {
     cpu: &'a Cpu,
-    head: Head,
-    output: Matrix,
+    logits: Logits<'a>,
     hidden_size: usize,
 }
 
 impl<'a> Likelihood<'a> {
     /// Packs the output head.
     pub fn load(tensors: &dyn Tensors, cpu: &'a Cpu) -> Result<Self, CompressError> {
-        let head = Head::load(tensors)?;
-        let view = tensors.tensor(head.tensor())?;
-        let output = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes);
-        let output = output.map_err(edgelm_engine::EngineError::from)?;
-        Ok(Self { cpu, head, output, hidden_size: tensors.config().hidden_size })
+        Ok(Self { cpu, logits: Logits::load(tensors, cpu)?, hidden_size: tensors.config().hidden_size })
     }
 
     /// Runs all windows through a layer.
@@ -40,14 +35,9 @@ impl<'a> Likelihood<'a> {
     /// exp of the mean negative log-likelihood of each window's tokens after the first.
     pub fn perplexity(&self, windows: &[Vec<u32>], hidden: &[Vec<f32>]) -> Result<f64, CompressError> {
         let (mut sum, mut count) = (0.0, 0);
-        let vocab = self.output.rows();
-        let mut scratch = Scratch::default();
         for (window, hidden) in windows.iter().zip(hidden) {
-            let normed = self.head.normed(self.cpu, hidden);
-            let mut logits = vec![0.0; window.len() * vocab];
-            let mut linear = [Linear { weight: &self.output, bias: None, out: &mut logits }];
-            self.cpu.matmul(&normed, window.len(), &mut linear, &mut scratch);
-            for (logits, &next) in logits.chunks_exact(vocab).zip(&window[1..]) {
+            let logits = self.logits.of(hidden);
+            for (logits, &next) in logits.chunks_exact(self.logits.vocab_size()).zip(&window[1..]) {
                 sum += log_sum_exp(logits) - f64::from(logits[next as usize]);
                 count += 1;
             }

@@ -28,34 +28,37 @@ pub use alps::alps;
 pub use columns::{Removal, compensate, removal_order};
 pub use layer_pass::{LayerReport, MatrixReport};
 pub use layers::RemovedLayer;
-pub use output::is_gguf;
 pub use pattern::{Pattern, Sparsity};
 pub use refit::refit;
 pub use sparsegpt::sparsegpt;
 
-use crate::{CompressError, OnTensor, Walk};
+use crate::{CompressError, OnTensor, Walk, go_on, is_gguf};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, LayerTensor, ModelConfig, TensorId, Tensors};
 use layer_pass::LayerPass;
 use output::Output;
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use serde::{Deserialize, Serialize};
+use std::{path::Path, time::Instant};
 use widths::{LayerPlan, Widths, ffn_step, units_to_remove};
 
 /// How what goes is chosen, and what happens to the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PruneMethod {
     /// The smallest. Single weights: nothing else changes. Columns: the rest is adjusted if there is calibration data.
     Magnitude,
     /// The smallest times the norm of their input. Single weights: nothing else changes. Columns: the rest is adjusted.
     Wanda,
     /// What costs least when the rest makes up for it; all of the rest is then solved for.
+    #[default]
     SparseGpt,
     /// The same with the zeros of a matrix chosen together. Columns: as `SparseGpt`.
     Alps,
 }
 
 /// What layers and heads are chosen by, and how channels are shared out between layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Score {
     /// The perplexity of the calibration text without them. Layers: one after another. KV heads: each alone, the rest of its
     /// layer adjusted. Costs one pass over 16 windows per candidate.
@@ -66,13 +69,21 @@ pub enum Score {
 }
 
 /// Where heads and channels go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Allocation {
     /// The same fraction of every layer.
     #[default]
     Uniform,
     /// The same number in all, from the layers that miss them least. Needs calibration data.
     Global,
+}
+
+impl Allocation {
+    /// The one that is best where nobody asks for another.
+    pub fn usual(has_calibration: bool) -> Self {
+        if has_calibration { Self::Global } else { Self::Uniform }
+    }
 }
 
 /// Calibration data and the machine that it runs on.
@@ -117,7 +128,7 @@ impl Default for PruneOptions<'_> {
             ffn: None,
             allocation: Allocation::default(),
             sparsity: None,
-            method: PruneMethod::SparseGpt,
+            method: PruneMethod::default(),
             damping: 0.01,
             calibration: None,
         }
@@ -219,7 +230,7 @@ pub fn prune<'a>(
     let mut edited = Edited::new(checkpoint);
     let layers_removed = match options.calibration {
         Some(PruneCalibration { cpu, windows }) if options.layers > 0 => {
-            let mut go_on = |what: &str| step(on_step, 0, count, what);
+            let mut go_on = |what: &str| go_on(on_step(0, count, what));
             layers::choose_layers(checkpoint, cpu, windows, options.layers, options.score, &mut go_on)?
         }
         _ => Vec::new(),
@@ -229,7 +240,7 @@ pub fn prune<'a>(
     gone.iter().rev().for_each(|&layer| edited.remove_layer(layer));
     let plans = match &options.calibration {
         Some(calibration) => {
-            let mut go_on = |what: &str| step(on_step, 0, count, what);
+            let mut go_on = |what: &str| go_on(on_step(0, count, what));
             allocation::plan(&mut edited, options, calibration, &mut go_on)?
         }
         None => {
@@ -253,7 +264,9 @@ pub fn prune<'a>(
             let report = LayerReport::new(&edited, layer);
             let mut pass = LayerPass { edited: &mut edited, walk: walk.as_mut(), options, layer, report };
             let source = pass.report.layer;
-            pass.run(&plans[layer], &mut |what| step(on_step, layer, plans.len(), &format!("layer {source}: {what}")))?;
+            pass.run(&plans[layer], &mut |what| {
+                go_on(on_step(layer, plans.len(), &format!("layer {source}: {what}")))
+            })?;
             layers.push(pass.report);
         }
         let found = writer.write(&edited, id)?;
@@ -281,13 +294,6 @@ pub fn prune<'a>(
         notes: if is_gguf(output) { checkpoint.gguf_notes_with(&config) } else { Vec::new() },
         seconds: begin.elapsed().as_secs_f64(),
     })
-}
-
-fn step(on_step: &mut OnTensor<'_>, done: usize, total: usize, what: &str) -> Result<(), CompressError> {
-    match on_step(done, total, what) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(CompressError::Cancelled),
-    }
 }
 
 fn parameters(config: &ModelConfig) -> u64 {

@@ -1,8 +1,8 @@
 //! The pruned model on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
-use crate::{CompressError, tensor_pass::encode_rows};
+use crate::{CompressError, gguf_out::refuse_overwriting_input, is_gguf, tensor_pass::encode_rows};
 use edgelm_format::{FormatError, gguf, safetensors};
-use edgelm_model::{Checkpoint, Edited, ModelConfig, TensorId, Tensors};
+use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
 use edgelm_tensor::DType;
 use std::{
     collections::BTreeMap,
@@ -115,19 +115,6 @@ impl Output {
             }
         }
     }
-}
-
-/// True where the output's name asks for a GGUF file.
-pub fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-}
-
-fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
-    if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
-        return Err(CompressError::OutputIsInput { path: output });
-    }
-    Ok(())
 }
 
 /// Values of a float format that are zero; none of a quantized one count.

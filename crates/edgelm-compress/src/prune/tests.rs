@@ -14,6 +14,7 @@ use edgelm_format::safetensors;
 use edgelm_linalg::Mat;
 use edgelm_tensor::DType;
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::{path::PathBuf, sync::Arc};
 
 type Rows = Vec<Vec<f64>>;

@@ -18,7 +18,7 @@ mod work;
 
 pub use gates::{Fraction, GateReport, Gates, Measured};
 pub use pass::{Job, Pass, Settings};
-pub use prune::{Method as PruneMethod, PrunePass, ScoreBy, Share};
+pub use prune::PrunePass;
 pub use quantize::{QuantizeMethod, QuantizePass, Size};
 pub use ready::{READY, Ready};
 pub use report::{PassReport, RecipeReport};

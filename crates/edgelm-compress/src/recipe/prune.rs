@@ -24,11 +24,11 @@ pub struct PrunePass {
     pub pattern: Option<String>,
     /// How what goes is chosen.
     #[serde(default)]
-    pub method: Method,
+    pub method: PruneMethod,
     /// What layers and heads are chosen by.
-    pub score: Option<ScoreBy>,
+    pub score: Option<Score>,
     /// Where heads and channels go.
-    pub allocation: Option<Share>,
+    pub allocation: Option<Allocation>,
     /// Part of the mean diagonal of H that is added to it.
     pub damping: Option<f32>,
     /// After this pass. Not part of what it does.
@@ -36,51 +36,7 @@ pub struct PrunePass {
     pub gates: Option<Gates>,
 }
 
-/// How what goes is chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// The smallest.
-    Magnitude,
-    /// The smallest times their inputs.
-    Wanda,
-    /// What the rest can best make up for.
-    #[default]
-    Sparsegpt,
-    /// The same, with the zeros of a matrix chosen together.
-    Alps,
-}
-
-/// What layers and heads are chosen by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScoreBy {
-    /// The perplexity of the calibration text without them.
-    Perplexity,
-    /// What is missed right there.
-    Local,
-}
-
-/// Where heads and channels go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Share {
-    /// The same part of every layer.
-    Uniform,
-    /// The same number in all, from the layers that miss them least.
-    Global,
-}
-
 impl PrunePass {
-    fn method(&self) -> PruneMethod {
-        match self.method {
-            Method::Magnitude => PruneMethod::Magnitude,
-            Method::Wanda => PruneMethod::Wanda,
-            Method::Sparsegpt => PruneMethod::SparseGpt,
-            Method::Alps => PruneMethod::Alps,
-        }
-    }
-
     fn sparsity(&self) -> Result<Option<Sparsity>, CompressError> {
         let pattern = self.pattern.as_deref().map(str::parse::<Pattern>).transpose()?;
         match (self.sparsity, pattern) {
@@ -124,12 +80,12 @@ impl Settings for PrunePass {
 
     fn calibration_for(&self) -> Option<&'static str> {
         match self.method {
-            Method::Magnitude if self.layers > 0 => Some("layers"),
-            Method::Magnitude if self.allocation == Some(Share::Global) => Some("allocation"),
-            Method::Magnitude => None,
-            Method::Wanda => Some("wanda"),
-            Method::Sparsegpt => Some("sparsegpt"),
-            Method::Alps => Some("alps"),
+            PruneMethod::Magnitude if self.layers > 0 => Some("layers"),
+            PruneMethod::Magnitude if self.allocation == Some(Allocation::Global) => Some("allocation"),
+            PruneMethod::Magnitude => None,
+            PruneMethod::Wanda => Some("wanda"),
+            PruneMethod::SparseGpt => Some("sparsegpt"),
+            PruneMethod::Alps => Some("alps"),
         }
     }
 
@@ -151,21 +107,12 @@ impl Settings for PrunePass {
         let defaults = PruneOptions::default();
         let options = PruneOptions {
             layers: self.layers,
-            score: match self.score {
-                Some(ScoreBy::Perplexity) => Score::Perplexity,
-                Some(ScoreBy::Local) => Score::Local,
-                None => defaults.score,
-            },
+            score: self.score.unwrap_or(defaults.score),
             heads: self.heads.map(|part| part.0),
             ffn: self.ffn.map(|part| part.0),
-            allocation: match self.allocation {
-                Some(Share::Uniform) => Allocation::Uniform,
-                Some(Share::Global) => Allocation::Global,
-                None if !job.windows.is_empty() => Allocation::Global,
-                None => Allocation::Uniform,
-            },
+            allocation: self.allocation.unwrap_or(Allocation::usual(!job.windows.is_empty())),
             sparsity: self.sparsity()?,
-            method: self.method(),
+            method: self.method,
             damping: self.damping.unwrap_or(defaults.damping),
             calibration: (!job.windows.is_empty()).then_some(PruneCalibration { cpu: job.cpu, windows: job.windows }),
         };

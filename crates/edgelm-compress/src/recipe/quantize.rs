@@ -3,7 +3,7 @@
 use super::{Gates, Job, PassReport, Settings};
 use crate::{
     CompressError, FeedbackOptions, Formats, Importance, Keep, LayerStore, Method, OnTensor, QuantizeOptions, Scheme,
-    measure_importance,
+    go_on, measure_importance,
     mixed::{ParetoFront, Target, choose_formats},
     parse_size, quantize_to_gguf,
 };
@@ -14,7 +14,6 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    ops::ControlFlow,
 };
 
 /// Its keys.
@@ -147,13 +146,6 @@ impl QuantizePass {
     }
 }
 
-fn go_on(flow: ControlFlow<()>) -> Result<(), CompressError> {
-    match flow {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(CompressError::Cancelled),
-    }
-}
-
 impl Settings for QuantizePass {
     fn check(&self) -> Result<(), String> {
         let ways = [self.format.is_some(), self.target_bpw.is_some(), self.target_size.is_some()];
@@ -244,17 +236,7 @@ impl Settings for QuantizePass {
             &QuantizeOptions { formats, keep: &keep, method, store },
             on_step,
         )?;
-        Ok(PassReport {
-            title: self.title(),
-            input_bytes: report.input_bytes,
-            output_bytes: report.output_bytes,
-            parameters: job.checkpoint.parameters(),
-            bits_per_weight: report.bits_per_weight,
-            tensors: report.tensors,
-            notes: report.notes,
-            pareto: mixture.map(|(_, front)| front),
-            seconds: report.seconds,
-            ..PassReport::default()
-        })
+        let front = mixture.map(|(_, front)| front);
+        Ok(PassReport::of_quantization(self.title(), job.checkpoint.parameters(), report, front))
     }
 }

@@ -1,7 +1,7 @@
 //! What became of a model on its way through a recipe.
 
 use super::GateReport;
-use crate::{TensorReport, mixed::ParetoFront};
+use crate::{QuantizeReport, TensorReport, mixed::ParetoFront};
 use serde::{Deserialize, Serialize};
 
 /// One pass.
@@ -35,6 +35,30 @@ pub struct PassReport {
     /// Finished in an earlier run.
     #[serde(skip_deserializing)]
     pub resumed: bool,
+}
+
+impl PassReport {
+    /// What a quantization says, as a pass.
+    pub fn of_quantization(
+        title: String,
+        parameters: u64,
+        report: QuantizeReport,
+        pareto: Option<ParetoFront>,
+    ) -> Self {
+        Self {
+            kind: "quantize".to_owned(),
+            title,
+            input_bytes: report.input_bytes,
+            output_bytes: report.output_bytes,
+            parameters,
+            bits_per_weight: report.bits_per_weight,
+            tensors: report.tensors,
+            notes: report.notes,
+            pareto,
+            seconds: report.seconds,
+            ..Self::default()
+        }
+    }
 }
 
 /// All of them.

@@ -4,7 +4,7 @@ use super::{
     Gates, Job, Measured, Recipe, RecipeReport,
     work::{Identity, Start, Work},
 };
-use crate::{CompressError, calibration_windows};
+use crate::{CompressError, calibration_windows, gguf_out::refuse_overwriting_input};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use std::{ops::ControlFlow, path::Path, time::Instant};
@@ -47,11 +47,7 @@ pub fn run_recipe(
     let begin = Instant::now();
     recipe.check_data()?;
     Work::look(options.output, options.start)?;
-    if let (Ok(output), Ok(input)) = (options.output.canonicalize(), checkpoint.path().canonicalize())
-        && output == input
-    {
-        return Err(CompressError::OutputIsInput { path: output });
-    }
+    refuse_overwriting_input(checkpoint, options.output)?;
     let windows = match &recipe.calibration.file {
         Some(file) if recipe.uses_calibration() => {
             calibration_windows(checkpoint, file, &recipe.calibration_options())?

@@ -17,7 +17,7 @@ pub(crate) use gguf_read::GgufTensors;
 pub(crate) use json::parse_object;
 pub use rope::{RopeConfig, RopeScaling};
 
-use crate::Arch;
+use crate::{Arch, TensorId};
 
 /// Everything the engine, the passes and the exporters need to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +73,11 @@ pub enum AttentionBias {
 }
 
 impl ModelConfig {
+    /// The tensor that makes the logits: the embedding where tied.
+    pub fn head(&self) -> TensorId {
+        if self.tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output }
+    }
+
     /// Positions the model can be run at: the trained length, stretched where the rotary scaling says so (`Dynamic`:
     /// times its factor; YaRN: the original length times its factor, if that is more).
     pub fn context_length(&self) -> usize {

@@ -4,10 +4,9 @@ use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, p
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, calibration_windows,
+    CalibrationOptions, calibration_windows, is_gguf,
     prune::{
-        self, Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Score as ScoreBy,
-        Sparsity, is_gguf,
+        self, Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Score as ScoreBy, Sparsity,
     },
 };
 use serde_json::{Value, json};
@@ -121,8 +120,8 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         ffn: args.ffn,
         allocation: match args.allocation {
             Some(Share::Global) => Allocation::Global,
-            None if args.calibration.is_some() => Allocation::Global,
-            Some(Share::Uniform) | None => Allocation::Uniform,
+            Some(Share::Uniform) => Allocation::Uniform,
+            None => Allocation::usual(args.calibration.is_some()),
         },
         sparsity,
         method,

@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
     CalibrationOptions, CompressError, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions,
-    QuantizeReport, Scheme, calibration_windows, count_formats, measure_importance,
+    QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf, measure_importance,
     mixed::{Allocation, ParetoFront, Target, choose_formats},
     parse_size, quantize_to_gguf,
     recipe::PassReport,
@@ -123,39 +123,29 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         (None, Some(bytes)) => output::bytes(bytes),
         (None, None) => scheme.name().to_owned(),
     };
-    let pass = PassReport {
-        kind: "quantize".to_owned(),
-        title: format!("quantize to {wanted} ({})", args.method.name()),
-        input_bytes: report.input_bytes,
-        output_bytes: report.output_bytes,
-        parameters: checkpoint.parameters(),
-        bits_per_weight: report.bits_per_weight,
-        tensors: report.tensors.clone(),
-        notes: report.notes.clone(),
-        pareto: mixture.map(|(_, front)| front),
-        seconds: report.seconds,
-        ..PassReport::default()
-    };
+    let title = format!("quantize to {wanted} ({})", args.method.name());
+    let front = mixture.map(|(_, front)| front);
+    let pass = PassReport::of_quantization(title, checkpoint.parameters(), report, front);
     if let Some(path) = &args.report {
         let page = page::Page {
             model: checkpoint.name(),
             output: &args.output,
             recipe: None,
-            input_bytes: report.input_bytes,
+            input_bytes: pass.input_bytes,
             passes: std::slice::from_ref(&pass),
             gates: &[],
         };
         page::write(path, &page)?;
     }
     if global.json {
-        return output::json(&document(&report, pass.pareto.as_ref()));
+        return output::json(&document(&pass));
     }
     print_pass(&format!("{}: ", args.output.display()), &pass)
 }
 
 /// Only GGUF files are written.
 pub fn check_output(path: &Path) -> Result<(), Usage> {
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+    if is_gguf(path) {
         return Ok(());
     }
     Err(Usage(format!("`{}`: the output must end in .gguf", path.display())))
@@ -225,20 +215,20 @@ fn measure(checkpoint: &Checkpoint, cpu: &Cpu, windows: &[Vec<u32>], global: &Gl
 }
 
 /// The keys of CONTRACT.md.
-fn document(report: &QuantizeReport, pareto: Option<&ParetoFront>) -> Value {
+fn document(pass: &PassReport) -> Value {
     let tensors: Map<String, Value> =
-        report.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.format.clone().into())).collect();
+        pass.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.format.clone().into())).collect();
     let mut document = json!({
-        "input_bytes": report.input_bytes,
-        "output_bytes": report.output_bytes,
-        "bits_per_weight": report.bits_per_weight,
+        "input_bytes": pass.input_bytes,
+        "output_bytes": pass.output_bytes,
+        "bits_per_weight": pass.bits_per_weight,
         "tensors": tensors,
-        "details": report.tensors,
-        "notes": report.notes,
-        "seconds": report.seconds,
+        "details": pass.tensors,
+        "notes": pass.notes,
+        "seconds": pass.seconds,
         "peak_rss_bytes": machine::peak_rss_bytes(),
     });
-    if let Some(pareto) = pareto {
+    if let Some(pareto) = &pass.pareto {
         document["pareto"] = json!(pareto);
     }
     document
