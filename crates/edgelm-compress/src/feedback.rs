@@ -4,14 +4,16 @@
 
 use crate::{
     CompressError,
+    int_groups::{IntGrid, IntScale, IntSettings, matrix_scale, search, write_run},
     moments::{Factor, Moments},
 };
 use edgelm_linalg::{Mat, MatMut, MatRef, product_f32};
 use edgelm_tensor::{
-    DType,
+    DType, IntFormat,
     block::{Coded, CodedVisitor, Grid, visit_coded},
 };
 use rayon::prelude::*;
+use std::marker::PhantomData;
 
 /// Columns between two updates of what lies before them: the factor's part that they need stays in L2.
 const COLUMNS_AT_A_TIME: usize = 256;
@@ -60,10 +62,92 @@ pub fn quantize_with_feedback(
     moments: &Moments,
     options: &FeedbackOptions,
 ) -> Result<Fed, CompressError> {
-    if let Some(index) = weights.iter().position(|value| !value.is_finite()) {
-        return Err(CompressError::NotFinite { what: format!("weight {index}") });
-    }
     visit_coded(dtype, Visitor { weights, moments, options }).unwrap_or(Err(CompressError::NoCodes { dtype }))
+}
+
+/// The same to integers with a scale per group, row or matrix. The scales of groups that do not divide 256 values, of rows and
+/// of matrices are those of the weights as they were.
+pub fn quantize_ints_with_feedback(
+    settings: &IntSettings,
+    weights: &[f32],
+    moments: &Moments,
+    options: &FeedbackOptions,
+) -> Result<Fed, CompressError> {
+    let codes = IntRuns {
+        format: settings.format,
+        len: settings.run(moments.columns()),
+        fixed: matrix_scale(settings, weights, Some(&moments.mean_squares())),
+    };
+    run(&codes, weights, moments, options)
+}
+
+/// How a row is cut into parts that share scales, and what their codes can be.
+trait Codes: Sync {
+    /// The scales of a part.
+    type Scales: Send;
+    /// What its codes mean.
+    type Grid: Grid + Send;
+
+    /// Values of a part.
+    fn len(&self) -> usize;
+    /// The scales of least weighted error.
+    fn fit(&self, values: &[f32], weights: &[f32]) -> Self::Scales;
+    fn grid(&self, scales: &Self::Scales) -> Self::Grid;
+    /// Appends the part's bytes.
+    fn write(&self, scales: Self::Scales, codes: &[u16], out: &mut Vec<u8>);
+}
+
+/// Parts are blocks.
+struct Blocks<B>(PhantomData<fn() -> B>);
+
+impl<B: Coded> Codes for Blocks<B> {
+    type Scales = B;
+    type Grid = B::Grid;
+
+    fn len(&self) -> usize {
+        B::LEN
+    }
+
+    fn fit(&self, values: &[f32], weights: &[f32]) -> B {
+        B::encode(values, Some(weights))
+    }
+
+    fn grid(&self, block: &B) -> B::Grid {
+        block.grid()
+    }
+
+    fn write(&self, block: B, codes: &[u16], out: &mut Vec<u8>) {
+        out.extend_from_slice(bytemuck::bytes_of(&block.with_codes(codes)));
+    }
+}
+
+/// Parts are runs of integers.
+struct IntRuns {
+    format: IntFormat,
+    len: usize,
+    /// The scale of all of them.
+    fixed: Option<IntScale>,
+}
+
+impl Codes for IntRuns {
+    type Scales = IntScale;
+    type Grid = IntGrid;
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn fit(&self, values: &[f32], weights: &[f32]) -> IntScale {
+        self.fixed.unwrap_or_else(|| search(self.format, values, weights))
+    }
+
+    fn grid(&self, scale: &IntScale) -> IntGrid {
+        IntGrid::new(self.format, *scale)
+    }
+
+    fn write(&self, scale: IntScale, codes: &[u16], out: &mut Vec<u8>) {
+        write_run(self.format, scale, codes, out);
+    }
 }
 
 struct Visitor<'a> {
@@ -76,27 +160,40 @@ impl CodedVisitor for Visitor<'_> {
     type Output = Result<Fed, CompressError>;
 
     fn visit<B: Coded>(self) -> Self::Output {
-        let columns = self.moments.columns();
-        let row_bytes = B::DTYPE.row_bytes(columns)?;
-        let order = if self.options.activation_order {
-            by_activation(&self.moments.mean_squares(), B::Grid::STEP)
-        } else {
-            (0..columns).collect()
-        };
-        let h = self.moments.damped(self.options.damping, &order)?;
-        let factor = Factor::new(&h)?;
-        let plan = Plan { order: &order, h: &h, factor: &factor, options: self.options };
-        let rows_at_a_time = (VALUES_AT_A_TIME / columns.max(1)).max(1);
-        let mut fed = Fed { bytes: Vec::with_capacity(self.weights.len() / columns * row_bytes), output_error: 0.0 };
-        for weights in self.weights.chunks(rows_at_a_time * columns) {
-            let mut rows = Rows::<B>::new(weights, &plan);
-            rows.feed_back(&plan);
-            let error = rows.descend(&plan);
-            fed.output_error += error;
-            rows.write(&mut fed.bytes);
-        }
-        Ok(fed)
+        B::DTYPE.row_bytes(self.moments.columns())?;
+        run(&Blocks::<B>(PhantomData), self.weights, self.moments, self.options)
     }
+}
+
+fn run<C: Codes>(
+    codes: &C,
+    weights: &[f32],
+    moments: &Moments,
+    options: &FeedbackOptions,
+) -> Result<Fed, CompressError> {
+    if let Some(index) = weights.iter().position(|value| !value.is_finite()) {
+        return Err(CompressError::NotFinite { what: format!("weight {index}") });
+    }
+    let columns = moments.columns();
+    let order = if options.activation_order {
+        by_activation(&moments.mean_squares(), C::Grid::STEP)
+    } else {
+        (0..columns).collect()
+    };
+    let h = moments.damped(options.damping, &order)?;
+    let factor = Factor::new(&h)?;
+    // Scales of a part that is decided piece by piece must be known before.
+    let fit_first = options.activation_order || !COLUMNS_AT_A_TIME.is_multiple_of(codes.len());
+    let plan = Plan { order: &order, h: &h, factor: &factor, options, fit_first };
+    let rows_at_a_time = (VALUES_AT_A_TIME / columns.max(1)).max(1);
+    let mut fed = Fed { bytes: Vec::new(), output_error: 0.0 };
+    for weights in weights.chunks(rows_at_a_time * columns) {
+        let mut rows = Rows::new(codes, weights, &plan);
+        rows.feed_back(&plan);
+        fed.output_error += rows.descend(&plan);
+        rows.write(&mut fed.bytes);
+    }
+    Ok(fed)
 }
 
 /// Columns in groups of `step`, those with the largest mean square last: they are decided first.
@@ -112,41 +209,47 @@ struct Plan<'a> {
     h: &'a Mat<f32>,
     factor: &'a Factor,
     options: &'a FeedbackOptions,
+    /// Scales are chosen before any column is decided.
+    fit_first: bool,
 }
 
-/// One row in work. Columns are in the order in which they stand in `Plan::order`, blocks in file order.
-struct Row<B: Coded> {
+/// One row in work. Columns are in the order in which they stand in `Plan::order`, parts in file order.
+struct Row<'a, C: Codes> {
+    format: &'a C,
     /// The weights.
     weights: Vec<f32>,
-    /// The block of each run of `LEN` columns, and its grid, once its scales are chosen.
-    blocks: Vec<Option<(B, B::Grid)>>,
+    /// The scales of each part and its grid, once they are chosen.
+    parts: Vec<Option<(C::Scales, C::Grid)>>,
     /// In file order.
     codes: Vec<u16>,
 }
 
-struct Rows<B: Coded> {
-    rows: Vec<Row<B>>,
+struct Rows<'a, C: Codes> {
+    rows: Vec<Row<'a, C>>,
     /// w − q, `[R, K]`.
     errors: Vec<f32>,
     columns: usize,
 }
 
-impl<B: Coded> Rows<B> {
-    fn new(weights: &[f32], plan: &Plan<'_>) -> Self {
-        let columns = plan.order.len();
-        // Scales that are chosen before any column is decided.
-        let importance: Option<Vec<f32>> = plan.options.activation_order.then(|| {
+impl<'a, C: Codes> Rows<'a, C> {
+    fn new(format: &'a C, weights: &[f32], plan: &Plan<'_>) -> Self {
+        let (columns, len) = (plan.order.len(), format.len());
+        let importance: Option<Vec<f32>> = plan.fit_first.then(|| {
             let mut by_column = vec![0.0; columns];
             plan.order.iter().enumerate().for_each(|(at, &column)| by_column[column] = plan.h[(at, at)]);
             by_column
         });
         let row = |values: &[f32]| Row {
+            format,
             weights: plan.order.iter().map(|&column| values[column]).collect(),
-            blocks: (0..columns / B::LEN)
+            parts: (0..columns / len)
                 .map(|index| {
-                    let part = index * B::LEN..(index + 1) * B::LEN;
-                    let fit = |weights: &Vec<f32>| B::encode(&values[part.clone()], Some(&weights[part.clone()]));
-                    importance.as_ref().map(fit).map(|block| (block, block.grid()))
+                    let part = index * len..(index + 1) * len;
+                    let fit = |weights: &Vec<f32>| format.fit(&values[part.clone()], &weights[part.clone()]);
+                    importance.as_ref().map(fit).map(|scales| {
+                        let grid = format.grid(&scales);
+                        (scales, grid)
+                    })
                 })
                 .collect(),
             codes: vec![0; columns],
@@ -197,44 +300,40 @@ impl<B: Coded> Rows<B> {
 
     fn write(self, out: &mut Vec<u8>) {
         for row in self.rows {
-            for (block, codes) in row.blocks.into_iter().zip(row.codes.chunks(B::LEN)) {
-                if let Some((block, _)) = block {
-                    out.extend_from_slice(bytemuck::bytes_of(&block.with_codes(codes)));
+            for (part, codes) in row.parts.into_iter().zip(row.codes.chunks(row.format.len())) {
+                if let Some((scales, _)) = part {
+                    row.format.write(scales, codes, out);
                 }
             }
         }
     }
 }
 
-impl<B: Coded> Row<B> {
+impl<C: Codes> Row<'_, C> {
     /// Decides the columns from `start` on, as many as `pull` has. `pull`: what the decided columns ask of these.
     fn decide(&mut self, plan: &Plan<'_>, start: usize, pull: &mut [f32], errors: &mut [f32]) {
-        let step = B::Grid::STEP;
+        let step = C::Grid::STEP;
         let mut target = [0.0f32; 32];
         let mut decoded = [0.0f32; 32];
         for local in (0..pull.len()).step_by(step).rev() {
             let at = start + local;
             let column = plan.order[at];
-            let index = column / B::LEN;
-            if self.blocks[index].is_none() {
-                // Without an order of its own a block is reached at its last column, and all of it lies in this part.
-                let first = index * B::LEN;
+            let len = self.format.len();
+            let index = column / len;
+            if self.parts[index].is_none() {
+                // Without an order of its own a part is reached at its last column, and all of it is among these columns.
+                let first = index * len;
                 let wanted = self.expected(plan, first, &pull[first - start..at + step - start]);
-                let block = B::encode(&wanted, Some(&plan.factor.cost()[first..first + B::LEN]));
-                self.blocks[index] = Some((block, block.grid()));
+                let scales = self.format.fit(&wanted, &plan.factor.cost()[first..first + len]);
+                let grid = self.format.grid(&scales);
+                self.parts[index] = Some((scales, grid));
             }
-            let Some((_, grid)) = &self.blocks[index] else { continue };
+            let Some((_, grid)) = &self.parts[index] else { continue };
             for i in 0..step {
                 target[i] = self.weights[at + i] + pull[local + i];
             }
             let codes = &mut self.codes[column..column + step];
-            grid.choose(
-                column % B::LEN,
-                &target[..step],
-                &plan.factor.cost()[at..at + step],
-                codes,
-                &mut decoded[..step],
-            );
+            grid.choose(column % len, &target[..step], &plan.factor.cost()[at..at + step], codes, &mut decoded[..step]);
             for i in 0..step {
                 let error = self.weights[at + i] - decoded[i];
                 errors[at + i] = error;
@@ -246,7 +345,7 @@ impl<B: Coded> Row<B> {
         }
     }
 
-    /// What the block of the columns from `first` on would hold if it could hold anything: the values that make the least of
+    /// What the part of the columns from `first` on would hold if it could hold anything: the values that make the least of
     /// the errors of the decided columns, all taken together. `pull`: what the decided columns ask of these.
     fn expected(&self, plan: &Plan<'_>, first: usize, pull: &[f32]) -> Vec<f32> {
         let mut wanted: Vec<f32> = self.weights[first..].iter().zip(pull).map(|(weight, pull)| weight + pull).collect();
@@ -262,7 +361,7 @@ impl<B: Coded> Row<B> {
 
     /// One pass of coordinate descent; `gradient` = e·H is kept up to date. False if nothing changed.
     fn sweep(&mut self, plan: &Plan<'_>, errors: &mut [f32], gradient: &mut [f32]) -> bool {
-        let step = B::Grid::STEP;
+        let step = C::Grid::STEP;
         let mut has_changed = false;
         let mut target = [0.0f32; 32];
         let mut weight = [0.0f32; 32];
@@ -270,12 +369,13 @@ impl<B: Coded> Row<B> {
         let mut codes = [0u16; 32];
         for at in (0..errors.len()).step_by(step) {
             let column = plan.order[at];
-            let Some((_, grid)) = &self.blocks[column / B::LEN] else { continue };
+            let len = self.format.len();
+            let Some((_, grid)) = &self.parts[column / len] else { continue };
             for i in 0..step {
                 weight[i] = plan.h[(at + i, at + i)];
                 target[i] = self.weights[at + i] - errors[at + i] + gradient[at + i] / weight[i];
             }
-            grid.choose(column % B::LEN, &target[..step], &weight[..step], &mut codes[..step], &mut decoded[..step]);
+            grid.choose(column % len, &target[..step], &weight[..step], &mut codes[..step], &mut decoded[..step]);
             if self.codes[column..column + step] == codes[..step] {
                 continue;
             }

@@ -10,26 +10,33 @@ pub mod calibration;
 mod feedback;
 mod gguf_out;
 mod importance;
+mod int_groups;
 mod layer_pass;
 mod logits;
+mod matrix_format;
 pub mod mixed;
 mod moments;
 pub mod prune;
+mod ranges;
 pub mod recipe;
 mod scheme;
 mod size;
+mod staged;
 mod store;
 mod tensor_pass;
 mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
-pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
+pub use feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback};
 pub use gguf_out::{
     Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget,
     matrix_budget_of_bits, quantize_to_gguf,
 };
 pub use importance::{Importance, measure_importance};
+pub use int_groups::{IntSettings, Strategy};
+pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
+pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};
 pub use size::parse_size;
 pub use store::LayerStore;

@@ -17,7 +17,7 @@ impl<'a> Logits<'a> {
     pub fn load(tensors: &dyn Tensors, cpu: &'a Cpu) -> Result<Self, CompressError> {
         let head = Head::load(tensors)?;
         let view = tensors.tensor(head.tensor())?;
-        let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), view.bytes)
+        let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), &view.bytes)
             .map_err(edgelm_engine::EngineError::from)?;
         Ok(Self { cpu, head, matrix })
     }

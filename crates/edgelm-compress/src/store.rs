@@ -95,7 +95,7 @@ impl LayerStore {
             views.push(view);
         }
         let mut writer = Writer::create(&self.path(layer), &metadata, &declared)?;
-        views.iter().try_for_each(|view| writer.write(view.bytes))?;
+        views.iter().try_for_each(|view| writer.write(&view.bytes))?;
         writer.finish()?;
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
 
 use crate::{EngineError, rope::RopeTable};
+use edgelm_format::TensorView;
 use edgelm_kernels::{
     Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, add_assign, rms_norm, rope,
     silu_mul,
 };
 use edgelm_model::{LayerConfig, LayerTensor, RopeConfig, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{borrow::Cow, collections::HashMap, ops::ControlFlow};
 
 /// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
 /// layer there: what comes after it is not wanted.
@@ -56,6 +57,43 @@ pub struct Block {
     gate: Projection,
     up: Projection,
     down: Projection,
+    input_scales: InputScales,
+}
+
+/// Scales of the int8 inputs of linear layers, where they are fixed.
+struct InputScales {
+    attention: Option<f32>,
+    o: Option<f32>,
+    ffn: Option<f32>,
+    down: Option<f32>,
+}
+
+impl InputScales {
+    fn load(tensors: &dyn Tensors, layer: usize) -> Result<Self, EngineError> {
+        use LayerTensor as T;
+        let shared = |group: &[LayerTensor]| {
+            let scales: Vec<_> =
+                group.iter().map(|&tensor| tensors.input_scale(TensorId::Layer(layer, tensor))).collect();
+            match scales[..] {
+                [first, ..] if scales.iter().all(|scale| *scale == first) => Ok(first),
+                _ => Err(EngineError::InputScales { layer }),
+            }
+        };
+        Ok(Self {
+            attention: shared(&[T::Q, T::K, T::V])?,
+            o: shared(&[T::O])?,
+            ffn: shared(&[T::Gate, T::Up])?,
+            down: shared(&[T::Down])?,
+        })
+    }
+}
+
+/// Products of one input, with its fixed scale if it has one.
+fn matmul(cpu: &Cpu, x: &[f32], rows: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
+    match scale {
+        None => cpu.matmul(x, rows, group, scratch),
+        Some(scale) => cpu.matmul_static(x, rows, scale, group, scratch),
+    }
 }
 
 /// Buffers of one layer's intermediate values, reused from layer to layer.
@@ -114,6 +152,7 @@ impl Block {
             gate: projection(T::Gate, T::GateBias)?,
             up: projection(T::Up, T::UpBias)?,
             down: projection(T::Down, T::DownBias)?,
+            input_scales: InputScales::load(tensors, index)?,
         })
     }
 
@@ -175,13 +214,15 @@ impl Block {
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         use LayerTensor as T;
-        let BlockScratch { matmul, normed, q, k, v, heads, update, .. } = scratch;
+        let BlockScratch { matmul: buffers, normed, q, k, v, heads, update, .. } = scratch;
+        let scales = &self.input_scales;
         let rows = table.rows();
         let head_dim = self.config.head_dim;
         normed.resize(hidden.len(), 0.0);
         rms_norm(cpu, hidden, &self.attn_norm, self.eps, normed);
         observer(&[T::Q, T::K, T::V], normed, rows)?;
-        cpu.matmul(normed, rows, &mut [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)], matmul);
+        let mut products = [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
+        matmul(cpu, normed, rows, scales.attention, &mut products, buffers);
         for (x, gain) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)] {
             if let Some(gain) = gain {
                 heads.resize(x.len(), 0.0);
@@ -210,7 +251,7 @@ impl Block {
             out: heads,
         });
         observer(&[T::O], heads, rows)?;
-        cpu.matmul(heads, rows, &mut [self.o.linear(update, rows)], matmul);
+        matmul(cpu, heads, rows, scales.o, &mut [self.o.linear(update, rows)], buffers);
         add_assign(cpu, hidden, update);
         ControlFlow::Continue(())
     }
@@ -224,17 +265,22 @@ impl Block {
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         use LayerTensor as T;
-        let BlockScratch { matmul, normed, gate, up, update, .. } = scratch;
+        let BlockScratch { matmul: buffers, normed, gate, up, update, .. } = scratch;
+        let scales = &self.input_scales;
         rms_norm(cpu, hidden, &self.ffn_norm, self.eps, normed);
         observer(&[T::Gate, T::Up], normed, rows)?;
-        cpu.matmul(normed, rows, &mut [self.gate.linear(gate, rows), self.up.linear(up, rows)], matmul);
+        matmul(cpu, normed, rows, scales.ffn, &mut [self.gate.linear(gate, rows), self.up.linear(up, rows)], buffers);
         silu_mul(cpu, gate, up);
         observer(&[T::Down], gate, rows)?;
-        cpu.matmul(gate, rows, &mut [self.down.linear(update, rows)], matmul);
+        matmul(cpu, gate, rows, scales.down, &mut [self.down.linear(update, rows)], buffers);
         add_assign(cpu, hidden, update);
         ControlFlow::Continue(())
     }
 }
+
+/// Bytes of tensors that had to be rewritten as blocks, from which on they are packed before more are: enough to keep all
+/// threads busy, little beside a model.
+const REWRITTEN_AT_A_TIME: usize = 128 << 20;
 
 /// Packed matrices that wait for their place.
 pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
@@ -242,13 +288,29 @@ pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
 impl Matrices {
     /// Packs all of `ids` at once, letting go of the mapped pages they are read from on the way.
     pub(crate) fn load(tensors: &dyn Tensors, cpu: &Cpu, ids: &[TensorId]) -> Result<Self, EngineError> {
-        let weights = |&id| -> Result<Weights<'_>, EngineError> {
-            let view = tensors.tensor(id)?;
-            Ok(Weights { dtype: view.dtype, rows: view.rows(), cols: view.row_len(), bytes: view.bytes })
-        };
-        let weights = ids.iter().map(weights).collect::<Result<Vec<_>, _>>()?;
-        let packed = Matrix::pack_all(cpu, &weights, &|index, bytes| tensors.release_part(ids[index], bytes))?;
-        Ok(Self(ids.iter().copied().zip(packed).collect()))
+        let mut packed = HashMap::new();
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let (mut views, mut rewritten) = (Vec::new(), 0);
+            for &id in rest {
+                let view = tensors.tensor(id)?;
+                rewritten += if let Cow::Owned(bytes) = &view.bytes { bytes.len() } else { 0 };
+                views.push(view);
+                if rewritten >= REWRITTEN_AT_A_TIME {
+                    break;
+                }
+            }
+            let (now, later) = rest.split_at(views.len());
+            let weights = |view| -> Weights<'_> {
+                let view: &TensorView<'_> = view;
+                Weights { dtype: view.dtype, rows: view.rows(), cols: view.row_len(), bytes: &view.bytes }
+            };
+            let weights: Vec<Weights<'_>> = views.iter().map(weights).collect();
+            let matrices = Matrix::pack_all(cpu, &weights, &|index, bytes| tensors.release_part(now[index], bytes))?;
+            packed.extend(now.iter().copied().zip(matrices));
+            rest = later;
+        }
+        Ok(Self(packed))
     }
 
     /// A matrix that was among the `ids`.
@@ -261,6 +323,6 @@ impl Matrices {
 pub(crate) fn load_vector(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, EngineError> {
     let view = tensors.tensor(id)?;
     let mut values = vec![0.0; view.elements()];
-    decode_row(view.dtype, view.bytes, &mut values).map_err(edgelm_kernels::KernelError::from)?;
+    decode_row(view.dtype, &view.bytes, &mut values).map_err(edgelm_kernels::KernelError::from)?;
     Ok(values)
 }

@@ -308,12 +308,11 @@ pub fn embed_window(tensors: &dyn Tensors, tokens: &[u32]) -> Result<Vec<f32>, E
 
 /// Writes the embedding row of a token, decoded from the mapped file: only the pages of rows in use become resident.
 fn embed(tensors: &dyn Tensors, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
-    let table = tensors.tensor(TensorId::TokenEmbedding)?;
-    if id as usize >= table.rows() {
-        return Err(EngineError::TokenId { id, vocab_size: table.rows() });
+    let vocab_size = tensors.config().vocab_size;
+    if id as usize >= vocab_size {
+        return Err(EngineError::TokenId { id, vocab_size });
     }
-    let row_bytes = table.bytes.len() / table.rows();
-    decode_row(table.dtype, &table.bytes[id as usize * row_bytes..][..row_bytes], out)
-        .map_err(edgelm_kernels::KernelError::from)?;
+    let (dtype, bytes) = tensors.row(TensorId::TokenEmbedding, id as usize)?;
+    decode_row(dtype, &bytes, out).map_err(edgelm_kernels::KernelError::from)?;
     Ok(())
 }

@@ -36,6 +36,12 @@ pub enum EngineError {
         /// Which.
         id: edgelm_model::TensorId,
     },
+    /// Linear layers that share an input and want it rounded differently.
+    #[error("layer {layer}: the scales of int8 inputs differ between linear layers that share one")]
+    InputScales {
+        /// Layer.
+        layer: usize,
+    },
     /// Prompt and requested tokens do not fit.
     #[error("the prompt has {prompt} tokens and {max_new} more were asked for, but the context holds {context}")]
     ContextLength {

@@ -3,6 +3,7 @@
 //! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
 //! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
 
+pub mod compressed_tensors;
 mod fault;
 pub mod gguf;
 mod output;
@@ -15,19 +16,20 @@ pub use output::write_file;
 pub use source::Source;
 
 use edgelm_tensor::DType;
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
-/// A checked, borrowed view of one stored tensor. `shape` is row-major, outermost first (as in PyTorch): a linear
+/// A checked view of one stored tensor. `shape` is row-major, outermost first (as in PyTorch): a linear
 /// layer's weight is `[out_features, in_features]` whatever the file format's own order is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TensorView<'a> {
     /// Element format.
     pub dtype: DType,
     /// Row-major shape.
     pub shape: &'a [usize],
     /// Exactly the bytes of that shape in that format, little-endian. They start wherever the file put them: no
-    /// alignment may be assumed.
-    pub bytes: &'a [u8],
+    /// alignment may be assumed. Owned where the file holds the tensor in a form that is rewritten as blocks when it is
+    /// asked for.
+    pub bytes: Cow<'a, [u8]>,
 }
 
 impl TensorView<'_> {

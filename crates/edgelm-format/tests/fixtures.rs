@@ -57,7 +57,7 @@ fn gguf_py_tensors() {
     assert_eq!(file.names().collect::<Vec<_>>(), ["f32", "f16", "bf16", "q8_0", "q4_K", "i32", "iq3_s"]);
     let view = file.get("f32").unwrap().unwrap();
     assert_eq!((view.dtype, view.shape), (DType::F32, &[2, 3][..]));
-    assert_eq!(floats(view.bytes), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(floats(&view.bytes), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     let view = file.get("f16").unwrap().unwrap();
     assert_eq!((view.dtype, view.shape, view.bytes.len()), (DType::F16, &[2, 1, 4][..], 16));
     for (name, dtype, shape) in
@@ -76,8 +76,8 @@ fn gguf_py_tensors() {
 #[test]
 fn gguf_py_alignment_byte_order_and_parts() {
     let file = GgufFile::open(&fixture("aligned-64.gguf")).unwrap();
-    assert_eq!(floats(file.get("a").unwrap().unwrap().bytes), [0.0, 1.0, 2.0]);
-    assert_eq!(floats(file.get("b").unwrap().unwrap().bytes), [0.0, 1.0]);
+    assert_eq!(floats(&file.get("a").unwrap().unwrap().bytes), [0.0, 1.0, 2.0]);
+    assert_eq!(floats(&file.get("b").unwrap().unwrap().bytes), [0.0, 1.0]);
 
     let error = GgufFile::open(&fixture("big-endian.gguf")).err().unwrap().to_string();
     assert!(error.contains("big-endian GGUF (version 3)"), "{error}");
@@ -85,7 +85,7 @@ fn gguf_py_alignment_byte_order_and_parts() {
     let file = GgufFile::open(&fixture("split-00002-of-00003.gguf")).unwrap();
     assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(file.get_meta("general.architecture").unwrap().as_str(), Some("llama"));
-    assert_eq!(floats(file.get("c").unwrap().unwrap().bytes), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(floats(&file.get("c").unwrap().unwrap().bytes), [0.0, 1.0, 2.0, 3.0]);
 }
 
 #[test]
@@ -94,9 +94,9 @@ fn numpy_safetensors() {
     let file = SafeTensors::from_sources(vec![source]).unwrap();
     assert_eq!(file.names().collect::<Vec<_>>(), ["empty", "f16", "f32", "i64", "scalar"]);
     assert_eq!(file.metadata().get("note").unwrap(), "é \"quoted\"");
-    assert_eq!(floats(file.get("f32").unwrap().unwrap().bytes), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(floats(&file.get("f32").unwrap().unwrap().bytes), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     let scalar = file.get("scalar").unwrap().unwrap();
-    assert_eq!((scalar.shape, floats(scalar.bytes)), (&[][..], vec![2.5]));
+    assert_eq!((scalar.shape, floats(&scalar.bytes)), (&[][..], vec![2.5]));
     assert_eq!(file.get("empty").unwrap().unwrap().shape, [0, 3]);
     assert!(file.get("i64").unwrap_err().to_string().contains("tensor `i64` is stored as I64"));
 }

@@ -173,7 +173,7 @@ fn tensor_names_and_shapes() {
     let scalar = open(data(Gguf::new().tensor("t", &[], 0, 0)).build()).unwrap();
     assert_eq!(scalar.get("t").unwrap().unwrap().elements(), 1);
     let none = open(data(Gguf::new().tensor("t", &[4, 0], 0, 0)).build()).unwrap();
-    assert_eq!(none.get("t").unwrap().unwrap().bytes, b"");
+    assert_eq!(none.get("t").unwrap().unwrap().bytes, &b""[..]);
     let four = open(data(Gguf::new().tensor("t", &[4, 3, 2, 1], 0, 0)).build()).unwrap();
     assert_eq!(four.get("t").unwrap().unwrap().shape, [1, 2, 3, 4]);
 }

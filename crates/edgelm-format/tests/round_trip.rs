@@ -113,7 +113,7 @@ proptest! {
         for (index, (name, dtype, shape)) in tensors.iter().enumerate() {
             let view = file.get(name).unwrap().unwrap();
             prop_assert_eq!((view.dtype, view.shape), (*dtype, shape.as_slice()));
-            prop_assert_eq!(view.bytes, content(index, bytes_of(*dtype, shape)));
+            prop_assert_eq!(&*view.bytes, content(index, bytes_of(*dtype, shape)));
         }
     }
 
@@ -139,8 +139,8 @@ proptest! {
         for (index, (name, dtype, shape)) in tensors.iter().enumerate() {
             let view = file.get(name).unwrap().unwrap();
             prop_assert_eq!((view.dtype, view.shape), (*dtype, shape.as_slice()));
-            prop_assert_eq!(view.bytes, content(index, bytes_of(*dtype, shape)));
-            prop_assert_eq!(reference.tensor(name).unwrap().data(), view.bytes);
+            prop_assert_eq!(&*view.bytes, content(index, bytes_of(*dtype, shape)));
+            prop_assert_eq!(reference.tensor(name).unwrap().data(), &*view.bytes);
         }
     }
 }

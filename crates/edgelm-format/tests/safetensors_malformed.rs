@@ -44,7 +44,7 @@ fn small_file_reads() {
     assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b", "i"]);
     assert_eq!(file.metadata().get("format").unwrap(), "pt");
     let view = file.get("a").unwrap().unwrap();
-    assert_eq!((view.dtype, view.shape, view.bytes), (DType::F32, &[2, 1][..], &[2, 3, 4, 5, 6, 7, 8, 9][..]));
+    assert_eq!((view.dtype, view.shape, &*view.bytes), (DType::F32, &[2, 1][..], &[2, 3, 4, 5, 6, 7, 8, 9][..]));
     assert!(file.get("none").unwrap().is_none() && file.info("none").is_none());
     assert_eq!(file.file_bytes(), raw::small_safetensors().len() as u64);
     assert!(file.source_of("a").is_some() && file.source_of("none").is_none());
@@ -120,7 +120,7 @@ fn layout() {
     let two = |first: &str, second: &str| directory(&[("a", "F32", "[1]", first), ("b", "F32", "[1]", second)]);
     // Listed in any order.
     let file = open(raw::safetensors(&two("[4,8]", "[0,4]"), 8)).unwrap();
-    assert_eq!(file.get("a").unwrap().unwrap().bytes, [4, 5, 6, 7]);
+    assert_eq!(file.get("a").unwrap().unwrap().bytes, &[4, 5, 6, 7][..]);
     refused(&two("[0,4]", "[2,6]"), 8, &["`b`", "overlaps", "`a`"]);
     refused(&two("[0,4]", "[0,4]"), 8, &["`b`", "overlaps", "`a`"]);
     refused(&two("[0,4]", "[5,9]"), 9, &["`b`", "4..5", "no tensor"]);
@@ -145,7 +145,7 @@ fn zero_sized_dimensions_are_allowed() {
         ("d", "F16", "[]", "[4,6]"),
     ]);
     let file = open(raw::safetensors(&header, 6)).unwrap();
-    assert_eq!(file.get("a").unwrap().unwrap().bytes, b"");
+    assert_eq!(file.get("a").unwrap().unwrap().bytes, &b""[..]);
     assert_eq!(file.get("c").unwrap().unwrap().elements(), 0);
     assert_eq!(file.get("d").unwrap().unwrap().elements(), 1);
 }

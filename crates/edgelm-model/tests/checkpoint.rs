@@ -146,7 +146,7 @@ fn the_demo_model_keeps_its_text_in_gguf() {
         .collect();
     let mut writer = gguf::Writer::create(&path, &before.gguf_metadata().unwrap(), &list).unwrap();
     for &id in before.tensor_ids() {
-        writer.write(before.tensor(id).unwrap().bytes).unwrap();
+        writer.write(&before.tensor(id).unwrap().bytes).unwrap();
     }
     writer.finish().unwrap();
     let after = Checkpoint::open(&path).unwrap();

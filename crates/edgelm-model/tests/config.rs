@@ -219,8 +219,8 @@ fn refusals_name_key_and_value() {
         (json!({"pretraining_tp": 2}), "key `pretraining_tp` is `2`: only `1` is supported"),
         (json!({"rope_interleaved": true}), "key `rope_interleaved` is `true`: only `false` is supported"),
         (
-            json!({"quantization_config": {"quant_method": "gptq"}}),
-            "key `quantization_config`: quantized Hugging Face checkpoints are not supported yet",
+            json!({"compression_config": {"format": "dense"}}),
+            "key `compression_config`: this old form of checkpoints is not supported",
         ),
         (json!({"tie_word_embeddings": "yes"}), "key `tie_word_embeddings` is `\"yes\"`: must be true or false"),
         (json!({"eos_token_id": [1, -1]}), "key `eos_token_id` is `[1,-1]`: must be token ids"),

@@ -1,16 +1,10 @@
 //! The pruned model on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
-use crate::{CompressError, gguf_out::refuse_overwriting_input, is_gguf, tensor_pass::encode_rows};
-use edgelm_format::{FormatError, gguf, safetensors};
+use crate::{CompressError, gguf_out::refuse_overwriting_input, is_gguf, staged::Staged, tensor_pass::encode_rows};
+use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
 use edgelm_tensor::DType;
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{collections::BTreeMap, path::Path};
 
 /// A model in the making. Dropped before `finish`, it leaves nothing behind.
 pub(crate) struct Output {
@@ -61,13 +55,13 @@ impl Output {
         }
         let dtypes = dtypes.into_iter();
         if !is_gguf {
-            let files = checkpoint.hf_files_with(config, edited.layers())?;
+            let files = checkpoint.hf_files_with(config, edited.layers(), None)?;
             let folder = Staged::create(path)?;
             for (name, content) in files {
                 folder.write(&name, &content)?;
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-            let weights = safetensors::Writer::create(&folder.path.join("model.safetensors"), &tensors, &metadata)?;
+            let weights = safetensors::Writer::create(&folder.path().join("model.safetensors"), &tensors, &metadata)?;
             return Ok(Self { writer: Writer::Folder { weights, folder }, dtypes });
         }
         let metadata = checkpoint.gguf_metadata_with(config)?;
@@ -127,82 +121,4 @@ fn zeros(dtype: DType, bytes: &[u8]) -> u64 {
         return 0;
     }
     bytes.chunks_exact(dtype.block_bytes()).filter(|value| is_zero(value)).count() as u64
-}
-
-/// A folder under a temporary name beside the one that it will have.
-pub(crate) struct Staged {
-    target: PathBuf,
-    path: PathBuf,
-    is_finished: bool,
-}
-
-impl Staged {
-    /// Errors where something is in the way that would be lost.
-    fn create(target: &Path) -> Result<Self, CompressError> {
-        let io = |source| FormatError::Io { path: target.into(), action: "create", source };
-        let name = target.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
-        let is_free = match fs::read_dir(target) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        };
-        if !is_free {
-            return Err(CompressError::OutputExists { path: target.into() });
-        }
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let mut sibling = std::ffi::OsString::from(".");
-            sibling.push(name);
-            sibling.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let path = target.with_file_name(sibling);
-            match fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { target: target.into(), path, is_finished: false }),
-                // Left behind by a killed process that had the same id.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(io(error).into()),
-            }
-        }
-    }
-
-    fn write(&self, name: &str, content: &[u8]) -> Result<(), CompressError> {
-        let path = self.path.join(name);
-        let io = |action| {
-            let path = path.clone();
-            move |source| FormatError::Io { path, action, source }
-        };
-        fs::write(&path, content).map_err(io("write"))?;
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(io("fsync"))?;
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<(), CompressError> {
-        let target = self.target.clone();
-        let io = |action| {
-            let path = target.clone();
-            move |source| FormatError::Io { path, action, source }
-        };
-        if self.target.exists() {
-            // An empty one; not every system renames over it.
-            fs::remove_dir(&self.target).map_err(io("replace"))?;
-        }
-        fs::rename(&self.path, &self.target).map_err(io("rename"))?;
-        self.is_finished = true;
-        #[cfg(unix)]
-        {
-            let parent = match self.target.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(io("fsync of the folder"))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            // Nobody is left to tell; a stale temporary folder harms nothing.
-            drop(fs::remove_dir_all(&self.path));
-        }
-    }
 }

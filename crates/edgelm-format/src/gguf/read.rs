@@ -152,7 +152,7 @@ impl GgufFile {
         let Some((stored, info)) = self.stored(name).zip(self.info(name)) else { return Ok(None) };
         match info {
             TensorInfo { dtype: Some(dtype), shape, bytes: Some(bytes), .. } => {
-                Ok(Some(TensorView { dtype, shape, bytes }))
+                Ok(Some(TensorView { dtype, shape, bytes: bytes.into() }))
             }
             _ => Err(FormatError::Unsupported {
                 path: self.part(stored.part).unwrap_or(&self.first).path().into(),

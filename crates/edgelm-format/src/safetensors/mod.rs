@@ -8,7 +8,7 @@ mod index;
 mod unique_map;
 mod write;
 
-pub use write::Writer;
+pub use write::{Element, Writer};
 
 use crate::{
     FormatError, Source, TensorInfo, TensorView,
@@ -108,7 +108,7 @@ impl SafeTensors {
         let Some((info, source)) = self.info(name).zip(self.source_of(name)) else { return Ok(None) };
         match info {
             TensorInfo { dtype: Some(dtype), shape, bytes: Some(bytes), .. } => {
-                Ok(Some(TensorView { dtype, shape, bytes }))
+                Ok(Some(TensorView { dtype, shape, bytes: bytes.into() }))
             }
             _ => Err(FormatError::Unsupported {
                 path: source.path().into(),

@@ -16,15 +16,69 @@ use std::{
 };
 
 /// Writes one safetensors file tensor by tensor, without holding more than one in memory:
-/// names, dtypes (F32/F16/BF16 only) and shapes are declared first; bytes follow in that order; `finish` renames a
+/// names, types and shapes are declared first; bytes follow in that order; `finish` renames a
 /// temporary file into place after fsync.
 pub struct Writer(Payload);
 
+/// What a tensor that is written holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Element {
+    F32,
+    F16,
+    BF16,
+    I8,
+    U8,
+    I32,
+    I64,
+}
+
+impl Element {
+    /// That of a format without blocks.
+    pub fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::F16 => Some(Self::F16),
+            DType::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// The format's spelling, and bytes of a value.
+    fn stored(self) -> (&'static str, usize) {
+        match self {
+            Self::F32 => ("F32", 4),
+            Self::F16 => ("F16", 2),
+            Self::BF16 => ("BF16", 2),
+            Self::I8 => ("I8", 1),
+            Self::U8 => ("U8", 1),
+            Self::I32 => ("I32", 4),
+            Self::I64 => ("I64", 8),
+        }
+    }
+}
+
 impl Writer {
-    /// Starts `path` (a temporary sibling until `finish`).
+    /// Starts `path` (a temporary sibling until `finish`), for tensors of floats.
     pub fn create(
         path: &Path,
         tensors: &[(String, DType, Vec<usize>)],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, FormatError> {
+        let element = |(name, dtype, shape): &(String, DType, Vec<usize>)| match Element::of(*dtype) {
+            Some(element) => Ok((name.clone(), element, shape.clone())),
+            None => {
+                let fault = Fault::Unsupported(format!("safetensors cannot hold {dtype}"));
+                Err(fault.within(format_args!("tensor {}", Name(name))).at(path))
+            }
+        };
+        Self::create_typed(path, &tensors.iter().map(element).collect::<Result<Vec<_>, _>>()?, metadata)
+    }
+
+    /// The same for tensors of any type.
+    pub fn create_typed(
+        path: &Path,
+        tensors: &[(String, Element, Vec<usize>)],
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, FormatError> {
         let (header, sizes) = layout(tensors, metadata).map_err(|fault| fault.at(path))?;
@@ -55,29 +109,27 @@ type Sizes = Vec<(String, u64)>;
 
 /// Length field and JSON padded to 8 bytes, and the size of each tensor.
 fn layout(
-    tensors: &[(String, DType, Vec<usize>)],
+    tensors: &[(String, Element, Vec<usize>)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(Vec<u8>, Sizes), Fault> {
     let mut seen = HashSet::new();
     let mut sizes = Vec::with_capacity(tensors.len());
     let mut directory = Vec::with_capacity(tensors.len());
     let mut offset = 0_u64;
-    for (name, dtype, shape) in tensors {
+    for (name, element, shape) in tensors {
         let place = |fault: Fault| fault.within(format_args!("tensor {}", Name(name)));
         if name == METADATA_KEY || !seen.insert(name) {
             return malformed!("duplicate or reserved tensor name {}", Name(name));
         }
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(place(Fault::Unsupported(format!("safetensors cannot hold {dtype}"))));
-        }
         if shape.len() > MAX_DIMENSIONS {
             return malformed!("tensor {}: more than {MAX_DIMENSIONS} dimensions", Name(name));
         }
-        let size = shape::bytes(shape, dtype.name(), 1, 8 * dtype.block_bytes()).map_err(place)? as u64;
+        let (dtype, bytes) = element.stored();
+        let size = shape::bytes(shape, dtype, 1, 8 * bytes).map_err(place)? as u64;
         let Some(end) = offset.checked_add(size) else {
             return malformed!("tensor {}: its end overflows", Name(name));
         };
-        directory.push((name, Declared { dtype: dtype.name(), shape, data_offsets: [offset, end] }));
+        directory.push((name, Declared { dtype, shape, data_offsets: [offset, end] }));
         sizes.push((name.clone(), size));
         offset = end;
     }

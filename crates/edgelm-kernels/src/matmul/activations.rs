@@ -46,9 +46,18 @@ pub(super) fn panels_at_once(widest: usize, row_bytes: usize) -> usize {
     ((768 << 10) / (widest * row_bytes).max(1)).clamp(6, 64)
 }
 
+/// x `[m, cols]`, and the scale of its quants where that is fixed.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) m: usize,
+    pub(super) cols: usize,
+    pub(super) scale: Option<f32>,
+}
+
 /// Rows of x in int8: x[k] ≈ scale[group] · quant[k].
 ///
-/// Numerics: scale = max|x| / 127 over a group of 128 values (the last one may be shorter); quants are rounded to nearest, ties to even, and lie in
+/// Numerics: scale = the fixed one, beyond whose 127 steps values are clamped, or max|x| / 127 over a group of 128 values (the last one may be shorter); quants are rounded to nearest, ties to even, and lie in
 /// -127 ..= 127. A group whose largest magnitude is below 127 / f32::MAX becomes zero; one with a value that is not
 /// finite gets a scale that is not a number, so the results show it.
 #[derive(Default)]
@@ -106,15 +115,16 @@ impl Quantized {
         (lines, self.scales[start..].as_chunks().0)
     }
 
-    /// Quantizes `x` [m, cols] in panels of `widths`, for passes over all groups of a row, or over `chunk` at a time.
+    /// Quantizes `input` in panels of `widths`, for passes over all groups of a row, or over `chunk` at a time.
     pub(super) fn fill<L: Lanes>(
         &mut self,
         l: L,
         pool: &Pool,
-        (x, m, cols): (&[f32], usize, usize),
+        input: Input<'_>,
         widths: &[usize],
         chunk: Option<usize>,
     ) {
+        let Input { x, m, cols, .. } = input;
         let for_matrix = widths == [ROWS];
         self.stored = if for_matrix { m.next_multiple_of(ROWS) } else { m };
         cut_panels(self.stored, widths, &mut self.panels);
@@ -138,7 +148,7 @@ impl Quantized {
         if m * cols < PARALLEL_FROM {
             // Decode comes here for every product, and must not allocate.
             for groups in chunks {
-                l.enter(take_job(&mut rest, &self.panels, x, cols, groups));
+                l.enter(take_job(&mut rest, &self.panels, input, groups));
             }
             return;
         }
@@ -147,7 +157,7 @@ impl Quantized {
             for (worker, part) in parts.iter_mut().enumerate() {
                 let panels = &self.panels[pool.share(worker, self.panels.len(), 1)];
                 let part = part.get_mut().unwrap_or_else(PoisonError::into_inner);
-                part.push(take_job(&mut rest, panels, x, cols, groups.clone()));
+                part.push(take_job(&mut rest, panels, input, groups.clone()));
             }
         }
         pool.run(&|worker| {
@@ -159,16 +169,10 @@ impl Quantized {
 }
 
 /// The job of some panels and groups, with the slots that come next.
-fn take_job<'a>(
-    rest: &mut Slots<'a>,
-    panels: &'a [Panel],
-    x: &'a [f32],
-    cols: usize,
-    groups: Range<usize>,
-) -> Quantize<'a> {
+fn take_job<'a>(rest: &mut Slots<'a>, panels: &'a [Panel], input: Input<'a>, groups: Range<usize>) -> Quantize<'a> {
     let rows: usize = panels.iter().map(|panel| panel.width).sum();
     let slots = rest.take(rows * groups.len());
-    Quantize { panels, x, cols, groups, slots }
+    Quantize { panels, input, groups, slots }
 }
 
 /// Below this many values the caller converts them alone: a region costs about a microsecond, in which one core
@@ -199,8 +203,7 @@ impl<'a> Slots<'a> {
 /// Some groups of some panels, whose slots stand side by side.
 struct Quantize<'a> {
     panels: &'a [Panel],
-    x: &'a [f32],
-    cols: usize,
+    input: Input<'a>,
     groups: Range<usize>,
     slots: Slots<'a>,
 }
@@ -210,7 +213,7 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
 
     #[inline(always)]
     fn run(self, l: L) {
-        let Self { panels, x, cols, groups, slots } = self;
+        let Self { panels, input: Input { x, cols, scale: fixed, .. }, groups, slots } = self;
         let of = groups.start * GROUP..cols.min(groups.end * GROUP);
         let Some(first) = panels.first() else { return };
         for &Panel { start, width } in panels {
@@ -219,12 +222,21 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
             for (r, row) in rows.take(width).enumerate() {
                 let blocks = row[of.clone()].as_chunks::<BLOCK>().0;
                 for (group, values) in blocks.chunks(GROUP_BLOCKS).enumerate() {
-                    let (scale, factor) = scale_of(l.max_magnitude(values));
+                    let largest = f32::from_bits(l.max_magnitude(values));
+                    let (scale, factor) = match fixed {
+                        // A group of zeros needs no quants.
+                        Some(scale) if largest.is_finite() && largest > 0.0 => (scale, 1.0 / scale),
+                        _ => scale_of(largest),
+                    };
                     slots.scales[base + group * width + r] = scale;
                     for i in 0..GROUP_BLOCKS {
                         let block = group * GROUP_BLOCKS + i;
                         let mut bytes = [0; BLOCK];
                         let sums = match values.get(i) {
+                            Some(values) if factor != 0.0 && fixed.is_some() => {
+                                let limit = 127.0 * scale;
+                                l.quantize(&values.map(|value| value.clamp(-limit, limit)), factor, &mut bytes)
+                            }
                             Some(values) if factor != 0.0 => l.quantize(values, factor, &mut bytes),
                             _ => [0; 2],
                         };
@@ -247,10 +259,9 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
     }
 }
 
-/// (scale, 1 / scale) for the largest magnitude, given as bits; a factor of 0 stands for "all quants are zero".
+/// (scale, 1 / scale) for the largest magnitude; a factor of 0 stands for "all quants are zero".
 #[inline(always)]
-fn scale_of(max_bits: u32) -> (f32, f32) {
-    let max = f32::from_bits(max_bits);
+fn scale_of(max: f32) -> (f32, f32) {
     let factor = 127.0 / max;
     if !max.is_finite() {
         (f32::NAN, 0.0)

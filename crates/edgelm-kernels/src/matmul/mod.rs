@@ -22,7 +22,7 @@ mod tests;
 
 use crate::disjoint::Disjoint;
 use crate::{Cpu, KernelError};
-use activations::{Floats, Quantized};
+use activations::{Floats, Input, Quantized};
 use arena::Arena;
 use edgelm_tensor::{DType, TensorError};
 use format::*;
@@ -294,6 +294,23 @@ impl Cpu {
     /// on the number of threads, and is the same bits in every kernel family. For float weights x stays f32 and sums
     /// run in the order of k; SIMD families fuse each multiply-add, `scalar` rounds twice. Panics if lengths disagree.
     pub fn matmul(&self, x: &[f32], m: usize, group: &mut [Linear<'_>], scratch: &mut Scratch) {
+        self.matmul_of(x, m, None, group, scratch);
+    }
+
+    /// The same with one scale for all of x instead of one per row and group: x is rounded to whole multiples of it, from
+    /// −127 to 127. Float weights meet x as it is.
+    pub fn matmul_static(
+        &self,
+        x: &[f32],
+        m: usize,
+        input_scale: f32,
+        group: &mut [Linear<'_>],
+        scratch: &mut Scratch,
+    ) {
+        self.matmul_of(x, m, Some(input_scale), group, scratch);
+    }
+
+    fn matmul_of(&self, x: &[f32], m: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
         let Some(first) = group.first() else { return };
         let cols = first.weight.cols;
         assert_eq!(x.len(), m * cols, "x is not [{m}, {cols}]");
@@ -304,7 +321,7 @@ impl Cpu {
         }
         let family = first.weight.family;
         let _operator = self.operator("matmul", || work_of(group, m));
-        family.visit(Matmul { cpu: self, x, m, cols, group, scratch });
+        family.visit(Matmul { cpu: self, x, m, cols, scale, group, scratch });
     }
 }
 
@@ -323,6 +340,7 @@ struct Matmul<'a, 'b> {
     x: &'a [f32],
     m: usize,
     cols: usize,
+    scale: Option<f32>,
     group: &'a mut [Linear<'b>],
     scratch: &'a mut Scratch,
 }
@@ -331,13 +349,13 @@ impl LanesVisitor for Matmul<'_, '_> {
     type Output = ();
 
     fn visit<L: Lanes>(self, l: L) {
-        let Self { cpu, x, m, cols, group, scratch } = self;
+        let Self { cpu, x, m, cols, scale, group, scratch } = self;
         let pool = cpu.pool();
         let many = m >= MANY_ROWS;
         if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
             let widths = if many { L::INT_PANELS } else { L::FEW_PANELS };
             let chunk = (many && L::MATRIX).then_some(quantized::GROUPS_AT_ONCE);
-            scratch.quantized.fill(l.vector(), pool, (x, m, cols), widths, chunk);
+            scratch.quantized.fill(l.vector(), pool, Input { x, m, cols, scale }, widths, chunk);
         }
         if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
             let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };

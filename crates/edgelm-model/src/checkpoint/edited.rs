@@ -1,10 +1,10 @@
 //! Tensors as a pass sees them: those of a checkpoint, or those it has put in their place so far.
 
-use super::Checkpoint;
+use super::{Checkpoint, row_of};
 use crate::{ModelConfig, ModelError, TensorId};
 use edgelm_format::TensorView;
 use edgelm_tensor::DType;
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 /// Where a decoder layer can be read from.
 pub trait Tensors: Sync {
@@ -13,6 +13,12 @@ pub trait Tensors: Sync {
 
     /// A tensor. Errors if the config implies none of this name.
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError>;
+
+    /// Format and bytes of one row of a matrix.
+    fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError>;
+
+    /// The scale of a linear layer's int8 inputs, where it is fixed.
+    fn input_scale(&self, id: TensorId) -> Option<f32>;
 
     /// A part of a tensor's bytes was read and is not needed any more.
     fn release_part(&self, id: TensorId, part: &[u8]);
@@ -30,6 +36,14 @@ impl Tensors for Checkpoint {
 
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
         Checkpoint::tensor(self, id)
+    }
+
+    fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
+        Checkpoint::row(self, id, row)
+    }
+
+    fn input_scale(&self, id: TensorId) -> Option<f32> {
+        Checkpoint::input_scale(self, id)
     }
 
     fn release_part(&self, id: TensorId, part: &[u8]) {
@@ -61,6 +75,8 @@ pub struct Edited<'a> {
     config: ModelConfig,
     /// By the id that they have in the checkpoint.
     replaced: HashMap<TensorId, Replaced>,
+    /// Of int8 inputs, the same.
+    input_scales: HashMap<TensorId, f32>,
     /// Which layer of the checkpoint each layer is.
     layers: Vec<usize>,
 }
@@ -72,6 +88,7 @@ impl<'a> Edited<'a> {
             base,
             config: base.config().clone(),
             replaced: HashMap::new(),
+            input_scales: HashMap::new(),
             layers: (0..base.config().layers.len()).collect(),
         }
     }
@@ -79,6 +96,11 @@ impl<'a> Edited<'a> {
     /// Puts a tensor in the place of the checkpoint's.
     pub fn replace(&mut self, id: TensorId, tensor: Replaced) {
         self.replaced.insert(self.source(id), tensor);
+    }
+
+    /// Fixes the scale of a linear layer's int8 inputs.
+    pub fn fix_input_scale(&mut self, id: TensorId, scale: f32) {
+        self.input_scales.insert(self.source(id), scale);
     }
 
     /// Takes a replacement out again; the checkpoint's own tensor is back.
@@ -126,9 +148,23 @@ impl Tensors for Edited<'_> {
 
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
         match self.replaced.get(&self.source(id)) {
-            Some(tensor) => Ok(TensorView { dtype: tensor.dtype, shape: &tensor.shape, bytes: &tensor.bytes }),
+            Some(tensor) => {
+                Ok(TensorView { dtype: tensor.dtype, shape: &tensor.shape, bytes: tensor.bytes.as_slice().into() })
+            }
             None => self.base.tensor(self.source(id)),
         }
+    }
+
+    fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
+        match self.replaced.get(&self.source(id)) {
+            Some(_) => Ok(row_of(self.tensor(id)?, row)),
+            None => self.base.row(self.source(id), row),
+        }
+    }
+
+    fn input_scale(&self, id: TensorId) -> Option<f32> {
+        let id = self.source(id);
+        self.input_scales.get(&id).copied().or_else(|| self.base.input_scale(id))
     }
 
     fn release_part(&self, id: TensorId, part: &[u8]) {

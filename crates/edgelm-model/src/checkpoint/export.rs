@@ -29,7 +29,7 @@ impl Checkpoint {
                 out.extend(copied(file.metadata()).into_iter().filter(|(key, _)| !is_config(key)));
                 out
             }
-            Store::Safetensors(_) => {
+            Store::Safetensors(_) | Store::Packed(_) => {
                 let mut out = config.gguf_metadata()?;
                 out.insert(1, ("general.type".to_owned(), Value::String("model".to_owned())));
                 out.insert(2, ("general.name".to_owned(), Value::String(self.name.clone())));

@@ -26,9 +26,15 @@ pub type HfFile = (String, Cow<'static, [u8]>);
 impl Checkpoint {
     /// Name and content of every file but the weights, for this model with config `config`: layers left out (`layers`
     /// says which of this checkpoint's are there), widths changed. Widths that differ between layers become lists.
+    /// `quantization` becomes the `quantization_config`; without it the weights are floats.
     ///
     /// Errors for models from GGUF files: their tokenizer has no such form here.
-    pub fn hf_files_with(&self, config: &ModelConfig, layers: &[usize]) -> Result<Vec<HfFile>, ModelError> {
+    pub fn hf_files_with(
+        &self,
+        config: &ModelConfig,
+        layers: &[usize],
+        quantization: Option<Value>,
+    ) -> Result<Vec<HfFile>, ModelError> {
         let Some(files) = self.texts.files() else {
             let what = "a model from a GGUF file can only be written as a GGUF file";
             return Err(ModelError::Export(what.to_owned()));
@@ -38,6 +44,10 @@ impl Checkpoint {
         let mut map = parse_object(&text, &path)?;
         set_widths(&mut map, config);
         set_layers(&mut map, layers);
+        map.remove("quantization_config");
+        if let Some(quantization) = quantization {
+            map.insert("quantization_config".to_owned(), quantization);
+        }
         let text = format!("{:#}\n", Value::Object(map)).into_bytes();
         // What is written is what this program reads back, or nothing is written.
         let back = ModelConfig::from_hf(&text, &path)?;

@@ -8,6 +8,7 @@ mod export;
 mod export_hf;
 mod files;
 mod open;
+mod packed;
 mod texts;
 mod verify;
 
@@ -17,8 +18,11 @@ pub use texts::Texts;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
 use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use edgelm_tensor::DType;
 use files::Files;
+use packed::PackedFolder;
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,13 +41,14 @@ pub enum StorageKind {
 /// The weight files.
 enum Store {
     Safetensors(SafeTensors),
+    Packed(PackedFolder),
     Gguf(Arc<GgufFile>),
 }
 
 impl Store {
     fn kind(&self) -> StorageKind {
         match self {
-            Store::Safetensors(_) => StorageKind::Safetensors,
+            Store::Safetensors(_) | Store::Packed(_) => StorageKind::Safetensors,
             Store::Gguf(_) => StorageKind::Gguf,
         }
     }
@@ -51,13 +56,24 @@ impl Store {
     fn get(&self, name: &str) -> Result<Option<TensorView<'_>>, ModelError> {
         Ok(match self {
             Store::Safetensors(file) => file.get(name)?,
+            Store::Packed(folder) => folder.get(name)?,
             Store::Gguf(file) => file.get(name)?,
+        })
+    }
+
+    /// Format and shape, without reading the values.
+    fn describe(&self, name: &str) -> Result<Option<(DType, &[usize])>, ModelError> {
+        Ok(match self {
+            Store::Safetensors(file) => file.get(name)?.map(|view| (view.dtype, view.shape)),
+            Store::Packed(folder) => folder.describe(name)?,
+            Store::Gguf(file) => file.get(name)?.map(|view| (view.dtype, view.shape)),
         })
     }
 
     fn names(&self) -> Vec<&str> {
         match self {
             Store::Safetensors(file) => file.names().collect(),
+            Store::Packed(folder) => folder.names(),
             Store::Gguf(file) => file.names().collect(),
         }
     }
@@ -65,6 +81,7 @@ impl Store {
     fn source_of(&self, name: &str) -> Option<&Source> {
         match self {
             Store::Safetensors(file) => file.source_of(name),
+            Store::Packed(folder) => folder.source_of(name),
             Store::Gguf(file) => file.source_of(name),
         }
     }
@@ -145,16 +162,52 @@ impl Checkpoint {
         stored_name(&self.config, self.storage(), id)
     }
 
+    /// Format and shape of a tensor, without reading its values. Errors if absent.
+    pub fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
+        let name = self.stored_name(id);
+        match self.store.describe(&name)? {
+            Some(found) if self.has(id) => Ok(found),
+            _ => Err(ModelError::MissingTensor { path: self.path.clone(), name }),
+        }
+    }
+
+    /// Format and bytes of one row of a matrix, without reading the others. Errors if absent.
+    pub fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
+        if let Store::Packed(folder) = &self.store
+            && let Some(bytes) = folder.row(&self.stored_name(id), row)?
+        {
+            return Ok((self.describe(id)?.0, bytes.into()));
+        }
+        Ok(row_of(self.tensor(id)?, row))
+    }
+
+    /// The scale of a linear layer's int8 inputs, where calibration fixed it.
+    pub fn input_scale(&self, id: TensorId) -> Option<f32> {
+        match &self.store {
+            Store::Packed(folder) => folder.input_scale(&self.stored_name(id)),
+            Store::Safetensors(_) | Store::Gguf(_) => None,
+        }
+    }
+
     /// Lets the kernel drop the pages of a tensor that was read.
     pub fn release(&self, id: TensorId) {
         let name = self.stored_name(id);
+        if let Store::Packed(folder) = &self.store {
+            return folder.release(&name);
+        }
         if let (Ok(Some(view)), Some(source)) = (self.store.get(&name), self.store.source_of(&name)) {
-            source.release(view.bytes);
+            source.release(&view.bytes);
         }
     }
 
     /// Lets the kernel drop the pages of a part of a tensor's bytes that was read.
     pub fn release_part(&self, id: TensorId, part: &[u8]) {
+        if let Store::Packed(folder) = &self.store
+            && folder.is_packed(&self.stored_name(id))
+        {
+            // It was a part of a copy.
+            return self.release(id);
+        }
         if let Some(source) = self.store.source_of(&self.stored_name(id)) {
             source.release(part);
         }
@@ -170,6 +223,7 @@ impl Checkpoint {
     pub fn file_bytes(&self) -> u64 {
         match &self.store {
             Store::Safetensors(file) => file.file_bytes(),
+            Store::Packed(folder) => folder.file().file_bytes(),
             Store::Gguf(file) => file.file_bytes(),
         }
     }
@@ -188,6 +242,17 @@ impl Checkpoint {
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, ModelError> {
         self.texts.chat_template()
     }
+}
+
+/// One row of a tensor; the last one where there are not so many.
+fn row_of(view: TensorView<'_>, row: usize) -> (DType, Cow<'_, [u8]>) {
+    let row_bytes = view.bytes.len() / view.rows().max(1);
+    let start = row.min(view.rows().saturating_sub(1)) * row_bytes;
+    let bytes = match view.bytes {
+        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[start..][..row_bytes]),
+        Cow::Owned(bytes) => Cow::Owned(bytes[start..][..row_bytes].to_vec()),
+    };
+    (view.dtype, bytes)
 }
 
 fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> String {

@@ -1,8 +1,10 @@
 //! From a path to a checked checkpoint.
 
-use super::{Checkpoint, Store, Texts, files::Files, verify};
-use crate::{GenerationConfig, ModelConfig, ModelError, Tokenizer, config::GgufTensors, config::parse_object};
-use edgelm_format::{FormatError, gguf::GgufFile};
+use super::{Checkpoint, Store, Texts, files::Files, packed::PackedFolder, verify};
+use crate::{
+    GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer, config::GgufTensors, config::parse_object,
+};
+use edgelm_format::{FormatError, compressed_tensors::IntQuantization, gguf::GgufFile};
 use edgelm_tensor::DType;
 use serde_json::Value;
 use std::{io::Read, path::Path, sync::Arc};
@@ -50,7 +52,16 @@ pub(super) fn from_folder(name: String, files: Files) -> Result<Checkpoint, Mode
     config.eos_token_ids.extend(tokenizer_eos(&files)?);
     config.eos_token_ids.sort_unstable();
     config.eos_token_ids.dedup();
-    let store = Store::Safetensors(files.open_weights()?);
+    let weights = files.open_weights()?;
+    let store = match parse_object(&text, &root.join("config.json"))?.get("quantization_config") {
+        None | Some(Value::Null) => Store::Safetensors(weights),
+        Some(value) => {
+            let quantization = IntQuantization::from_json(value, &root.join("config.json"))?;
+            let embedding = config.arch.hf_tensor_name(TensorId::TokenEmbedding);
+            let class_of = |weight: &str| if weight == embedding { "Embedding" } else { "Linear" };
+            Store::Packed(PackedFolder::open(weights, &quantization, class_of)?)
+        }
+    };
     finish(&root, name, (config, generation), store, Texts::of_folder(files))
 }
 

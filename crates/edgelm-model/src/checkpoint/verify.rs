@@ -16,15 +16,14 @@ pub(super) fn tensors(config: &ModelConfig, store: &Store, path: &Path) -> Resul
     for &id in &ids {
         let name = stored_name(config, storage, id);
         let want = config.tensor_shape(id).unwrap_or_default();
-        let Some(view) = store.get(&name)? else {
+        let Some((dtype, shape)) = store.describe(&name)? else {
             return Err(ModelError::MissingTensor { path: path.to_owned(), name });
         };
-        if view.shape != want {
-            return Err(ModelError::TensorShape { name, got: view.shape.to_vec(), want });
+        if shape != want {
+            return Err(ModelError::TensorShape { name, got: shape.to_vec(), want });
         }
-        if !id.is_matrix() && view.dtype.is_quantized() {
-            let what =
-                format!("tensor `{name}` is stored as {}; norms and biases must be F32, F16 or BF16", view.dtype);
+        if !id.is_matrix() && dtype.is_quantized() {
+            let what = format!("tensor `{name}` is stored as {dtype}; norms and biases must be F32, F16 or BF16");
             return Err(ModelError::Config { path: path.to_owned(), what });
         }
         expected.insert(name);

@@ -125,10 +125,10 @@ impl ModelConfig {
         let map = parse_object(config_json, path)?;
         let mut keys = Keys::new(path, "", &map);
         let arch = read_arch(&mut keys, path)?;
-        if keys.get("quantization_config").is_some() || keys.get("compression_config").is_some() {
-            return Err(keys.fail(
-                "key `quantization_config`: quantized Hugging Face checkpoints are not supported yet".to_owned(),
-            ));
+        // Says how the weights are stored; `Checkpoint::open` reads it.
+        keys.get("quantization_config");
+        if keys.get("compression_config").is_some() {
+            return Err(keys.fail("key `compression_config`: this old form of checkpoints is not supported".to_owned()));
         }
         for &(key, only) in ONLY {
             let allowed: Option<Value> = serde_json::from_str(only).ok();

@@ -1,0 +1,98 @@
+//! Folders packed by the `compressed-tensors` library (`testdata/compressed-tensors`, with its generator): weights against its
+//! dequantization, logits against torch.
+#![allow(clippy::unwrap_used)]
+
+use edgelm_engine::{Engine, Step, Want, Workspace};
+use edgelm_format::safetensors::SafeTensors;
+use edgelm_kernels::{Cpu, Isa};
+use edgelm_model::{Checkpoint, TensorId};
+use edgelm_tensor::{DType, block::decode_row};
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/compressed-tensors").join(name)
+}
+
+fn decoded(checkpoint: &Checkpoint, id: TensorId) -> Vec<f32> {
+    let view = checkpoint.tensor(id).unwrap();
+    let mut values = vec![0.0; view.elements()];
+    let row_bytes = view.dtype.row_bytes(view.row_len()).unwrap();
+    for (row, bytes) in values.chunks_mut(view.row_len()).zip(view.bytes.chunks(row_bytes)) {
+        decode_row(view.dtype, bytes, row).unwrap();
+    }
+    values
+}
+
+#[test]
+fn weights_are_those_of_the_library() {
+    for name in ["packed", "w8a8-static"] {
+        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
+        let reference = std::fs::read(folder(name).join("dequantized.safetensors")).unwrap();
+        let reference =
+            SafeTensors::from_sources(vec![edgelm_format::Source::owned("dequantized", reference)]).unwrap();
+        let mut compared = 0;
+        for &id in checkpoint.tensor_ids() {
+            let Some(want) = reference.get(&checkpoint.stored_name(id)).unwrap() else { continue };
+            assert!(checkpoint.describe(id).unwrap().0.is_quantized());
+            let mut values = vec![0.0; want.elements()];
+            decode_row(DType::F32, &want.bytes, &mut values).unwrap();
+            let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            for (got, want) in decoded(&checkpoint, id).iter().zip(&values) {
+                // Zeros are exact in steps; minima are rounded to f16.
+                assert!((got - want).abs() <= largest / 2048.0, "{name} {id:?}: {got} {want}");
+            }
+            let (dtype, row) = checkpoint.row(id, 3).unwrap();
+            let view = checkpoint.tensor(id).unwrap();
+            assert_eq!((dtype, &*row), (view.dtype, &view.bytes[3 * row.len()..4 * row.len()]));
+            compared += 1;
+        }
+        assert_eq!(compared, 14, "{name}");
+    }
+}
+
+/// Root of Σ difference² / Σ reference².
+fn difference(folder: &Path, isa: Isa) -> f64 {
+    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let numbers =
+        |value: &Value| -> Vec<f64> { value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    let ids: Vec<u32> = numbers(&expected["ids"]).iter().map(|id| *id as u32).collect();
+    let want: Vec<f64> = expected["logits"].as_array().unwrap().iter().flat_map(numbers).collect();
+    let cpu = Arc::new(Cpu::new(Some(1), Some(isa)).unwrap());
+    let engine = Engine::load(Arc::new(Checkpoint::open(folder).unwrap()), cpu).unwrap();
+    let mut sequence = engine.sequence(engine.default_kv());
+    let mut workspace = Workspace::default();
+    engine.forward(&mut [Step { sequence: &mut sequence, tokens: &ids, want: Want::All }], &mut workspace).unwrap();
+    let got = workspace.logits();
+    assert_eq!(got.len(), want.len());
+    let error: f64 = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();
+    (error / want.iter().map(|value| value * value).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn logits_are_those_of_torch_within_int8_activations() {
+    // The same weights with inputs rounded as the engine likes.
+    let dynamic = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(folder("w8a8-static")).unwrap() {
+        let file = file.unwrap();
+        let mut content = std::fs::read(file.path()).unwrap();
+        if file.file_name() == "config.json" {
+            let mut config: Value = serde_json::from_slice(&content).unwrap();
+            config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = Value::Null;
+            content = serde_json::to_vec(&config).unwrap();
+        }
+        std::fs::write(dynamic.path().join(file.file_name()), content).unwrap();
+    }
+    for isa in Isa::available() {
+        let error = difference(&folder("packed"), isa);
+        assert!(error < 0.04, "packed on {isa}: {error}");
+        // Here the reference rounds inputs in the same way, and clamps them. Values near the middle of two steps go either
+        // way, but with other scales all would be further off.
+        let error = difference(&folder("w8a8-static"), isa);
+        let with_others = difference(dynamic.path(), isa);
+        assert!(error < 0.06 && 2.0 * error < with_others, "w8a8-static on {isa}: {error}, {with_others}");
+    }
+}

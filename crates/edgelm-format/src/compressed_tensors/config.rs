@@ -1,0 +1,290 @@
+//! `quantization_config`: what is quantized, and how.
+
+use crate::{
+    FormatError,
+    fault::{Fault, Name, malformed},
+};
+use edgelm_tensor::IntFormat;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, path::Path};
+
+/// The whole of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IntQuantization {
+    /// In the order of their names.
+    pub groups: Vec<Group>,
+    /// Modules that are left as they are.
+    pub ignore: Vec<String>,
+}
+
+/// Modules that are stored alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Classes (`Linear`, `Embedding`) or names of modules.
+    pub targets: Vec<String>,
+    /// What the quants mean.
+    pub format: IntFormat,
+    /// What shares a scale.
+    pub strategy: Strategy,
+    /// What happens to inputs.
+    pub activations: Activations,
+    /// How quants are stored.
+    pub packing: Packing,
+}
+
+/// What shares a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// The whole matrix.
+    Tensor,
+    /// Each row.
+    Channel,
+    /// Each run of so many values of a row.
+    Group(usize),
+}
+
+/// How the inputs of a layer are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// As the engine likes.
+    Any,
+    /// To int8, with scales that follow the values.
+    Dynamic,
+    /// To int8, with one scale per layer that calibration found.
+    Static,
+}
+
+/// How quants are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// `pack-quantized`.
+    Words,
+    /// `int-quantized`.
+    Bytes,
+}
+
+impl Packing {
+    fn name(self) -> &'static str {
+        match self {
+            Packing::Words => "pack-quantized",
+            Packing::Bytes => "int-quantized",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    #[serde(rename = "quant_method")]
+    _method: String,
+    format: Option<String>,
+    config_groups: BTreeMap<String, StoredGroup>,
+    #[serde(default)]
+    ignore: Option<Vec<String>>,
+    kv_cache_scheme: Option<Value>,
+    sparsity_config: Option<Value>,
+    transform_config: Option<Value>,
+    moe_sparsity_config: Option<Value>,
+    #[serde(rename = "quantization_status")]
+    _status: Option<String>,
+    #[serde(rename = "global_compression_ratio")]
+    _ratio: Option<Value>,
+    #[serde(rename = "version")]
+    _version: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredGroup {
+    targets: Vec<String>,
+    weights: Option<Arguments>,
+    input_activations: Option<Arguments>,
+    output_activations: Option<Value>,
+    format: Option<String>,
+}
+
+/// Of weights or activations. What cannot change the meaning of what is stored has an underscore.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arguments {
+    num_bits: u32,
+    #[serde(rename = "type", default = "int")]
+    kind: String,
+    #[serde(default = "yes")]
+    symmetric: bool,
+    group_size: Option<i64>,
+    strategy: Option<String>,
+    #[serde(default)]
+    dynamic: Value,
+    actorder: Option<Value>,
+    block_structure: Option<Value>,
+    #[serde(rename = "observer")]
+    _observer: Option<Value>,
+    #[serde(rename = "observer_kwargs")]
+    _observer_kwargs: Option<Value>,
+    #[serde(rename = "scale_dtype")]
+    _scale_dtype: Option<Value>,
+    #[serde(rename = "zp_dtype")]
+    _zp_dtype: Option<Value>,
+}
+
+fn int() -> String {
+    "int".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn unsupported<T>(what: String) -> Result<T, Fault> {
+    Err(Fault::Unsupported(what))
+}
+
+impl IntQuantization {
+    /// From the value of `quantization_config`. Errors name the key; `path` is that of config.json.
+    pub fn from_json(value: &Value, path: &Path) -> Result<Self, FormatError> {
+        read(value).map_err(|fault| fault.within("`quantization_config`").at(path))
+    }
+
+    /// The value for config.json.
+    pub fn to_json(&self) -> Value {
+        let packings: Vec<Packing> = self.groups.iter().map(|group| group.packing).collect();
+        let format = match packings[..] {
+            [first, ..] if packings.iter().all(|packing| *packing == first) => first.name(),
+            _ => "mixed-precision",
+        };
+        let groups: serde_json::Map<String, Value> =
+            self.groups.iter().enumerate().map(|(index, group)| (format!("group_{index}"), group.to_json())).collect();
+        json!({
+            "quant_method": "compressed-tensors",
+            "format": format,
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": self.ignore,
+            "kv_cache_scheme": null,
+        })
+    }
+
+    /// The group of a module of a class: one that names it, else one that names its class, else the only one.
+    pub fn group_of(&self, module: &str, class: &str) -> Option<&Group> {
+        let named = |wanted: &str| self.groups.iter().find(|group| group.targets.iter().any(|target| target == wanted));
+        let only = || if let [only] = &self.groups[..] { Some(only) } else { None };
+        named(module).or_else(|| named(class)).or_else(only)
+    }
+}
+
+impl Group {
+    fn to_json(&self) -> Value {
+        let (strategy, group_size) = match self.strategy {
+            Strategy::Tensor => ("tensor", None),
+            Strategy::Channel => ("channel", None),
+            Strategy::Group(size) => ("group", Some(size)),
+        };
+        let input = |strategy: &str, is_dynamic: bool| {
+            json!({
+                "num_bits": 8, "type": "int", "symmetric": true, "strategy": strategy, "group_size": null,
+                "dynamic": is_dynamic, "observer": if is_dynamic { Value::Null } else { "minmax".into() },
+            })
+        };
+        json!({
+            "targets": self.targets,
+            "weights": {
+                "num_bits": self.format.bits(), "type": "int", "symmetric": self.format.is_symmetric(),
+                "strategy": strategy, "group_size": group_size, "dynamic": false, "observer": "minmax",
+            },
+            "input_activations": match self.activations {
+                Activations::Any => Value::Null,
+                Activations::Dynamic => input("token", true),
+                Activations::Static => input("tensor", false),
+            },
+            "output_activations": null,
+            "format": self.packing.name(),
+        })
+    }
+}
+
+fn read(value: &Value) -> Result<IntQuantization, Fault> {
+    let method = value.get("quant_method").and_then(Value::as_str);
+    if method != Some("compressed-tensors") {
+        let method = method.unwrap_or("none");
+        return unsupported(format!("`quant_method` {} is not supported yet", Name(method)));
+    }
+    let stored = Stored::deserialize(value).map_err(|error| Fault::Malformed(error.to_string()))?;
+    let is_empty = |value: &Option<Value>| match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Object(map)) => map.is_empty() || map.get("format").is_some_and(|format| format == "dense"),
+        _ => false,
+    };
+    for (key, value) in [
+        ("kv_cache_scheme", &stored.kv_cache_scheme),
+        ("sparsity_config", &stored.sparsity_config),
+        ("transform_config", &stored.transform_config),
+        ("moe_sparsity_config", &stored.moe_sparsity_config),
+    ] {
+        if !is_empty(value) {
+            return unsupported(format!("`{key}` is not supported"));
+        }
+    }
+    let mut groups = Vec::new();
+    for (name, group) in stored.config_groups {
+        let place = |fault: Fault| fault.within(format_args!("group {}", Name(&name)));
+        groups.push(read_group(group, stored.format.as_deref()).map_err(place)?);
+    }
+    if groups.is_empty() {
+        return malformed!("`config_groups` is empty");
+    }
+    Ok(IntQuantization { groups, ignore: stored.ignore.unwrap_or_default() })
+}
+
+fn read_group(group: StoredGroup, format: Option<&str>) -> Result<Group, Fault> {
+    if let Some(pattern) = group.targets.iter().find(|target| target.starts_with("re:")) {
+        return unsupported(format!("target {}: patterns are not supported", Name(pattern)));
+    }
+    if group.output_activations.is_some_and(|value| !value.is_null()) {
+        return unsupported("`output_activations` are not supported".to_owned());
+    }
+    let packing = match group.format.as_deref().or(format) {
+        Some("pack-quantized") => Packing::Words,
+        Some("int-quantized") => Packing::Bytes,
+        other => return unsupported(format!("format {} is not supported", Name(other.unwrap_or("none")))),
+    };
+    let Some(weights) = group.weights else { return unsupported("weights without quantization".to_owned()) };
+    if weights.kind != "int" {
+        return unsupported(format!("weights of type {} are not supported", Name(&weights.kind)));
+    }
+    for (key, value) in [("actorder", &weights.actorder), ("block_structure", &weights.block_structure)] {
+        // Static activation order leaves the columns where they are.
+        if value.as_ref().is_some_and(|value| !value.is_null() && value != "static" && value != "weight") {
+            return unsupported(format!("weights with `{key}` are not supported"));
+        }
+    }
+    let Some(format) = IntFormat::new(weights.num_bits, weights.symmetric) else {
+        let kind = if weights.symmetric { "symmetric" } else { "asymmetric" };
+        return unsupported(format!("{kind} weights of {} bits are not supported", weights.num_bits));
+    };
+    let strategy = match (weights.strategy.as_deref(), weights.group_size) {
+        (Some("tensor"), _) | (None, None) => Strategy::Tensor,
+        (Some("channel"), _) | (None, Some(-1)) => Strategy::Channel,
+        (Some("group") | None, Some(size)) if size > 0 => Strategy::Group(size as usize),
+        (strategy, size) => {
+            let strategy = Name(strategy.unwrap_or("none"));
+            return unsupported(format!("strategy {strategy} with group size {size:?} is not supported"));
+        }
+    };
+    let activations = match group.input_activations {
+        None => Activations::Any,
+        Some(input) if input.num_bits != 8 || input.kind != "int" || !input.symmetric => {
+            return unsupported("activations that are not symmetric int8 are not supported".to_owned());
+        }
+        Some(input) => match (&input.dynamic, input.strategy.as_deref()) {
+            (Value::Bool(true), _) => Activations::Dynamic,
+            (Value::Bool(false) | Value::Null, Some("tensor") | None) => Activations::Static,
+            (_, strategy) => {
+                let strategy = Name(strategy.unwrap_or("none"));
+                return unsupported(format!("activations of strategy {strategy} are not supported"));
+            }
+        },
+    };
+    Ok(Group { targets: group.targets, format, strategy, activations, packing })
+}
