@@ -6,7 +6,7 @@ use edgelm_tensor::{IntBlock, IntFormat, block::Grid};
 use half::f16;
 use rayon::prelude::*;
 
-pub use edgelm_format::compressed_tensors::Strategy;
+pub use edgelm_format::compressed_tensors::{Activations, Strategy};
 
 /// Values of a block.
 const BLOCK: usize = 32;

@@ -1,23 +1,34 @@
-//! One decoder layer through error feedback: each group of matrices on the inputs that the groups before it, quantized,
-//! produce.
+//! One decoder layer after another: each group of matrices is quantized on the inputs that the groups before it,
+//! quantized, produce.
 
 use crate::{
     CompressError,
-    feedback::{FeedbackOptions, quantize_with_feedback},
+    feedback::{Fed, FeedbackOptions},
+    matrix_format::MatrixFormat,
     moments::Moments,
+    ranges::{Calibrator, Histogram},
     tensor_pass::Distortion,
     walk::Walk,
 };
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
-use edgelm_tensor::{DType, block::decode_row};
+use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 /// Matrices that share an input, in the order of the layer.
 pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
     use LayerTensor::*;
     [&[Q, K, V], &[O], &[Gate, Up], &[Down]]
 };
+
+/// How the codes of a matrix are chosen, given the second moments of its inputs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Codes {
+    /// Scales and codes of least error, weighted by the mean squares of the inputs.
+    Weighted,
+    /// One after another, each making up for the errors of those before it (GPTQ).
+    Feedback(FeedbackOptions),
+}
 
 /// What quantization did to a matrix, as parts of what there was.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,8 +43,9 @@ pub(crate) struct MatrixErrors {
 pub(crate) fn quantize_layer(
     walk: &mut Walk<'_>,
     edited: &mut Edited<'_>,
-    choose: &dyn Fn(TensorId) -> DType,
-    options: &FeedbackOptions,
+    choose: &dyn Fn(TensorId) -> MatrixFormat,
+    codes: &Codes,
+    static_inputs: Option<Calibrator>,
     on_group: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<HashMap<TensorId, MatrixErrors>, CompressError> {
     let mut errors = HashMap::new();
@@ -41,14 +53,21 @@ pub(crate) fn quantize_layer(
         on_group()?;
         let ids: Vec<TensorId> = group.iter().map(|&tensor| TensorId::Layer(walk.layer(), tensor)).collect();
         let wants = |id: &TensorId| -> Result<bool, CompressError> {
-            Ok(choose(*id).is_quantized() && edited.tensor(*id)?.dtype != choose(*id))
+            Ok(choose(*id).is_quantized() && !choose(*id).is_that_of(edited.tensor(*id)?.dtype))
         };
         if !ids.iter().map(wants).collect::<Result<Vec<_>, _>>()?.contains(&true) {
             continue;
         }
         let moments = walk.moments(edited, group[0])?;
+        let input_scale = match static_inputs {
+            Some(calibrator) => input_scale(walk, edited, group[0], calibrator)?,
+            None => None,
+        };
         for id in ids {
-            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, options)? {
+            if let (Some(scale), true) = (input_scale, choose(id).is_quantized()) {
+                edited.fix_input_scale(id, scale);
+            }
+            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, codes)? {
                 errors.insert(id, error);
             }
         }
@@ -57,15 +76,36 @@ pub(crate) fn quantize_layer(
     Ok(errors)
 }
 
+/// The scale of the int8 inputs of a group. `None` where they are all zero. Errors where they are not finite.
+fn input_scale(
+    walk: &Walk<'_>,
+    edited: &Edited<'_>,
+    reader: LayerTensor,
+    calibrator: Calibrator,
+) -> Result<Option<f32>, CompressError> {
+    let mut histogram = Histogram::default();
+    walk.observe(edited, &mut |readers, x, _| {
+        if readers.contains(&reader) {
+            histogram.add(x);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    if !histogram.largest().is_finite() {
+        return Err(CompressError::NotFinite { what: format!("an input of layer {}", walk.layer()) });
+    }
+    Ok(histogram.scale(calibrator))
+}
+
 /// Quantizes one matrix in place. `None` where it is already in that format, or the format has no codes to choose.
 pub(crate) fn quantize_matrix(
     edited: &mut Edited<'_>,
     id: TensorId,
-    dtype: DType,
+    format: MatrixFormat,
     moments: &Moments,
-    options: &FeedbackOptions,
+    codes: &Codes,
 ) -> Result<Option<MatrixErrors>, CompressError> {
-    if !dtype.is_quantized() || edited.tensor(id)?.dtype == dtype {
+    if !format.is_quantized() || format.is_that_of(edited.tensor(id)?.dtype) {
         return Ok(None);
     }
     let named = |source: CompressError| CompressError::InTensor {
@@ -73,29 +113,48 @@ pub(crate) fn quantize_matrix(
         source: Box::new(source),
     };
     let weights = decode(edited, id)?;
-    let fed = quantize_with_feedback(dtype, &weights, moments, options).map_err(named)?;
+    let fed = choose_codes(format, &weights, moments, codes).map_err(named)?;
     let energy = moments.output_error(&weights);
     let shape = edited.tensor(id)?.shape.to_vec();
-    edited.replace(id, Replaced { dtype, shape, bytes: fed.bytes });
+    edited.replace(id, Replaced { dtype: format.dtype(), shape, bytes: fed.bytes });
     let decoded = decode(edited, id)?;
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    let distortion = Distortion {
-        error: weights.iter().zip(&decoded).map(|(was, is)| square(was - is)).sum(),
-        energy: weights.iter().map(|&was| square(was)).sum(),
-    };
+    let distortion = Distortion::between(&weights, &decoded);
     let output = if energy > 0.0 { (fed.output_error / energy).sqrt() } else { 0.0 };
     Ok(Some(MatrixErrors { output, weights: distortion.relative_rms() }))
+}
+
+/// The blocks of `weights` `[N, K]`, and what they cost. Pure.
+pub(crate) fn choose_codes(
+    format: MatrixFormat,
+    weights: &[f32],
+    moments: &Moments,
+    codes: &Codes,
+) -> Result<Fed, CompressError> {
+    match codes {
+        Codes::Feedback(options) => format.feed_back(weights, moments, options),
+        Codes::Weighted => {
+            let columns = moments.columns();
+            let bytes = format.encode(weights, columns, Some(&moments.mean_squares()))?;
+            let mut difference = decode_blocks(format.dtype(), &bytes, columns, weights.len())?;
+            difference.iter_mut().zip(weights).for_each(|(value, was)| *value -= was);
+            Ok(Fed { bytes, output_error: moments.output_error(&difference) })
+        }
+    }
 }
 
 /// All values of a tensor.
 pub(crate) fn decode(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, CompressError> {
     let view = tensors.tensor(id)?;
-    let row_len = view.row_len();
-    let row_bytes = view.dtype.row_bytes(row_len)?;
-    let mut values = vec![0.0; view.elements()];
+    Ok(decode_blocks(view.dtype, &view.bytes, view.row_len(), view.elements())?)
+}
+
+/// Rows of `row_len` values out of their blocks, `count` values in all.
+pub(crate) fn decode_blocks(dtype: DType, bytes: &[u8], row_len: usize, count: usize) -> Result<Vec<f32>, TensorError> {
+    let row_bytes = dtype.row_bytes(row_len)?;
+    let mut values = vec![0.0; count];
     if row_len > 0 {
-        let rows = values.par_chunks_mut(row_len).zip(view.bytes.par_chunks(row_bytes));
-        rows.try_for_each(|(values, bytes)| decode_row(view.dtype, bytes, values))?;
+        let rows = values.par_chunks_mut(row_len).zip(bytes.par_chunks(row_bytes));
+        rows.try_for_each(|(values, bytes)| decode_row(dtype, bytes, values))?;
     }
     Ok(values)
 }

@@ -7,8 +7,8 @@
 
 mod activations;
 pub mod calibration;
+mod equalize;
 mod feedback;
-mod gguf_out;
 mod importance;
 mod int_groups;
 mod layer_pass;
@@ -17,6 +17,7 @@ mod matrix_format;
 pub mod mixed;
 mod moments;
 pub mod prune;
+mod quantize;
 mod ranges;
 pub mod recipe;
 mod scheme;
@@ -27,15 +28,17 @@ mod tensor_pass;
 mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
+pub use equalize::{ActivationRounding, Equalize};
 pub use feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback};
-pub use gguf_out::{
-    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget,
-    matrix_budget_of_bits, quantize_to_gguf,
-};
 pub use importance::{Importance, measure_importance};
-pub use int_groups::{IntSettings, Strategy};
+pub use int_groups::{Activations, IntSettings, Strategy};
+pub use layer_pass::Codes;
 pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
+pub use quantize::{
+    Formats, IntScheme, Layerwise, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats,
+    is_gguf, matrix_budget, matrix_budget_of_bits, quantize,
+};
 pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};
 pub use size::parse_size;
@@ -109,6 +112,12 @@ pub enum CompressError {
     /// A format without codes.
     #[error("{dtype} has no codes to choose")]
     NoCodes {
+        /// The format.
+        dtype: edgelm_tensor::DType,
+    },
+    /// A block format in a folder.
+    #[error("{dtype} has no place in a safetensors folder; F32, F16 and BF16 have")]
+    FolderFormat {
         /// The format.
         dtype: edgelm_tensor::DType,
     },

@@ -4,6 +4,7 @@ use crate::{
     CompressError,
     feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback},
     int_groups::{IntSettings, round_to_nearest},
+    layer_pass::decode_blocks,
     moments::Moments,
 };
 use edgelm_tensor::{DType, TensorError, block::encode_row};
@@ -67,6 +68,17 @@ impl MatrixFormat {
         let rows = bytes.par_chunks_mut(row_bytes.max(1)).zip(values.par_chunks(columns.max(1)));
         rows.try_for_each(|(bytes, row)| encode_row(dtype, row, importance, bytes))?;
         Ok(bytes)
+    }
+
+    /// `values` `[N, K]` encoded and decoded again.
+    pub(crate) fn rounded(
+        self,
+        values: &[f32],
+        columns: usize,
+        importance: Option<&[f32]>,
+    ) -> Result<Vec<f32>, TensorError> {
+        let bytes = self.encode(values, columns, importance)?;
+        decode_blocks(self.dtype(), &bytes, columns, values.len())
     }
 
     /// The blocks of `weights` `[N, K]` with error feedback.

@@ -16,6 +16,15 @@ pub(crate) struct Distortion {
 }
 
 impl Distortion {
+    /// Of values that became others.
+    pub fn between(was: &[f32], is: &[f32]) -> Self {
+        let square = |value: f32| f64::from(value) * f64::from(value);
+        Self {
+            error: was.iter().zip(is).map(|(was, is)| square(was - is)).sum(),
+            energy: was.iter().map(|&was| square(was)).sum(),
+        }
+    }
+
     /// Root of error over energy: the relative root-mean-square error.
     pub fn relative_rms(&self) -> f64 {
         if self.energy > 0.0 { (self.error / self.energy).sqrt() } else { 0.0 }

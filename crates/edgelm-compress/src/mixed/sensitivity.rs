@@ -7,7 +7,7 @@
 //! kl(t, format) = KL(t, trial) · E(t, format) / E(t, trial),  E = tr(ΔW · H · ΔWᵀ)
 
 use crate::{
-    CompressError, Walk,
+    CompressError, MatrixFormat, Walk,
     layer_pass::{GROUPS, decode},
     logits::Logits,
     moments::{Moments, quadratic},
@@ -15,10 +15,7 @@ use crate::{
 use edgelm_engine::Block;
 use edgelm_kernels::{Cpu, kl_divergence};
 use edgelm_model::{Checkpoint, Edited, Replaced, TensorId, Tensors};
-use edgelm_tensor::{
-    DType,
-    block::{decode_row, encode_row},
-};
+use edgelm_tensor::DType;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -182,7 +179,7 @@ fn costs(
     let mut formats = Vec::new();
     for &dtype in candidates {
         let Ok(row_bytes) = dtype.row_bytes(row_len) else { continue };
-        let rounded = rounded(dtype, &sample, row_len, importance)?;
+        let rounded = MatrixFormat::Block(dtype).rounded(&sample, row_len, importance)?;
         formats.push(FormatCost { dtype, bytes: (row_bytes * rows) as u64, kl: share * error_of(&sample, &rounded) });
     }
     formats.sort_by_key(|format| format.bytes);
@@ -190,7 +187,7 @@ fn costs(
     else {
         return Err(CompressError::NoCandidate { name: tensors.base().stored_name(id), row_len });
     };
-    let changed = rounded(trial.dtype, &values, row_len, importance)?;
+    let changed = MatrixFormat::Block(trial.dtype).rounded(&values, row_len, importance)?;
     let error = error_of(&values, &changed);
     let replaced = Replaced::f32(view.shape.to_vec(), &changed);
     Ok(((Sensitivity { id, formats }, error), replaced))
@@ -199,25 +196,6 @@ fn costs(
 /// The trial format is the first of at least so many bits: rough enough that its divergence stands out from rounding noise,
 /// fine enough that the divergence is still quadratic in the error.
 const TRIAL_BITS: f64 = 4.2;
-
-/// Encoded and decoded again.
-fn rounded(
-    dtype: DType,
-    values: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-) -> Result<Vec<f32>, CompressError> {
-    let row_bytes = dtype.row_bytes(row_len)?;
-    let mut out = vec![0.0; values.len()];
-    out.par_chunks_mut(row_len).zip(values.par_chunks(row_len)).try_for_each_init(
-        || vec![0; row_bytes],
-        |bytes, (out, row)| {
-            encode_row(dtype, row, importance, bytes)?;
-            decode_row(dtype, bytes, out)
-        },
-    )?;
-    Ok(out)
-}
 
 /// Mean KL divergence of the logits that `other` makes of each trial from those that `parent` makes of `base`.
 fn divergences(

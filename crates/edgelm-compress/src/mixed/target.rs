@@ -1,7 +1,7 @@
 //! From a target size to formats: measures, allocates, and draws the front on which the choice lies.
 
 use super::{Allocation, ProbeOptions, Sensitivity, allocate_formats, measure_sensitivity};
-use crate::{CompressError, Keep, gguf_out::vector_bytes, matrix_budget, matrix_budget_of_bits};
+use crate::{CompressError, Keep, matrix_budget, matrix_budget_of_bits, quantize::vector_bytes};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use edgelm_tensor::DType;

@@ -1,6 +1,6 @@
 //! The pruned model on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
-use crate::{CompressError, gguf_out::refuse_overwriting_input, is_gguf, staged::Staged, tensor_pass::encode_rows};
+use crate::{CompressError, is_gguf, quantize::refuse_overwriting_input, staged::Staged, tensor_pass::encode_rows};
 use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
 use edgelm_tensor::DType;

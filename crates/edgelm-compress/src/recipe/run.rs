@@ -4,7 +4,7 @@ use super::{
     Gates, Job, Measured, Recipe, RecipeReport,
     work::{Identity, Start, Work},
 };
-use crate::{CompressError, calibration_windows, gguf_out::refuse_overwriting_input};
+use crate::{CompressError, calibration_windows, quantize::refuse_overwriting_input};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use std::{ops::ControlFlow, path::Path, time::Instant};

@@ -1,13 +1,14 @@
-//! `edgelm quantize`: one-step quantization to a GGUF file.
+//! `edgelm quantize`: one-step quantization to a GGUF file, or of integers to a Hugging Face folder.
 
 use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, page, progress, resolve};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, CompressError, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions,
-    QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf, measure_importance,
+    ActivationRounding, CalibrationOptions, Codes, CompressError, Equalize, FeedbackOptions, Formats, Importance, Keep,
+    Layerwise, Method as How, QuantizeOptions, QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf,
+    measure_importance,
     mixed::{Allocation, ParetoFront, Target, choose_formats},
-    parse_size, quantize_to_gguf,
+    parse_size, quantize,
     recipe::PassReport,
 };
 use edgelm_kernels::Cpu;
@@ -18,18 +19,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod ints;
 mod tables;
 
+use ints::IntArgs;
+
 const DEFAULT_FORMAT: &str = "Q4_K_M";
+const DEFAULT_INTS: &str = "int4";
 
 #[derive(Args)]
 pub struct QuantizeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
     model: String,
-    /// File to write (.gguf)
+    /// What to write: a .gguf file, or for int formats a folder
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, … [default: Q4_K_M]
+    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …; in a folder int8, int4, int3, int2, w8a8 [default:
+    /// Q4_K_M, in a folder int4]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["target_bpw", "target_size"])]
     format: Option<String>,
     /// The best mixture of formats with so many bits per weight, all weights counted
@@ -42,11 +48,13 @@ pub struct QuantizeArgs {
     /// errors of earlier ones
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
+    #[command(flatten)]
+    ints: IntArgs,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
     /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
-    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq")]))]
+    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")]))]
     calibration: Option<PathBuf>,
     /// Calibration windows (of up to 512 tokens)
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
@@ -64,6 +72,17 @@ enum Method {
     Rtn,
     Imatrix,
     Gptq,
+    Awq,
+    Smoothquant,
+    AwqGptq,
+    SmoothquantGptq,
+    Best,
+}
+
+impl QuantizeArgs {
+    fn has_target(&self) -> bool {
+        self.target_bpw.is_some() || self.target_size.is_some()
+    }
 }
 
 impl Method {
@@ -72,23 +91,49 @@ impl Method {
             Method::Rtn => "rtn",
             Method::Imatrix => "imatrix",
             Method::Gptq => "gptq",
+            Method::Awq => "awq",
+            Method::Smoothquant => "smoothquant",
+            Method::AwqGptq => "awq-gptq",
+            Method::SmoothquantGptq => "smoothquant-gptq",
+            Method::Best => "best",
         }
     }
 }
 
 pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
-    check_output(&args.output)?;
+    let format = args.format.as_deref().unwrap_or(match is_gguf(&args.output) || args.has_target() {
+        true => DEFAULT_FORMAT,
+        false => DEFAULT_INTS,
+    });
+    let is_int = IntArgs::is_int(format);
+    match is_int {
+        true if is_gguf(&args.output) => {
+            let path = args.output.display();
+            return Err(Usage(format!("`{path}`: GGUF has no {format}; the output must be a folder")).into());
+        }
+        true => {}
+        false => {
+            check_output(&args.output)?;
+            args.ints.refuse()?;
+        }
+    }
+    let static_inputs = args.ints.calibrator()?;
+    if static_inputs.is_some() && args.calibration.is_none() {
+        return Err(Usage("--activations static needs --calibration".into()).into());
+    }
     let target = args.target_bpw.map(Target::BitsPerWeight).or(args.target_size.map(Target::FileBytes));
     if let Some(bits) = args.target_bpw
         && !(bits.is_finite() && bits > 0.0)
     {
         return Err(Usage(format!("--target-bpw {bits}: must be more than 0")).into());
     }
-    if args.method == Method::Rtn && args.calibration.is_some() && target.is_none() {
+    if args.method == Method::Rtn && args.calibration.is_some() && target.is_none() && static_inputs.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
-    let scheme = Scheme::from_name(args.format.as_deref().unwrap_or(DEFAULT_FORMAT));
-    let scheme = scheme.map_err(|error| Usage(error.to_string()))?;
+    let scheme = match is_int {
+        true => None,
+        false => Some(Scheme::from_name(format).map_err(|error| Usage(error.to_string()))?),
+    };
     let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
     let checkpoint = resolve::checkpoint(&args.model, global)?;
@@ -103,14 +148,29 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     };
     let importance = match args.method {
         Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
-        Method::Rtn | Method::Gptq => Importance::default(),
+        _ => Importance::default(),
     };
+    let layerwise =
+        |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes, static_inputs });
+    let rounding = if static_inputs.is_some() { ActivationRounding::Tensor } else { ActivationRounding::ENGINE };
+    let feedback = Codes::Feedback(FeedbackOptions::default());
+    let smooth = Equalize::SmoothQuant(rounding);
     let method = match args.method {
+        Method::Rtn | Method::Imatrix if static_inputs.is_some() => layerwise(None, Codes::Weighted),
         Method::Rtn => How::Rtn,
         Method::Imatrix => How::Imatrix(&importance),
-        Method::Gptq => How::Feedback { cpu: &cpu, windows: &windows, options: FeedbackOptions::default() },
+        Method::Gptq => layerwise(None, feedback),
+        Method::Awq => layerwise(Some(Equalize::Awq), Codes::Weighted),
+        Method::Smoothquant => layerwise(Some(smooth), Codes::Weighted),
+        Method::AwqGptq => layerwise(Some(Equalize::Awq), feedback),
+        Method::SmoothquantGptq => layerwise(Some(smooth), feedback),
+        Method::Best => layerwise(Some(Equalize::Best(rounding)), feedback),
     };
-    let formats = mixture.as_ref().map_or(Formats::Scheme(scheme), |(found, _)| Formats::Mixed(&found.formats));
+    let formats = match (&mixture, scheme) {
+        (Some((found, _)), _) => Formats::Mixed(&found.formats),
+        (None, Some(scheme)) => Formats::Scheme(scheme),
+        (None, None) => Formats::Ints(args.ints.scheme(format, &checkpoint)?),
+    };
     let options = QuantizeOptions { formats, keep: &keep, method, store: None };
     let mut report = write(&checkpoint, &args.output, &options, global)?;
     if let Some((allocation, _)) = &mixture {
@@ -121,7 +181,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let wanted = match (args.target_bpw, args.target_size) {
         (Some(bits), _) => format!("{bits} bits per weight"),
         (None, Some(bytes)) => output::bytes(bytes),
-        (None, None) => scheme.name().to_owned(),
+        (None, None) => scheme.map_or(format, |scheme| scheme.name()).to_owned(),
     };
     let title = format!("quantize to {wanted} ({})", args.method.name());
     let front = mixture.map(|(_, front)| front);
@@ -143,7 +203,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     print_pass(&format!("{}: ", args.output.display()), &pass)
 }
 
-/// Only GGUF files are written.
+/// Block formats are written to GGUF files.
 pub fn check_output(path: &Path) -> Result<(), Usage> {
     if is_gguf(path) {
         return Ok(());
@@ -183,7 +243,7 @@ pub fn write(
     let bar = progress::bar(0, "quantize", global.quiet);
     let work = Work::begin();
     let report = pool.install(|| {
-        quantize_to_gguf(checkpoint, path, options, &mut |done, total, name| {
+        quantize(checkpoint, path, options, &mut |done, total, name| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(name.to_owned());

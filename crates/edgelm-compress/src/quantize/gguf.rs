@@ -1,0 +1,91 @@
+//! Into a GGUF file.
+
+use super::{Out, Plan, Written};
+use crate::{
+    CompressError,
+    tensor_pass::{Distortion, encode_rows},
+};
+use edgelm_format::gguf::{Value, Writer};
+use edgelm_model::{Checkpoint, Edited, Tensors};
+use edgelm_tensor::DType;
+use std::path::Path;
+
+/// f32 values in work at a time: 16 MiB of them, with their encoded form. Large enough that threads stay busy, small
+/// beside any model worth compressing.
+const VALUES_AT_A_TIME: usize = 4 << 20;
+
+pub(super) struct GgufOut {
+    writer: Writer,
+}
+
+impl GgufOut {
+    pub fn create(
+        checkpoint: &Checkpoint,
+        output: &Path,
+        plans: &[Plan],
+        file_type: Option<u32>,
+    ) -> Result<Self, CompressError> {
+        let extras = checkpoint.gguf_extra_tensors();
+        let mut metadata = checkpoint.gguf_metadata()?;
+        if let Some(file_type) = file_type {
+            metadata.push(("general.file_type".into(), Value::U32(file_type)));
+        }
+        let mut declared = Vec::with_capacity(plans.len() + extras.len());
+        for (name, shape, _) in &extras {
+            declared.push((name.clone(), DType::F32, shape.clone()));
+        }
+        for plan in plans {
+            declared.push((plan.name.clone(), plan.format.dtype(), checkpoint.describe(plan.id)?.1.to_vec()));
+        }
+        let mut writer = Writer::create(output, &metadata, &declared)?;
+        for (_, _, values) in &extras {
+            writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        Ok(Self { writer })
+    }
+}
+
+impl Out for GgufOut {
+    /// A tensor that is in its format already is copied, so it does not matter who brought it there.
+    fn write(
+        &mut self,
+        edited: &Edited<'_>,
+        plan: &Plan,
+        _is_done: bool,
+        importance: Option<&[f32]>,
+        go_on: &mut dyn FnMut() -> Result<(), CompressError>,
+    ) -> Result<Written, CompressError> {
+        let (checkpoint, view) = (edited.base(), edited.tensor(plan.id)?);
+        let named = |source| CompressError::Tensor { name: checkpoint.stored_name(plan.id), source };
+        let (dtype, row_len) = (plan.format.dtype(), view.row_len());
+        let row_bytes = view.dtype.row_bytes(row_len).map_err(named)?;
+        // A bias is one row of values that are permuted like the rows of its weight: single values are its rows.
+        let (rows, row_len, row_bytes) = if view.shape.len() == 1 {
+            (row_len, 1, row_bytes / row_len.max(1))
+        } else {
+            (view.rows(), row_len, row_bytes)
+        };
+        let rows_at_a_time = (VALUES_AT_A_TIME / row_len.max(1)).max(1);
+        let mut distortion = Distortion::default();
+        let mut bytes = 0;
+        let mut out = Vec::new();
+        for start in (0..rows).step_by(rows_at_a_time) {
+            go_on()?;
+            let end = (start + rows_at_a_time).min(rows);
+            let source =
+                |row| &view.bytes[checkpoint.config().gguf_row_source(plan.id, row) * row_bytes..][..row_bytes];
+            let sources: Vec<&[u8]> = (start..end).map(source).collect();
+            out.clear();
+            let part = encode_rows(view.dtype, dtype, &sources, row_len, importance, &mut out).map_err(named)?;
+            distortion.error += part.error;
+            distortion.energy += part.energy;
+            bytes += out.len() as u64;
+            self.writer.write(&out)?;
+        }
+        Ok(Written { bytes, relative_rms_error: distortion.relative_rms() })
+    }
+
+    fn finish(self: Box<Self>) -> Result<u64, CompressError> {
+        Ok(self.writer.finish()?)
+    }
+}
