@@ -49,6 +49,11 @@ impl Activations {
         self.starts.len() - 1
     }
 
+    /// Values of all arrays.
+    pub(crate) fn values(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
     /// A copy of array `index`.
     pub(crate) fn load(&self, index: usize) -> Result<Vec<f32>, CompressError> {
         let part = self.starts[index]..self.starts[index + 1];

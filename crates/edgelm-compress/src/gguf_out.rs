@@ -2,9 +2,9 @@
 
 use crate::{
     CompressError, Importance, Walk,
-    feedback::FeedbackOptions,
+    equalize::{Equalize, equalize_layer},
     go_on,
-    layer_pass::{quantize_layer, quantize_matrix},
+    layer_pass::{Codes, quantize_layer, quantize_matrix},
     scheme::{Choice, Keep, Scheme},
     store::LayerStore,
     tensor_pass::{Distortion, encode_rows},
@@ -34,7 +34,7 @@ pub struct QuantizeOptions<'a> {
     pub keep: &'a [Keep],
     /// How codes are chosen.
     pub method: Method<'a>,
-    /// Where error feedback keeps layers that are finished, and finds those of an earlier run.
+    /// Where a layer-by-layer method keeps layers that are finished, and finds those of an earlier run.
     pub store: Option<&'a LayerStore>,
 }
 
@@ -54,16 +54,21 @@ pub enum Method<'a> {
     Rtn,
     /// Scales and codes of least error weighted by what calibration saw.
     Imatrix(&'a Importance),
-    /// In sequence, each making up for the errors of those before it (GPTQ), on the outputs of the layers that are
-    /// quantized already.
-    Feedback {
-        /// The machine that runs the calibration.
-        cpu: &'a Cpu,
-        /// Calibration data.
-        windows: &'a [Vec<u32>],
-        /// Settings.
-        options: FeedbackOptions,
-    },
+    /// Layer by layer, on the outputs of the layers that are quantized already.
+    Layerwise(Layerwise<'a>),
+}
+
+/// Settings of [`Method::Layerwise`].
+#[derive(Clone, Copy)]
+pub struct Layerwise<'a> {
+    /// The machine that runs the calibration.
+    pub cpu: &'a Cpu,
+    /// Calibration data.
+    pub windows: &'a [Vec<u32>],
+    /// What is done to a layer before its codes are chosen.
+    pub equalize: Option<Equalize>,
+    /// How codes are chosen.
+    pub codes: Codes,
 }
 
 /// What became of one tensor.
@@ -164,7 +169,7 @@ pub fn quantize_to_gguf(
     let mut notes = checkpoint.gguf_notes();
     let mut edited = Edited::new(checkpoint);
     let mut walk = match options.method {
-        Method::Feedback { cpu, windows, .. } => Some(Walk::begin(checkpoint, cpu, windows)?),
+        Method::Layerwise(Layerwise { cpu, windows, .. }) => Some(Walk::begin(checkpoint, cpu, windows)?),
         Method::Rtn | Method::Imatrix(_) => None,
     };
     let mut errors = HashMap::new();
@@ -172,7 +177,7 @@ pub fn quantize_to_gguf(
     let store = options.store;
     for (index, plan) in plans.iter().enumerate() {
         let mut go_on = || go_on(on_tensor(index, plans.len(), &plan.name));
-        if let (Some(walk), Method::Feedback { options, .. }) = (&mut walk, &options.method) {
+        if let (Some(walk), Method::Layerwise(Layerwise { equalize, codes, .. })) = (&mut walk, &options.method) {
             match plan.id {
                 TensorId::Layer(layer, _) if layer == walk.layer() => {
                     let choose = |id| formats[&id];
@@ -185,7 +190,10 @@ pub fn quantize_to_gguf(
                         walk.advance(&edited)?;
                         errors.extend(stored);
                     } else {
-                        let found = quantize_layer(walk, &mut edited, &choose, options, &mut go_on)?;
+                        if let Some(equalize) = *equalize {
+                            equalize_layer(walk, &mut edited, &choose, equalize, codes, &mut go_on)?;
+                        }
+                        let found = quantize_layer(walk, &mut edited, &choose, codes, &mut go_on)?;
                         if let Some(store) = store {
                             store.save(layer, &edited, &found)?;
                         }
@@ -194,7 +202,7 @@ pub fn quantize_to_gguf(
                 }
                 id if id == checkpoint.config().head() => {
                     let moments = walk.head_moments(&edited)?;
-                    if let Some(error) = quantize_matrix(&mut edited, id, plan.choice.dtype, &moments, options)? {
+                    if let Some(error) = quantize_matrix(&mut edited, id, plan.choice.dtype, &moments, codes)? {
                         errors.insert(id, error);
                     }
                 }
@@ -203,11 +211,11 @@ pub fn quantize_to_gguf(
         }
         let importance = match options.method {
             Method::Imatrix(importance) => importance.of(plan.id),
-            Method::Rtn | Method::Feedback { .. } => None,
+            Method::Rtn | Method::Layerwise(_) => None,
         };
         let mut report = write_tensor(&edited, plan, importance, &mut writer, &mut go_on)?;
+        report.from = checkpoint.tensor(plan.id)?.dtype.name().to_owned();
         if let Some(error) = errors.get(&plan.id) {
-            report.from = checkpoint.tensor(plan.id)?.dtype.name().to_owned();
             report.relative_rms_error = error.weights;
             report.relative_output_error = Some(error.output);
         }

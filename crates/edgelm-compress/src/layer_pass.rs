@@ -1,11 +1,11 @@
-//! One decoder layer through error feedback: each group of matrices on the inputs that the groups before it, quantized,
-//! produce.
+//! One decoder layer after another: each group of matrices is quantized on the inputs that the groups before it,
+//! quantized, produce.
 
 use crate::{
     CompressError,
-    feedback::{FeedbackOptions, quantize_with_feedback},
+    feedback::{Fed, FeedbackOptions, quantize_with_feedback},
     moments::Moments,
-    tensor_pass::Distortion,
+    tensor_pass::{Distortion, encode_values},
     walk::Walk,
 };
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
@@ -18,6 +18,15 @@ pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
     use LayerTensor::*;
     [&[Q, K, V], &[O], &[Gate, Up], &[Down]]
 };
+
+/// How the codes of a matrix are chosen, given the second moments of its inputs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Codes {
+    /// Scales and codes of least error, weighted by the mean squares of the inputs.
+    Weighted,
+    /// One after another, each making up for the errors of those before it (GPTQ).
+    Feedback(FeedbackOptions),
+}
 
 /// What quantization did to a matrix, as parts of what there was.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,7 +42,7 @@ pub(crate) fn quantize_layer(
     walk: &mut Walk<'_>,
     edited: &mut Edited<'_>,
     choose: &dyn Fn(TensorId) -> DType,
-    options: &FeedbackOptions,
+    codes: &Codes,
     on_group: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<HashMap<TensorId, MatrixErrors>, CompressError> {
     let mut errors = HashMap::new();
@@ -48,7 +57,7 @@ pub(crate) fn quantize_layer(
         }
         let moments = walk.moments(edited, group[0])?;
         for id in ids {
-            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, options)? {
+            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, codes)? {
                 errors.insert(id, error);
             }
         }
@@ -63,7 +72,7 @@ pub(crate) fn quantize_matrix(
     id: TensorId,
     dtype: DType,
     moments: &Moments,
-    options: &FeedbackOptions,
+    codes: &Codes,
 ) -> Result<Option<MatrixErrors>, CompressError> {
     if !dtype.is_quantized() || edited.tensor(id)?.dtype == dtype {
         return Ok(None);
@@ -73,7 +82,7 @@ pub(crate) fn quantize_matrix(
         source: Box::new(source),
     };
     let weights = decode(edited, id)?;
-    let fed = quantize_with_feedback(dtype, &weights, moments, options).map_err(named)?;
+    let fed = choose_codes(dtype, &weights, moments, codes).map_err(named)?;
     let energy = moments.output_error(&weights);
     let shape = edited.tensor(id)?.shape.to_vec();
     edited.replace(id, Replaced { dtype, shape, bytes: fed.bytes });
@@ -87,15 +96,43 @@ pub(crate) fn quantize_matrix(
     Ok(Some(MatrixErrors { output, weights: distortion.relative_rms() }))
 }
 
+/// The blocks of `weights` `[N, K]`, and what they cost. Pure.
+pub(crate) fn choose_codes(
+    dtype: DType,
+    weights: &[f32],
+    moments: &Moments,
+    codes: &Codes,
+) -> Result<Fed, CompressError> {
+    match codes {
+        Codes::Feedback(options) => quantize_with_feedback(dtype, weights, moments, options),
+        Codes::Weighted => {
+            let columns = moments.columns();
+            let bytes = encode_values(dtype, weights, columns, Some(&moments.mean_squares()))?;
+            let mut difference = decode_blocks(dtype, &bytes, columns, weights.len())?;
+            difference.iter_mut().zip(weights).for_each(|(value, was)| *value -= was);
+            Ok(Fed { bytes, output_error: moments.output_error(&difference) })
+        }
+    }
+}
+
 /// All values of a tensor.
 pub(crate) fn decode(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, CompressError> {
     let view = tensors.tensor(id)?;
-    let row_len = view.row_len();
-    let row_bytes = view.dtype.row_bytes(row_len)?;
-    let mut values = vec![0.0; view.elements()];
+    decode_blocks(view.dtype, view.bytes, view.row_len(), view.elements())
+}
+
+/// Rows of `row_len` values out of their blocks, `count` values in all.
+pub(crate) fn decode_blocks(
+    dtype: DType,
+    bytes: &[u8],
+    row_len: usize,
+    count: usize,
+) -> Result<Vec<f32>, CompressError> {
+    let row_bytes = dtype.row_bytes(row_len)?;
+    let mut values = vec![0.0; count];
     if row_len > 0 {
-        let rows = values.par_chunks_mut(row_len).zip(view.bytes.par_chunks(row_bytes));
-        rows.try_for_each(|(values, bytes)| decode_row(view.dtype, bytes, values))?;
+        let rows = values.par_chunks_mut(row_len).zip(bytes.par_chunks(row_bytes));
+        rows.try_for_each(|(values, bytes)| decode_row(dtype, bytes, values))?;
     }
     Ok(values)
 }

@@ -7,6 +7,7 @@
 
 mod activations;
 pub mod calibration;
+mod equalize;
 mod feedback;
 mod gguf_out;
 mod importance;
@@ -23,12 +24,14 @@ mod tensor_pass;
 mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
+pub use equalize::{ActivationRounding, Equalize};
 pub use feedback::{Fed, FeedbackOptions, quantize_with_feedback};
 pub use gguf_out::{
-    Formats, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget,
-    matrix_budget_of_bits, quantize_to_gguf,
+    Formats, Layerwise, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf,
+    matrix_budget, matrix_budget_of_bits, quantize_to_gguf,
 };
 pub use importance::{Importance, measure_importance};
+pub use layer_pass::Codes;
 pub use moments::{Factor, Moments};
 pub use scheme::{Choice, Keep, Scheme};
 pub use size::parse_size;

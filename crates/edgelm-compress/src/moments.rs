@@ -41,6 +41,12 @@ impl Moments {
         (0..self.columns()).map(|k| self.sum[(k, k)] / self.rows.max(1) as f32).collect()
     }
 
+    /// Those of x / s, for s `[K]`.
+    pub(crate) fn divided(&self, scales: &[f32]) -> Self {
+        let sum = Mat::from_fn(self.columns(), self.columns(), |i, j| self.sum[(i, j)] / (scales[i] * scales[j]));
+        Self { sum, rows: self.rows }
+    }
+
     /// H / rows with `damping` times the mean of its diagonal added to the diagonal, all of it, in the order `order` of
     /// columns. What no input reaches counts as independent of the rest.
     pub fn damped(&self, damping: f32, order: &[usize]) -> Result<Mat<f32>, CompressError> {

@@ -3,10 +3,7 @@
 //! One GGUF file per layer, written under a temporary name, synced and renamed: a file that is there is complete. What the
 //! files belong to (model, settings, calibration data) is for the owner of the folder to check.
 
-use crate::{
-    CompressError,
-    layer_pass::{GROUPS, MatrixErrors},
-};
+use crate::{CompressError, layer_pass::MatrixErrors};
 use edgelm_format::{
     FormatError,
     gguf::{GgufFile, Value, Writer},
@@ -44,8 +41,8 @@ impl LayerStore {
         self.folder.join(format!("layer-{layer:04}.gguf"))
     }
 
-    /// Puts the matrices of a finished layer into `edited`. `None` if it is not finished. Errors if they are not of the
-    /// formats of `choose`.
+    /// Puts the changed tensors of a finished layer into `edited`; the errors are those of its matrices that are quantized.
+    /// `None` if it is not finished. Errors if quantized matrices are not of the formats of `choose`.
     pub(crate) fn load(
         &self,
         layer: usize,
@@ -58,11 +55,12 @@ impl LayerStore {
         }
         let file = GgufFile::open(&path)?;
         let mut errors = HashMap::new();
-        for (id, name) in matrices(edited, layer) {
+        for (id, name) in tensors(edited, layer) {
             let Some(view) = file.get(&name)? else { continue };
             let damaged = |what: String| CompressError::WorkDamaged { path: path.clone(), what };
             let wanted = edited.tensor(id)?.shape.to_vec();
-            if view.dtype != choose(id) || view.shape != wanted {
+            let dtype = if id.is_matrix() && choose(id).is_quantized() { choose(id) } else { DType::F32 };
+            if view.dtype != dtype || view.shape != wanted {
                 return Err(damaged(format!("`{name}` is {} {:?}", view.dtype, view.shape)));
             }
             let error = |kind: &str| {
@@ -70,13 +68,15 @@ impl LayerStore {
                 let value = file.get_meta(&key).and_then(Value::as_f64);
                 value.ok_or_else(|| damaged(format!("no `{key}`")))
             };
-            errors.insert(id, MatrixErrors { output: error("output")?, weights: error("weights")? });
+            if dtype.is_quantized() {
+                errors.insert(id, MatrixErrors { output: error("output")?, weights: error("weights")? });
+            }
             edited.replace(id, Replaced { dtype: view.dtype, shape: wanted, bytes: view.bytes.to_vec() });
         }
         Ok(Some(errors))
     }
 
-    /// Stores those matrices of a layer that `errors` has.
+    /// Stores the tensors of a layer that were changed; `errors` has its matrices that were quantized.
     pub(crate) fn save(
         &self,
         layer: usize,
@@ -86,11 +86,12 @@ impl LayerStore {
         let mut metadata = vec![("general.architecture".to_owned(), Value::String("edgelm-layer".to_owned()))];
         let mut declared = Vec::new();
         let mut views = Vec::new();
-        for (id, name) in matrices(edited, layer) {
-            let Some(error) = errors.get(&id) else { continue };
+        for (id, name) in tensors(edited, layer).into_iter().filter(|(id, _)| edited.is_replaced(*id)) {
             let view = edited.tensor(id)?;
-            metadata.push((error_key("output", &name), Value::F64(error.output)));
-            metadata.push((error_key("weights", &name), Value::F64(error.weights)));
+            if let Some(error) = errors.get(&id) {
+                metadata.push((error_key("output", &name), Value::F64(error.output)));
+                metadata.push((error_key("weights", &name), Value::F64(error.weights)));
+            }
             declared.push((name, view.dtype, view.shape.to_vec()));
             views.push(view);
         }
@@ -101,13 +102,10 @@ impl LayerStore {
     }
 }
 
-/// The matrices of a layer and their names.
-fn matrices(tensors: &Edited<'_>, layer: usize) -> Vec<(TensorId, String)> {
-    let name = |&tensor: &LayerTensor| {
-        let id = TensorId::Layer(layer, tensor);
-        (id, tensors.config().arch.gguf_tensor_name(id))
-    };
-    GROUPS.into_iter().flatten().map(name).collect()
+/// The tensors of a layer and their names.
+fn tensors(tensors: &Edited<'_>, layer: usize) -> Vec<(TensorId, String)> {
+    let ids = LayerTensor::ALL.map(|tensor| TensorId::Layer(layer, tensor)).into_iter();
+    ids.filter(|&id| tensors.has(id)).map(|id| (id, tensors.config().arch.gguf_tensor_name(id))).collect()
 }
 
 fn error_key(kind: &str, name: &str) -> String {

@@ -47,6 +47,11 @@ impl<'a> Walk<'a> {
         self.hidden_size
     }
 
+    /// Positions of all windows.
+    pub(crate) fn positions(&self) -> usize {
+        self.hidden.values() / self.hidden_size.max(1)
+    }
+
     /// The machine it runs on.
     pub fn cpu(&self) -> &'a Cpu {
         self.cpu

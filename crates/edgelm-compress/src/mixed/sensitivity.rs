@@ -11,14 +11,12 @@ use crate::{
     layer_pass::{GROUPS, decode},
     logits::Logits,
     moments::{Moments, quadratic},
+    tensor_pass::rounded,
 };
 use edgelm_engine::Block;
 use edgelm_kernels::{Cpu, kl_divergence};
 use edgelm_model::{Checkpoint, Edited, Replaced, TensorId, Tensors};
-use edgelm_tensor::{
-    DType,
-    block::{decode_row, encode_row},
-};
+use edgelm_tensor::DType;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -199,25 +197,6 @@ fn costs(
 /// The trial format is the first of at least so many bits: rough enough that its divergence stands out from rounding noise,
 /// fine enough that the divergence is still quadratic in the error.
 const TRIAL_BITS: f64 = 4.2;
-
-/// Encoded and decoded again.
-fn rounded(
-    dtype: DType,
-    values: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-) -> Result<Vec<f32>, CompressError> {
-    let row_bytes = dtype.row_bytes(row_len)?;
-    let mut out = vec![0.0; values.len()];
-    out.par_chunks_mut(row_len).zip(values.par_chunks(row_len)).try_for_each_init(
-        || vec![0; row_bytes],
-        |bytes, (out, row)| {
-            encode_row(dtype, row, importance, bytes)?;
-            decode_row(dtype, bytes, out)
-        },
-    )?;
-    Ok(out)
-}
 
 /// Mean KL divergence of the logits that `other` makes of each trial from those that `parent` makes of `base`.
 fn divergences(

@@ -2,8 +2,8 @@
 
 use super::{Gates, Job, PassReport, Settings};
 use crate::{
-    CompressError, FeedbackOptions, Formats, Importance, Keep, LayerStore, Method, OnTensor, QuantizeOptions, Scheme,
-    go_on, measure_importance,
+    ActivationRounding, Codes, CompressError, Equalize, FeedbackOptions, Formats, Importance, Keep, LayerStore,
+    Layerwise, Method, OnTensor, QuantizeOptions, Scheme, go_on, measure_importance,
     mixed::{ParetoFront, Target, choose_formats},
     parse_size, quantize_to_gguf,
 };
@@ -32,9 +32,9 @@ pub struct QuantizePass {
     /// Other formats for tensors by name.
     #[serde(default)]
     pub keep: Vec<String>,
-    /// Of `gptq`.
+    /// Of `gptq` and `best`.
     pub damping: Option<f32>,
-    /// Of `gptq`.
+    /// Of `gptq` and `best`.
     pub activation_order: Option<bool>,
     /// After this pass. Not part of what it does.
     #[serde(skip_serializing)]
@@ -52,6 +52,12 @@ pub enum QuantizeMethod {
     Imatrix,
     /// Later codes make up for the errors of earlier ones.
     Gptq,
+    /// Columns with large inputs are scaled up before rounding.
+    Awq,
+    /// Columns are scaled such that activations are easier to round.
+    SmoothQuant,
+    /// Per group of matrices, the scaling that leaves the least error after `gptq`.
+    Best,
 }
 
 /// Bytes, written `1200` or `"500MB"`.
@@ -106,6 +112,9 @@ impl QuantizePass {
             QuantizeMethod::Rtn => "rtn",
             QuantizeMethod::Imatrix => "imatrix",
             QuantizeMethod::Gptq => "gptq",
+            QuantizeMethod::Awq => "awq",
+            QuantizeMethod::SmoothQuant => "smoothquant",
+            QuantizeMethod::Best => "best",
         }
     }
 
@@ -166,10 +175,11 @@ impl Settings for QuantizePass {
         {
             return Err(format!("`damping` is {damping}: must be 0 or more"));
         }
-        let only_gptq = [("damping", self.damping.is_some()), ("activation_order", self.activation_order.is_some())];
-        match only_gptq.into_iter().find(|key| key.1) {
-            Some((key, _)) if self.method != QuantizeMethod::Gptq => {
-                Err(format!("`{key}` has a meaning with `method = \"gptq\"` only"))
+        let feeds_back = matches!(self.method, QuantizeMethod::Gptq | QuantizeMethod::Best);
+        let of_feedback = [("damping", self.damping.is_some()), ("activation_order", self.activation_order.is_some())];
+        match of_feedback.into_iter().find(|key| key.1) {
+            Some((key, _)) if !feeds_back => {
+                Err(format!("`{key}` has a meaning with `method = \"gptq\"` and `\"best\"` only"))
             }
             _ => Ok(()),
         }
@@ -188,7 +198,7 @@ impl Settings for QuantizePass {
             QuantizeMethod::Rtn if self.target_bpw.is_some() => Some("target_bpw"),
             QuantizeMethod::Rtn if self.target_size.is_some() => Some("target_size"),
             QuantizeMethod::Rtn => None,
-            QuantizeMethod::Imatrix | QuantizeMethod::Gptq => Some(self.method_name()),
+            _ => Some(self.method_name()),
         }
     }
 
@@ -215,18 +225,24 @@ impl Settings for QuantizePass {
             QuantizeMethod::Imatrix => measure_importance(job.checkpoint, job.cpu, job.windows, &mut |done, total| {
                 go_on(on_step(done, total, "measuring importance"))
             })?,
-            QuantizeMethod::Rtn | QuantizeMethod::Gptq => Importance::default(),
+            _ => Importance::default(),
         };
         let defaults = FeedbackOptions::default();
-        let feedback = FeedbackOptions {
+        let feedback = Codes::Feedback(FeedbackOptions {
             damping: self.damping.unwrap_or(defaults.damping),
             activation_order: self.activation_order.unwrap_or(defaults.activation_order),
             ..defaults
-        };
+        });
+        let layerwise =
+            |equalize, codes| Method::Layerwise(Layerwise { cpu: job.cpu, windows: job.windows, equalize, codes });
+        let rounding = ActivationRounding::ENGINE;
         let method = match self.method {
             QuantizeMethod::Rtn => Method::Rtn,
             QuantizeMethod::Imatrix => Method::Imatrix(&importance),
-            QuantizeMethod::Gptq => Method::Feedback { cpu: job.cpu, windows: job.windows, options: feedback },
+            QuantizeMethod::Gptq => layerwise(None, feedback),
+            QuantizeMethod::Awq => layerwise(Some(Equalize::Awq), Codes::Weighted),
+            QuantizeMethod::SmoothQuant => layerwise(Some(Equalize::SmoothQuant(rounding)), Codes::Weighted),
+            QuantizeMethod::Best => layerwise(Some(Equalize::Best(rounding)), feedback),
         };
         let store = LayerStore::open(&job.folder.join("layers"))?;
         let store = Some(&store);

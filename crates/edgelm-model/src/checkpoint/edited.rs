@@ -86,6 +86,11 @@ impl<'a> Edited<'a> {
         self.replaced.remove(&self.source(id))
     }
 
+    /// True for a tensor that is not the checkpoint's own.
+    pub fn is_replaced(&self, id: TensorId) -> bool {
+        self.replaced.contains_key(&self.source(id))
+    }
+
     /// The checkpoint underneath.
     pub fn base(&self) -> &'a Checkpoint {
         self.base

@@ -4,8 +4,9 @@ use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, p
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, CompressError, FeedbackOptions, Formats, Importance, Keep, Method as How, QuantizeOptions,
-    QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf, measure_importance,
+    ActivationRounding, CalibrationOptions, Codes, CompressError, Equalize, FeedbackOptions, Formats, Importance, Keep,
+    Layerwise, Method as How, QuantizeOptions, QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf,
+    measure_importance,
     mixed::{Allocation, ParetoFront, Target, choose_formats},
     parse_size, quantize_to_gguf,
     recipe::PassReport,
@@ -46,7 +47,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
     /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
-    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq")]))]
+    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")]))]
     calibration: Option<PathBuf>,
     /// Calibration windows (of up to 512 tokens)
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
@@ -64,6 +65,11 @@ enum Method {
     Rtn,
     Imatrix,
     Gptq,
+    Awq,
+    Smoothquant,
+    AwqGptq,
+    SmoothquantGptq,
+    Best,
 }
 
 impl Method {
@@ -72,6 +78,11 @@ impl Method {
             Method::Rtn => "rtn",
             Method::Imatrix => "imatrix",
             Method::Gptq => "gptq",
+            Method::Awq => "awq",
+            Method::Smoothquant => "smoothquant",
+            Method::AwqGptq => "awq-gptq",
+            Method::SmoothquantGptq => "smoothquant-gptq",
+            Method::Best => "best",
         }
     }
 }
@@ -103,12 +114,20 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     };
     let importance = match args.method {
         Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
-        Method::Rtn | Method::Gptq => Importance::default(),
+        _ => Importance::default(),
     };
+    let layerwise = |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes });
+    let feedback = Codes::Feedback(FeedbackOptions::default());
+    let smooth = Equalize::SmoothQuant(ActivationRounding::ENGINE);
     let method = match args.method {
         Method::Rtn => How::Rtn,
         Method::Imatrix => How::Imatrix(&importance),
-        Method::Gptq => How::Feedback { cpu: &cpu, windows: &windows, options: FeedbackOptions::default() },
+        Method::Gptq => layerwise(None, feedback),
+        Method::Awq => layerwise(Some(Equalize::Awq), Codes::Weighted),
+        Method::Smoothquant => layerwise(Some(smooth), Codes::Weighted),
+        Method::AwqGptq => layerwise(Some(Equalize::Awq), feedback),
+        Method::SmoothquantGptq => layerwise(Some(smooth), feedback),
+        Method::Best => layerwise(Some(Equalize::Best(ActivationRounding::ENGINE)), feedback),
     };
     let formats = mixture.as_ref().map_or(Formats::Scheme(scheme), |(found, _)| Formats::Mixed(&found.formats));
     let options = QuantizeOptions { formats, keep: &keep, method, store: None };

@@ -1,0 +1,28 @@
+//! Whichever scales leave the least error once the codes are chosen as they will be. Pure.
+
+use super::{
+    ActivationRounding, awq,
+    problem::{Problem, scaled},
+    smoothquant,
+};
+use crate::{
+    CompressError,
+    layer_pass::{Codes, choose_codes, decode_blocks},
+};
+
+/// None, those of [`awq::search`] or those of [`smoothquant::search`].
+pub(crate) fn search(
+    problem: &Problem<'_>,
+    rounding: ActivationRounding,
+    codes: &Codes,
+) -> Result<Vec<f32>, CompressError> {
+    let candidates = [problem.ones(), awq::search(problem)?, smoothquant::search(problem, rounding)?];
+    let outputs = problem.outputs();
+    problem.least(candidates, |scales| {
+        let moments = problem.statistics.moments.divided(&problem.by_column(scales));
+        problem.output_error(&outputs, scales, rounding, &|matrix, columns| {
+            let bytes = choose_codes(matrix.dtype, &scaled(&matrix.rows, columns), &moments, codes)?.bytes;
+            decode_blocks(matrix.dtype, &bytes, columns.len(), matrix.rows.len())
+        })
+    })
+}
