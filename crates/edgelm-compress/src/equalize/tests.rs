@@ -157,9 +157,9 @@ fn smoothing_takes_an_outlier_out_of_the_activations() {
         let error = |scales: &[f32]| plain_output_error(&matrices, &x, scales, rounding);
         let (before, after) = (error(&problem.ones()), error(&found));
         assert!(after < 0.5 * before, "{rounding:?}: {after} after {before}");
-        let outputs = problem.outputs();
-        let own = problem.output_error(&outputs, &found, rounding, &|matrix, by| problem.rounded(matrix, by)).unwrap();
-        assert!((own / after - 1.0).abs() < 0.02, "{rounding:?}: {own}, not {after}");
+        let h = statistics.moments.full().unwrap();
+        let own = problem.output_error(&h, &found, rounding, &|matrix, by| problem.rounded(matrix, by)).unwrap();
+        assert!((own / after - 1.0).abs() < 0.1, "{rounding:?}: {own}, not {after}");
     }
 }
 
@@ -188,7 +188,7 @@ fn best_is_no_worse_than_what_it_chooses_from() {
     let channels = identity();
     let problem = Problem::new(&matrices, &statistics, &channels);
     let rounding = ActivationRounding::ENGINE;
-    let outputs = problem.outputs();
+    let h = statistics.moments.full().unwrap();
     for codes in [Codes::Weighted, Codes::Feedback(FeedbackOptions::default())] {
         let error = |scales: &[f32]| {
             let moments = statistics.moments.divided(scales);
@@ -197,7 +197,7 @@ fn best_is_no_worse_than_what_it_chooses_from() {
                 let bytes = crate::layer_pass::choose_codes(matrix.dtype, &scaled, &moments, &codes)?.bytes;
                 crate::layer_pass::decode_blocks(matrix.dtype, &bytes, K, scaled.len())
             };
-            problem.output_error(&outputs, scales, rounding, &quantized).unwrap()
+            problem.output_error(&h, scales, rounding, &quantized).unwrap()
         };
         let found = error(&best::search(&problem, rounding, &codes).unwrap());
         let others = [problem.ones(), awq::search(&problem).unwrap(), smoothquant::search(&problem, rounding).unwrap()];
@@ -213,7 +213,9 @@ fn activations_are_rounded_as_the_engine_does() {
     let (mut x, weights) = (random.values(2 * K), random.values(K));
     x[5] = 30.0;
     x[200] = -9.0;
-    let bytes = encode_values(DType::Q8_0, &weights, K, None).unwrap();
+    let mut bytes = encode_values(DType::Q8_0, &weights, K, None).unwrap();
+    // One scale for all blocks, 128.0 of the units that packing rounds scales to.
+    bytes.chunks_mut(34).for_each(|block| block[..2].copy_from_slice(&0x2002u16.to_le_bytes()));
     let weights = crate::layer_pass::decode_blocks(DType::Q8_0, &bytes, K, K).unwrap();
     let matrix = edgelm_kernels::Matrix::pack(&cpu, DType::Q8_0, 1, K, &bytes).unwrap();
     let mut out = [0.0; 2];
@@ -223,8 +225,8 @@ fn activations_are_rounded_as_the_engine_does() {
     let product = |x: &[f32]| -> f64 { x.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum() };
     for (row, &got) in out.iter().enumerate() {
         let (exact, want) = (product(&x[row * K..][..K]), product(&rounded[row * K..][..K]));
-        // The packed scales of weights are integers within a group, which costs a little as well.
-        assert!((f64::from(got) - want).abs() < 0.3 * (exact - want).abs() + 1e-3, "{got}: {want}, {exact}");
+        let (far, apart) = ((f64::from(got) - want).abs(), (exact - want).abs());
+        assert!(far < 0.05 * apart, "{got}: {want}, {exact}");
     }
 }
 

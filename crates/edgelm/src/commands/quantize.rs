@@ -40,14 +40,15 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "S", requires = "calibration", value_parser = parse_size)]
     target_size: Option<u64>,
     /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
-    /// errors of earlier ones
+    /// errors of earlier ones; awq, smoothquant: imatrix after scaling the inputs' channels, for less error of weights,
+    /// or of weights and int8 activations; best: gptq after whichever scaling, or none, leaves the least error
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
     /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
-    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")]))]
+    #[arg(long, value_name = "F", required_if_eq_any(CALIBRATED))]
     calibration: Option<PathBuf>,
     /// Calibration windows (of up to 512 tokens)
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
@@ -60,6 +61,10 @@ pub struct QuantizeArgs {
     report: Option<PathBuf>,
 }
 
+/// What makes `--calibration` necessary.
+const CALIBRATED: [(&str, &str); 5] =
+    [("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")];
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
     Rtn,
@@ -67,8 +72,6 @@ enum Method {
     Gptq,
     Awq,
     Smoothquant,
-    AwqGptq,
-    SmoothquantGptq,
     Best,
 }
 
@@ -80,8 +83,6 @@ impl Method {
             Method::Gptq => "gptq",
             Method::Awq => "awq",
             Method::Smoothquant => "smoothquant",
-            Method::AwqGptq => "awq-gptq",
-            Method::SmoothquantGptq => "smoothquant-gptq",
             Method::Best => "best",
         }
     }
@@ -118,16 +119,14 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     };
     let layerwise = |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes });
     let feedback = Codes::Feedback(FeedbackOptions::default());
-    let smooth = Equalize::SmoothQuant(ActivationRounding::ENGINE);
+    let rounding = ActivationRounding::ENGINE;
     let method = match args.method {
         Method::Rtn => How::Rtn,
         Method::Imatrix => How::Imatrix(&importance),
         Method::Gptq => layerwise(None, feedback),
         Method::Awq => layerwise(Some(Equalize::Awq), Codes::Weighted),
-        Method::Smoothquant => layerwise(Some(smooth), Codes::Weighted),
-        Method::AwqGptq => layerwise(Some(Equalize::Awq), feedback),
-        Method::SmoothquantGptq => layerwise(Some(smooth), feedback),
-        Method::Best => layerwise(Some(Equalize::Best(ActivationRounding::ENGINE)), feedback),
+        Method::Smoothquant => layerwise(Some(Equalize::SmoothQuant(rounding)), Codes::Weighted),
+        Method::Best => layerwise(Some(Equalize::Best(rounding)), feedback),
     };
     let formats = mixture.as_ref().map_or(Formats::Scheme(scheme), |(found, _)| Formats::Mixed(&found.formats));
     let options = QuantizeOptions { formats, keep: &keep, method, store: None };
