@@ -20,7 +20,7 @@ pub(crate) fn search(
     let h = problem.statistics.moments.full()?;
     problem.least(candidates, |scales| {
         let moments = problem.statistics.moments.divided(&problem.by_column(scales));
-        problem.output_error(&h, scales, rounding, &|matrix, columns| {
+        problem.output_error(&h, scales, rounding, |matrix, columns| {
             let bytes = choose_codes(matrix.dtype, &scaled(&matrix.rows, columns), &moments, codes)?.bytes;
             decode_blocks(matrix.dtype, &bytes, columns.len(), matrix.rows.len())
         })

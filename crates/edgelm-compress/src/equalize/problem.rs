@@ -115,7 +115,7 @@ impl<'a> Problem<'a> {
         h: &Mat<f32>,
         scales: &[f32],
         rounding: ActivationRounding,
-        quantized: &dyn Fn(&Matrix, &[f32]) -> Result<Vec<f32>, CompressError>,
+        quantized: impl Fn(&Matrix, &[f32]) -> Result<Vec<f32>, CompressError>,
     ) -> Result<f64, CompressError> {
         let columns = self.by_column(scales);
         let peaks = self.statistics.peaks.iter().zip(&columns).map(|(peak, scale)| peak / scale);

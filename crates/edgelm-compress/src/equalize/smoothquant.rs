@@ -58,6 +58,6 @@ pub(crate) fn search(problem: &Problem<'_>, rounding: ActivationRounding) -> Res
     let candidates = (0..=STEPS).map(|step| scales(&inputs, &weights, f32::from(step) / f32::from(STEPS)));
     let h = problem.statistics.moments.full()?;
     problem.least(std::iter::once(problem.ones()).chain(candidates), |scales| {
-        problem.output_error(&h, scales, rounding, &|matrix, columns| problem.rounded(matrix, columns))
+        problem.output_error(&h, scales, rounding, |matrix, columns| problem.rounded(matrix, columns))
     })
 }

@@ -158,7 +158,7 @@ fn smoothing_takes_an_outlier_out_of_the_activations() {
         let (before, after) = (error(&problem.ones()), error(&found));
         assert!(after < 0.5 * before, "{rounding:?}: {after} after {before}");
         let h = statistics.moments.full().unwrap();
-        let own = problem.output_error(&h, &found, rounding, &|matrix, by| problem.rounded(matrix, by)).unwrap();
+        let own = problem.output_error(&h, &found, rounding, |matrix, by| problem.rounded(matrix, by)).unwrap();
         assert!((own / after - 1.0).abs() < 0.1, "{rounding:?}: {own}, not {after}");
     }
 }
@@ -197,7 +197,7 @@ fn best_is_no_worse_than_what_it_chooses_from() {
                 let bytes = crate::layer_pass::choose_codes(matrix.dtype, &scaled, &moments, &codes)?.bytes;
                 crate::layer_pass::decode_blocks(matrix.dtype, &bytes, K, scaled.len())
             };
-            problem.output_error(&h, scales, rounding, &quantized).unwrap()
+            problem.output_error(&h, scales, rounding, quantized).unwrap()
         };
         let found = error(&best::search(&problem, rounding, &codes).unwrap());
         let others = [problem.ones(), awq::search(&problem).unwrap(), smoothquant::search(&problem, rounding).unwrap()];
