@@ -17,10 +17,10 @@ pub(crate) fn search(
     codes: &Codes,
 ) -> Result<Vec<f32>, CompressError> {
     let candidates = [problem.ones(), awq::search(problem)?, smoothquant::search(problem, rounding)?];
-    let outputs = problem.outputs();
+    let h = problem.statistics.moments.full()?;
     problem.least(candidates, |scales| {
         let moments = problem.statistics.moments.divided(&problem.by_column(scales));
-        problem.output_error(&outputs, scales, rounding, &|matrix, columns| {
+        problem.output_error(&h, scales, rounding, |matrix, columns| {
             let bytes = choose_codes(matrix.format, &scaled(&matrix.rows, columns), &moments, codes)?.bytes;
             Ok(decode_blocks(matrix.format.dtype(), &bytes, columns.len(), matrix.rows.len())?)
         })

@@ -99,48 +99,40 @@ impl<'a> Problem<'a> {
         let columns = self.by_column(scales);
         let mut sum = 0.0;
         for matrix in self.matrices {
-            let mut difference = self.rounded(matrix, &columns)?;
-            for (row, was) in difference.chunks_mut(columns.len()).zip(matrix.rows.chunks(columns.len())) {
-                row.iter_mut().zip(was).zip(&columns).for_each(|((value, was), scale)| *value = *value / scale - was);
-            }
-            sum += matrix.share * quadratic(h, &difference);
+            sum += matrix.share * error_of(matrix, self.rounded(matrix, &columns)?, h, &columns);
         }
         Ok(sum)
     }
 
-    /// W · x for the sampled inputs: one `[T, n]` per matrix.
-    pub fn outputs(&self) -> Vec<Mat<f32>> {
-        self.matrices
-            .iter()
-            .map(|matrix| products(&self.statistics.sample, &matrix.rows, self.channels.len()))
-            .collect()
-    }
-
-    /// Σ over matrices of the mean of |W' · R(x / s) − W · x|² over the sampled inputs, R being `rounding`, for channels'
-    /// scales `[C]`, the `outputs` W · x, and W' ≈ W · s as `quantized` makes them.
+    /// Σ over matrices of tr(ΔW · H · ΔWᵀ) + mean of |W' · (R(x / s) − x / s)|² over the sampled inputs, R being `rounding`,
+    /// for `h` = H of x, channels' scales s `[C]`, and W' ≈ W · s as `quantized` makes them, ΔW = W' / s − W.
+    ///
+    /// The two roundings do not know of each other, so their errors add. Taken together, on the sample alone, the first would
+    /// be known from a few hundred inputs only.
     pub fn output_error(
         &self,
-        outputs: &[Mat<f32>],
+        h: &Mat<f32>,
         scales: &[f32],
         rounding: ActivationRounding,
-        quantized: &dyn Fn(&Matrix, &[f32]) -> Result<Vec<f32>, CompressError>,
+        quantized: impl Fn(&Matrix, &[f32]) -> Result<Vec<f32>, CompressError>,
     ) -> Result<f64, CompressError> {
         let columns = self.by_column(scales);
         let peaks = self.statistics.peaks.iter().zip(&columns).map(|(peak, scale)| peak / scale);
-        let mut x = self.statistics.sample.clone();
-        for row in x.chunks_exact_mut(columns.len()) {
+        let mut exact = self.statistics.sample.clone();
+        for row in exact.chunks_exact_mut(columns.len()) {
             row.iter_mut().zip(&columns).for_each(|(value, scale)| *value /= scale);
         }
+        let mut x = exact.clone();
         rounding.round(&mut x, columns.len(), peaks.fold(0.0, f32::max));
+        x.iter_mut().zip(&exact).for_each(|(value, exact)| *value -= exact);
         let positions = (x.len() / columns.len().max(1)).max(1) as f64;
         let mut sum = 0.0;
-        for (matrix, wanted) in self.matrices.iter().zip(outputs) {
-            let got = products(&x, &quantized(matrix, &columns)?, columns.len());
-            let square = |n: usize| -> f64 {
-                let (got, wanted) = (got.col(n), wanted.col(n));
-                got.iter().zip(wanted.iter()).map(|(got, wanted)| f64::from(got - wanted).powi(2)).sum()
-            };
-            sum += matrix.share * (0..got.ncols()).map(square).sum::<f64>() / positions;
+        for matrix in self.matrices {
+            let quantized = quantized(matrix, &columns)?;
+            let errors = products(&x, &quantized, columns.len());
+            let square = |n: usize| -> f64 { errors.col(n).iter().map(|error| f64::from(*error).powi(2)).sum() };
+            let of_activations = (0..errors.ncols()).map(square).sum::<f64>() / positions;
+            sum += matrix.share * (error_of(matrix, quantized, h, &columns) + of_activations);
         }
         Ok(sum)
     }
@@ -161,6 +153,14 @@ impl<'a> Problem<'a> {
         let nothing = || CompressError::NotFinite { what: "the output error of every scaling".to_owned() };
         best.map(|(_, scales)| scales).ok_or_else(nothing)
     }
+}
+
+/// tr(ΔW · H · ΔWᵀ), ΔW = W' / s − W, for W' `[n, K]` and s `[K]`.
+fn error_of(matrix: &Matrix, mut quantized: Vec<f32>, h: &Mat<f32>, columns: &[f32]) -> f64 {
+    for (row, was) in quantized.chunks_mut(columns.len()).zip(matrix.rows.chunks(columns.len())) {
+        row.iter_mut().zip(was).zip(columns).for_each(|((value, was), scale)| *value = *value / scale - was);
+    }
+    quadratic(h, &quantized)
 }
 
 /// W · s, for rows W `[n, K]` and s `[K]`.

@@ -56,8 +56,8 @@ pub(crate) fn search(problem: &Problem<'_>, rounding: ActivationRounding) -> Res
     let inputs = problem.channel_peaks(&problem.statistics.peaks);
     let weights = problem.channel_peaks(&problem.weight_peaks());
     let candidates = (0..=STEPS).map(|step| scales(&inputs, &weights, f32::from(step) / f32::from(STEPS)));
-    let outputs = problem.outputs();
+    let h = problem.statistics.moments.full()?;
     problem.least(std::iter::once(problem.ones()).chain(candidates), |scales| {
-        problem.output_error(&outputs, scales, rounding, &|matrix, columns| problem.rounded(matrix, columns))
+        problem.output_error(&h, scales, rounding, |matrix, columns| problem.rounded(matrix, columns))
     })
 }

@@ -8,12 +8,13 @@ use super::{
     *,
 };
 use crate::{
-    FeedbackOptions, Formats, LayerStore, Layerwise, Method, QuantizeOptions, Scheme, logits::Logits, quantize,
-    tensor_pass::encode_values,
+    FeedbackOptions, Formats, LayerStore, Layerwise, MatrixFormat, Method, QuantizeOptions, Scheme, logits::Logits,
+    quantize,
 };
 use edgelm_format::safetensors;
 use edgelm_kernels::{Cpu, Linear, Scratch};
 use edgelm_model::{Checkpoint, ModelConfig};
+use edgelm_tensor::DType;
 use edgelm_tensor::block::{decode_row, encode_row};
 use serde_json::json;
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ fn group(dtype: DType, seed: u64) -> (Vec<Matrix>, Vec<f32>, Statistics) {
     }
     let mut statistics = Statistics::new(K, POSITIONS);
     x.chunks(64 * K).for_each(|part| statistics.add(part, part.len() / K));
-    let matrices = [24, 9].map(|rows| Matrix::sampled(dtype, &random.values(rows * K), K));
+    let matrices = [24, 9].map(|rows| Matrix::sampled(MatrixFormat::Block(dtype), &random.values(rows * K), K));
     (matrices.into(), x, statistics)
 }
 
@@ -66,12 +67,12 @@ fn plain_weight_error(matrices: &[Matrix], x: &[f32], scales: &[f64]) -> f64 {
         .collect();
     let mut sum = 0.0;
     for matrix in matrices {
-        let mut bytes = vec![0; matrix.dtype.row_bytes(K).unwrap()];
+        let mut bytes = vec![0; matrix.format.dtype().row_bytes(K).unwrap()];
         for row in matrix.rows.chunks(K) {
             let scaled: Vec<f32> = row.iter().zip(scales).map(|(w, s)| (f64::from(*w) * s) as f32).collect();
-            encode_row(matrix.dtype, &scaled, Some(&importance), &mut bytes).unwrap();
+            encode_row(matrix.format.dtype(), &scaled, Some(&importance), &mut bytes).unwrap();
             let mut decoded = vec![0.0; K];
-            decode_row(matrix.dtype, &bytes, &mut decoded).unwrap();
+            decode_row(matrix.format.dtype(), &bytes, &mut decoded).unwrap();
             let error = |k: usize| f64::from(decoded[k]) / scales[k] - f64::from(row[k]);
             let errors: Vec<f64> = (0..K).map(error).collect();
             for x in x.chunks(K) {
@@ -124,8 +125,8 @@ fn plain_output_error(matrices: &[Matrix], x: &[f32], scales: &[f32], rounding: 
         let importance: Vec<f32> = (0..K)
             .map(|k| x.chunks(K).map(|row| (row[k] / scales[k]).powi(2)).sum::<f32>() / POSITIONS as f32)
             .collect();
-        let bytes = encode_values(matrix.dtype, &scaled, K, Some(&importance)).unwrap();
-        weights.push(crate::layer_pass::decode_blocks(matrix.dtype, &bytes, K, scaled.len()).unwrap());
+        let bytes = matrix.format.encode(&scaled, K, Some(&importance)).unwrap();
+        weights.push(crate::layer_pass::decode_blocks(matrix.format.dtype(), &bytes, K, scaled.len()).unwrap());
     }
     for x in x.chunks(K) {
         let divided: Vec<f64> = x.iter().zip(scales).map(|(x, s)| f64::from(x / s)).collect();
@@ -157,9 +158,9 @@ fn smoothing_takes_an_outlier_out_of_the_activations() {
         let error = |scales: &[f32]| plain_output_error(&matrices, &x, scales, rounding);
         let (before, after) = (error(&problem.ones()), error(&found));
         assert!(after < 0.5 * before, "{rounding:?}: {after} after {before}");
-        let outputs = problem.outputs();
-        let own = problem.output_error(&outputs, &found, rounding, &|matrix, by| problem.rounded(matrix, by)).unwrap();
-        assert!((own / after - 1.0).abs() < 0.02, "{rounding:?}: {own}, not {after}");
+        let h = statistics.moments.full().unwrap();
+        let own = problem.output_error(&h, &found, rounding, |matrix, by| problem.rounded(matrix, by)).unwrap();
+        assert!((own / after - 1.0).abs() < 0.1, "{rounding:?}: {own}, not {after}");
     }
 }
 
@@ -188,16 +189,16 @@ fn best_is_no_worse_than_what_it_chooses_from() {
     let channels = identity();
     let problem = Problem::new(&matrices, &statistics, &channels);
     let rounding = ActivationRounding::ENGINE;
-    let outputs = problem.outputs();
+    let h = statistics.moments.full().unwrap();
     for codes in [Codes::Weighted, Codes::Feedback(FeedbackOptions::default())] {
         let error = |scales: &[f32]| {
             let moments = statistics.moments.divided(scales);
             let quantized = |matrix: &Matrix, columns: &[f32]| {
                 let scaled = problem::scaled(&matrix.rows, columns);
-                let bytes = crate::layer_pass::choose_codes(matrix.dtype, &scaled, &moments, &codes)?.bytes;
-                crate::layer_pass::decode_blocks(matrix.dtype, &bytes, K, scaled.len())
+                let bytes = crate::layer_pass::choose_codes(matrix.format, &scaled, &moments, &codes)?.bytes;
+                Ok(crate::layer_pass::decode_blocks(matrix.format.dtype(), &bytes, K, scaled.len())?)
             };
-            problem.output_error(&outputs, scales, rounding, &quantized).unwrap()
+            problem.output_error(&h, scales, rounding, quantized).unwrap()
         };
         let found = error(&best::search(&problem, rounding, &codes).unwrap());
         let others = [problem.ones(), awq::search(&problem).unwrap(), smoothquant::search(&problem, rounding).unwrap()];
@@ -213,7 +214,9 @@ fn activations_are_rounded_as_the_engine_does() {
     let (mut x, weights) = (random.values(2 * K), random.values(K));
     x[5] = 30.0;
     x[200] = -9.0;
-    let bytes = encode_values(DType::Q8_0, &weights, K, None).unwrap();
+    let mut bytes = MatrixFormat::Block(DType::Q8_0).encode(&weights, K, None).unwrap();
+    // One scale for all blocks, 128.0 of the units that packing rounds scales to.
+    bytes.chunks_mut(34).for_each(|block| block[..2].copy_from_slice(&0x2002u16.to_le_bytes()));
     let weights = crate::layer_pass::decode_blocks(DType::Q8_0, &bytes, K, K).unwrap();
     let matrix = edgelm_kernels::Matrix::pack(&cpu, DType::Q8_0, 1, K, &bytes).unwrap();
     let mut out = [0.0; 2];
@@ -223,8 +226,8 @@ fn activations_are_rounded_as_the_engine_does() {
     let product = |x: &[f32]| -> f64 { x.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum() };
     for (row, &got) in out.iter().enumerate() {
         let (exact, want) = (product(&x[row * K..][..K]), product(&rounded[row * K..][..K]));
-        // The packed scales of weights are integers within a group, which costs a little as well.
-        assert!((f64::from(got) - want).abs() < 0.3 * (exact - want).abs() + 1e-3, "{got}: {want}, {exact}");
+        let (far, apart) = ((f64::from(got) - want).abs(), (exact - want).abs());
+        assert!(far < 0.05 * apart, "{got}: {want}, {exact}");
     }
 }
 

@@ -118,6 +118,7 @@ fn what_is_wrong_is_named_with_its_place() {
         (quantize("target_size = \"3 parsecs\""), &["parsecs"]),
         (quantize("format = \"Q8_0\"\nkeep = [\"x\"]"), &["keep", "`x`"]),
         (quantize("format = \"Q8_0\"\ndamping = 0.1"), &["damping", "gptq"]),
+        (quantize("format = \"Q8_0\"\nmethod = \"awq\"\ndamping = 0.1"), &["damping", "best"]),
         (quantize("format = \"Q8_0\"\nmethod = \"gptq\"\ndamping = -0.1"), &["damping", "-0.1"]),
         (quantize("format = \"Q8_0\"\ngates = { windows = 3 }"), &["gates", "no limit"]),
         (quantize("format = \"Q8_0\"\ngates = { max_kl = inf }"), &["gates", "max_kl"]),

@@ -45,7 +45,8 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "S", requires = "calibration", value_parser = parse_size)]
     target_size: Option<u64>,
     /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
-    /// errors of earlier ones
+    /// errors of earlier ones; awq, smoothquant: imatrix after scaling the inputs' channels, for less error of weights,
+    /// or of weights and int8 activations; best: gptq after whichever scaling, or none, leaves the least error
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
     #[command(flatten)]
@@ -54,7 +55,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
     /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
-    #[arg(long, value_name = "F", required_if_eq_any([("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")]))]
+    #[arg(long, value_name = "F", required_if_eq_any(CALIBRATED))]
     calibration: Option<PathBuf>,
     /// Calibration windows (of up to 512 tokens)
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
@@ -67,6 +68,10 @@ pub struct QuantizeArgs {
     report: Option<PathBuf>,
 }
 
+/// What makes `--calibration` necessary.
+const CALIBRATED: [(&str, &str); 5] =
+    [("method", "imatrix"), ("method", "gptq"), ("method", "awq"), ("method", "smoothquant"), ("method", "best")];
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
     Rtn,
@@ -74,8 +79,6 @@ enum Method {
     Gptq,
     Awq,
     Smoothquant,
-    AwqGptq,
-    SmoothquantGptq,
     Best,
 }
 
@@ -93,8 +96,6 @@ impl Method {
             Method::Gptq => "gptq",
             Method::Awq => "awq",
             Method::Smoothquant => "smoothquant",
-            Method::AwqGptq => "awq-gptq",
-            Method::SmoothquantGptq => "smoothquant-gptq",
             Method::Best => "best",
         }
     }
@@ -154,16 +155,13 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes, static_inputs });
     let rounding = if static_inputs.is_some() { ActivationRounding::Tensor } else { ActivationRounding::ENGINE };
     let feedback = Codes::Feedback(FeedbackOptions::default());
-    let smooth = Equalize::SmoothQuant(rounding);
     let method = match args.method {
         Method::Rtn | Method::Imatrix if static_inputs.is_some() => layerwise(None, Codes::Weighted),
         Method::Rtn => How::Rtn,
         Method::Imatrix => How::Imatrix(&importance),
         Method::Gptq => layerwise(None, feedback),
         Method::Awq => layerwise(Some(Equalize::Awq), Codes::Weighted),
-        Method::Smoothquant => layerwise(Some(smooth), Codes::Weighted),
-        Method::AwqGptq => layerwise(Some(Equalize::Awq), feedback),
-        Method::SmoothquantGptq => layerwise(Some(smooth), feedback),
+        Method::Smoothquant => layerwise(Some(Equalize::SmoothQuant(rounding)), Codes::Weighted),
         Method::Best => layerwise(Some(Equalize::Best(rounding)), feedback),
     };
     let formats = match (&mixture, scheme) {
