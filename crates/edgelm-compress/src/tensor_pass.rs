@@ -71,36 +71,3 @@ pub(crate) fn encode_rows(
         })
     })
 }
-
-/// The blocks of `values` `[N, K]`, with `importance` `[K]` as in [`encode_rows`].
-pub(crate) fn encode_values(
-    dtype: DType,
-    values: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-) -> Result<Vec<u8>, TensorError> {
-    let row_bytes = dtype.row_bytes(row_len)?;
-    let mut bytes = vec![0; values.len() / row_len.max(1) * row_bytes];
-    let rows = bytes.par_chunks_mut(row_bytes.max(1)).zip(values.par_chunks(row_len.max(1)));
-    rows.try_for_each(|(bytes, row)| encode_row(dtype, row, importance, bytes))?;
-    Ok(bytes)
-}
-
-/// `values` `[N, K]` encoded and decoded again.
-pub(crate) fn rounded(
-    dtype: DType,
-    values: &[f32],
-    row_len: usize,
-    importance: Option<&[f32]>,
-) -> Result<Vec<f32>, TensorError> {
-    let row_bytes = dtype.row_bytes(row_len)?;
-    let mut out = vec![0.0; values.len()];
-    out.par_chunks_mut(row_len).zip(values.par_chunks(row_len)).try_for_each_init(
-        || vec![0; row_bytes],
-        |bytes, (out, row)| {
-            encode_row(dtype, row, importance, bytes)?;
-            decode_row(dtype, bytes, out)
-        },
-    )?;
-    Ok(out)
-}

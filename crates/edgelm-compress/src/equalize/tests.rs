@@ -302,8 +302,13 @@ impl Fixture {
         store: Option<&LayerStore>,
         steps: usize,
     ) -> Result<(Vec<u8>, usize), CompressError> {
-        let method =
-            Method::Layerwise(Layerwise { cpu: &self.cpu, windows: &self.windows, equalize: Some(equalize), codes });
+        let method = Method::Layerwise(Layerwise {
+            cpu: &self.cpu,
+            windows: &self.windows,
+            equalize: Some(equalize),
+            codes,
+            static_inputs: None,
+        });
         let formats = Formats::Scheme(Scheme::from_name("Q4_0").unwrap());
         // One matrix that stays in floats, and yet takes the scales of its group.
         let keep = ["blk.*.attn_k.weight=F16".parse().unwrap()];
