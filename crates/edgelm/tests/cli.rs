@@ -161,6 +161,48 @@ fn logits_have_one_row_per_position() {
 }
 
 #[test]
+fn integers_are_written_to_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = assets().join("demo/text.txt");
+    let sample = sample.to_str().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let divergence = |path: &str| {
+        let got = json(&["eval", path, "--text", sample, "--windows", "1", "--against", "demo"]);
+        got["kl_divergence"].as_f64().unwrap()
+    };
+    // Bounds are about three times what was measured.
+    let calibrated: &[&str] = &["--activations", "static", "--calibration", sample, "--samples", "4"];
+    for (name, extra, bits, kl) in
+        [("int8", &[][..], 8.1, 0.01), ("int4", &["--group-size", "32"], 5.2, 0.3), ("w8a8", calibrated, 8.1, 0.1)]
+    {
+        let path = path(name);
+        let report = json(&[&["quantize", "demo", "-o", &path, "--format", name], extra].concat());
+        assert!(report["bits_per_weight"].as_f64().unwrap() <= bits, "{name}: {}", report["bits_per_weight"]);
+        let bytes = std::fs::metadata(Path::new(&path).join("model.safetensors")).unwrap().len();
+        assert_eq!(report["output_bytes"].as_u64().unwrap(), bytes);
+        let got = divergence(&path);
+        assert!(got < kl && got > 0.0, "{name}: {got}");
+        assert_eq!(json(&["run", &path, "Hello", "--max-tokens", "4", "--ignore-eos"])["completion_tokens"], 4);
+    }
+    let out = path("none");
+    for (arguments, part) in [
+        (&["--format", "int8", "--symmetric", "false"][..], "symmetric"),
+        (&["--format", "int4", "--group-size", "48"], "multiple of 32"),
+        (&["--format", "int4", "--per", "channel", "--group-size", "64"], "--group-size"),
+        (&["--format", "int4", "--activations", "static", "--calibration", sample], "--activations"),
+        (&["--format", "w8a8", "--activations", "static"], "--calibration"),
+        (&["--format", "w8a8", "--calibrator", "kl"], "--calibrator"),
+        (&["--format", "Q8_0"], ".gguf"),
+    ] {
+        let output = edgelm().args(["quantize", "demo", "-o", &out]).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains(part), "{arguments:?}: {message}");
+        assert!(!Path::new(&out).exists());
+    }
+}
+
+#[test]
 fn quantized_files_are_smaller_and_nearly_as_good() {
     let folder = tempfile::tempdir().unwrap();
     let sample = assets().join("demo/text.txt");

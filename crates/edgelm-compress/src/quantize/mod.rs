@@ -3,6 +3,8 @@
 mod budget;
 mod folder;
 mod gguf;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use budget::vector_bytes;
 pub use budget::{matrix_budget, matrix_budget_of_bits};

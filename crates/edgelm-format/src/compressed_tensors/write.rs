@@ -34,8 +34,10 @@ pub fn declare_matrix(module: &str, group: &Group, [n, k]: [usize; 2]) -> Vec<(S
     parts.push((name("weight_scale"), Element::F16, scales.clone()));
     if !group.format.is_symmetric() {
         parts.push(match group.packing {
-            Packing::Words => (name("weight_zero_point"), Element::I32, vec![layout.words(n), columns]),
-            Packing::Bytes => (name("weight_zero_point"), Element::I8, scales),
+            Packing::Words if group.strategy != Strategy::Tensor => {
+                (name("weight_zero_point"), Element::I32, vec![layout.words(n), columns])
+            }
+            _ => (name("weight_zero_point"), Element::I8, scales),
         });
     }
     if group.packing == Packing::Words {
@@ -74,9 +76,10 @@ pub fn pack_matrix(group: &Group, [n, k]: [usize; 2], blocks: &[u8], input_scale
     }
     let mut parts = vec![quants, scales];
     if !format.is_symmetric() {
-        parts.push(match group.packing {
-            Packing::Bytes => zeros.iter().map(|zero| *zero as u8).collect(),
-            Packing::Words => {
+        parts.push(match (group.packing, group.strategy) {
+            (_, Strategy::Tensor) => vec![zeros.first().map_or(0, |zero| *zero as u8)],
+            (Packing::Bytes, _) => zeros.iter().map(|zero| *zero as u8).collect(),
+            (Packing::Words, _) => {
                 let column = |at: usize| layout.write(&(0..n).map(|row| zeros[row * columns + at]).collect::<Vec<_>>());
                 let by_column: Vec<Vec<u32>> = (0..columns).map(column).collect();
                 let words = (0..layout.words(n)).flat_map(|word| by_column.iter().map(move |column| column[word]));

@@ -1,0 +1,180 @@
+//! Integers in folders: written, read again, run.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::{Activations, FeedbackOptions, IntSettings, Strategy, layer_pass::decode};
+use edgelm_engine::{Engine, Step, Want, Workspace};
+use edgelm_model::LayerTensor;
+use edgelm_tensor::IntFormat;
+use std::{path::PathBuf, sync::Arc};
+
+fn parent(name: &str) -> Checkpoint {
+    Checkpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/goldens").join(name)).unwrap()
+}
+
+fn settings(bits: u32, symmetric: bool, strategy: Strategy) -> IntSettings {
+    IntSettings { format: IntFormat::new(bits, symmetric).unwrap(), strategy }
+}
+
+fn scheme(linear: IntSettings, activations: Activations) -> IntScheme {
+    IntScheme { linear, table: settings(8, true, Strategy::Channel), activations }
+}
+
+fn windows() -> Vec<Vec<u32>> {
+    (0..6u32).map(|window| (0..40u32).map(|i| (window * 37 + i * i * 11 + i) % 170).collect()).collect()
+}
+
+fn logits(checkpoint: Checkpoint) -> Vec<f32> {
+    let cpu = Arc::new(Cpu::new(Some(1), None).unwrap());
+    let engine = Engine::load(Arc::new(checkpoint), cpu).unwrap();
+    let mut sequence = engine.sequence(engine.default_kv());
+    let mut workspace = Workspace::default();
+    let tokens = &windows()[0][..];
+    engine.forward(&mut [Step { sequence: &mut sequence, tokens, want: Want::All }], &mut workspace).unwrap();
+    workspace.logits().to_vec()
+}
+
+/// Root of Σ difference² / Σ value².
+fn relative(is: &[f32], was: &[f32]) -> f64 {
+    crate::tensor_pass::Distortion::between(was, is).relative_rms()
+}
+
+fn write(
+    parent: &Checkpoint,
+    path: &Path,
+    scheme: IntScheme,
+    method: Method<'_>,
+    keep: &[Keep],
+) -> Result<QuantizeReport, CompressError> {
+    let options = QuantizeOptions { formats: Formats::Ints(scheme), keep, method, store: None };
+    quantize(parent, path, &options, &mut |_, _, _| ControlFlow::Continue(()))
+}
+
+#[test]
+fn folders_of_every_kind_of_integer_run() {
+    let folder = tempfile::tempdir().unwrap();
+    for model in ["llama-rope-llama3", "qwen3"] {
+        let was = logits(parent(model));
+        let mut errors = Vec::new();
+        for (index, (linear, most)) in [
+            (settings(8, true, Strategy::Channel), 0.05),
+            (settings(8, true, Strategy::Tensor), 0.08),
+            (settings(4, true, Strategy::Group(32)), 0.4),
+            (settings(4, false, Strategy::Group(32)), 0.4),
+            (settings(3, true, Strategy::Channel), 1.0),
+            (settings(3, false, Strategy::Group(64)), 1.0),
+            (settings(2, false, Strategy::Group(32)), 1.6),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let path = folder.path().join(format!("{model}-{index}"));
+            let report = write(&parent(model), &path, scheme(linear, Activations::Any), Method::Rtn, &[]).unwrap();
+            let back = Checkpoint::open(&path).unwrap();
+            let q = TensorId::Layer(0, LayerTensor::Q);
+            let [n, k] = *back.describe(q).unwrap().1 else { unreachable!() };
+            let bytes = report.tensors.iter().find(|tensor| tensor.name.ends_with("layers.0.self_attn.q_proj.weight"));
+            let scales = match linear.strategy {
+                Strategy::Tensor => 1,
+                _ => n * k / linear.run(k),
+            };
+            let words = |count: usize| 4 * (count * linear.format.bits() as usize).div_ceil(32);
+            let zeros = if linear.format.is_symmetric() { 0 } else { scales / n * words(n) };
+            // Beside these, `weight_shape`.
+            let wanted = n * words(k) + 2 * scales + zeros + 16;
+            assert_eq!(bytes.unwrap().bytes, wanted as u64, "{linear}");
+            // What was written is what rounding gives, and what is run.
+            let values = decode(&parent(model), q).unwrap();
+            let rounded = MatrixFormat::Int(linear).rounded(&values, k, None).unwrap();
+            assert_eq!(decode(&back, q).unwrap(), rounded, "{linear}");
+            let error = relative(&logits(back), &was);
+            assert!(error < most, "{model} {linear}: {error}");
+            errors.push(error);
+        }
+        assert!(errors[0] < errors[2] && errors[2] < errors[6], "{errors:?}");
+    }
+}
+
+#[test]
+fn error_feedback_is_better_than_rounding() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cpu, windows) = (Cpu::new(Some(1), None).unwrap(), windows());
+    let layerwise = |codes| {
+        Method::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize: None, codes, static_inputs: None })
+    };
+    for linear in [settings(4, true, Strategy::Group(32)), settings(3, false, Strategy::Channel)] {
+        let report = |name: &str, codes| {
+            let scheme = scheme(linear, Activations::Any);
+            let report =
+                write(&parent("qwen3"), &folder.path().join(format!("{name} {linear}")), scheme, layerwise(codes), &[]);
+            report.unwrap().tensors.iter().filter_map(|tensor| tensor.relative_output_error).sum::<f64>()
+        };
+        let (fed, rounded) =
+            (report("fed", Codes::Feedback(FeedbackOptions::default())), report("rounded", Codes::Weighted));
+        assert!(fed < 0.9 * rounded, "{linear}: {fed} {rounded}");
+    }
+}
+
+#[test]
+fn fixed_input_scales_are_stored_and_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cpu, windows) = (Cpu::new(Some(1), None).unwrap(), windows());
+    let path = folder.path().join("static");
+    let method = Method::Layerwise(Layerwise {
+        cpu: &cpu,
+        windows: &windows,
+        equalize: None,
+        codes: Codes::Weighted,
+        static_inputs: Some(Calibrator::MinMax),
+    });
+    let scheme = scheme(settings(8, true, Strategy::Channel), Activations::Static);
+    write(&parent("llama-rope-llama3"), &path, scheme, method, &[]).unwrap();
+    let back = Checkpoint::open(&path).unwrap();
+    for &id in back.tensor_ids() {
+        let is_linear = matches!(id, TensorId::Layer(_, tensor) if tensor.is_linear());
+        assert_eq!(back.input_scale(id).is_some(), is_linear, "{id:?}");
+    }
+    let scale = |tensor| back.input_scale(TensorId::Layer(1, tensor)).unwrap();
+    assert_eq!(scale(LayerTensor::Q), scale(LayerTensor::V));
+    assert_ne!(scale(LayerTensor::Q), scale(LayerTensor::Down));
+    let error = relative(&logits(back), &logits(parent("llama-rope-llama3")));
+    assert!(error < 0.1, "{error}");
+}
+
+#[test]
+fn what_a_folder_cannot_be_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let ints = scheme(settings(4, true, Strategy::Group(32)), Activations::Any);
+    let keep = |text: &str| vec![text.parse::<Keep>().unwrap()];
+    let error = write(&parent("llama-tied"), &path, ints, Method::Rtn, &keep("token_embd.weight=Q8_0")).unwrap_err();
+    assert!(error.to_string().contains("Q8_0"), "{error}");
+    let error = write(&parent("llama-tied"), &path, ints, Method::Rtn, &keep("nothing=F16")).unwrap_err();
+    assert!(matches!(error, CompressError::UnusedKeep(_)), "{error}");
+    let mut steps = 0;
+    let options = QuantizeOptions { formats: Formats::Ints(ints), keep: &[], method: Method::Rtn, store: None };
+    let stopped = quantize(&parent("llama-tied"), &path, &options, &mut |_, _, _| {
+        steps += 1;
+        if steps < 9 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(matches!(stopped, Err(CompressError::Cancelled)));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let kept = write(&parent("llama-tied"), &path, ints, Method::Rtn, &keep("token_embd.weight=F16")).unwrap();
+    assert_eq!(kept.tensors.last().unwrap().format, "F16");
+    // Its rows of 48 and 80 values are not whole groups.
+    assert!(
+        kept.notes.iter().any(|note| note.contains("rows of 80 are not whole int4 g32 blocks")),
+        "{:?}",
+        kept.notes
+    );
+    let again = write(&parent("llama-tied"), &path, ints, Method::Rtn, &[]).unwrap_err();
+    assert!(matches!(again, CompressError::OutputExists { .. }), "{again}");
+    // A folder of integers is a model like others: it can become a GGUF file.
+    let gguf = folder.path().join("from-ints.gguf");
+    let formats = Formats::Scheme(Scheme::from_name("Q8_0").unwrap());
+    let options = QuantizeOptions { formats, keep: &[], method: Method::Rtn, store: None };
+    quantize(&Checkpoint::open(&path).unwrap(), &gguf, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+    let error = relative(&logits(Checkpoint::open(&gguf).unwrap()), &logits(Checkpoint::open(&path).unwrap()));
+    assert!(error < 0.05, "{error}");
+}
