@@ -107,6 +107,10 @@ impl FolderOut {
             // By name: the head is a `Linear` too.
             groups.push(scheme.group(first.id, tables.iter().map(|plan| module(&plan.name).to_owned()).collect()));
         }
+        // Where it is tied there is no such tensor, but still a module.
+        if checkpoint.config().tie_word_embeddings {
+            ignore.push(module(&checkpoint.config().arch.hf_tensor_name(TensorId::Output)).to_owned());
+        }
         let quantization = IntQuantization { groups, ignore }.to_json();
         let layers: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
         let files = checkpoint.hf_files_with(checkpoint.config(), &layers, Some(quantization))?;

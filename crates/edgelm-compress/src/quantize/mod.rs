@@ -188,7 +188,18 @@ pub fn quantize(
     let plans = plan(checkpoint, options)?;
     let mut notes = Vec::new();
     let mut out: Box<dyn Out> = match options.formats {
-        Formats::Ints(scheme) => Box::new(FolderOut::create(checkpoint, output, &plans, scheme)?),
+        Formats::Ints(scheme) => {
+            let is_table = |plan: &&Plan| !matches!(plan.id, TensorId::Layer(..));
+            let quantized = |plan: &Plan| matches!(plan.format, MatrixFormat::Int(_));
+            if plans.iter().filter(is_table).any(quantized) {
+                let keep = "`--keep token_embd.weight=F16 --keep output.weight=F16` leaves them floats";
+                notes.push(format!(
+                    "embedding and output head are {}; not all programs read that: {keep}",
+                    scheme.table
+                ));
+            }
+            Box::new(FolderOut::create(checkpoint, output, &plans, scheme)?)
+        }
         Formats::Scheme(_) | Formats::Mixed(_) => {
             notes.extend(checkpoint.gguf_notes());
             let file_type = match options.formats {

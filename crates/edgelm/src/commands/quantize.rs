@@ -102,7 +102,7 @@ impl Method {
 }
 
 pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
-    let format = args.format.as_deref().unwrap_or(match is_gguf(&args.output) || args.has_target() {
+    let format = args.format.as_deref().unwrap_or(match args.output.extension().is_some() || args.has_target() {
         true => DEFAULT_FORMAT,
         false => DEFAULT_INTS,
     });
