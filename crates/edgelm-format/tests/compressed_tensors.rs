@@ -60,7 +60,7 @@ fn everything_that_is_packed_comes_back() {
                     writer.finish().unwrap();
                     let json = IntQuantization { groups: vec![group.clone()], ignore: Vec::new() }.to_json();
                     let config = IntQuantization::from_json(&json, Path::new("config.json")).unwrap();
-                    assert_eq!(config.groups, [group.clone()]);
+                    assert_eq!(config.groups, std::slice::from_ref(&group));
                     let file = SafeTensors::from_sources(vec![Source::open(&path).unwrap()]).unwrap();
                     let found = IntTensor::open(&file, "a.b", &config.groups[0]).unwrap().unwrap();
                     assert_eq!((found.shape(), found.dtype()), (shape, format.block_dtype()));
