@@ -13,7 +13,7 @@ use crate::{
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
 use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
-use std::{collections::HashMap, ops::ControlFlow};
+use std::collections::HashMap;
 
 /// Matrices that share an input, in the order of the layer.
 pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
@@ -53,15 +53,24 @@ pub(crate) fn quantize_layer(
         on_group()?;
         let ids: Vec<TensorId> = group.iter().map(|&tensor| TensorId::Layer(walk.layer(), tensor)).collect();
         let wants = |id: &TensorId| -> Result<bool, CompressError> {
-            Ok(choose(*id).is_quantized() && !choose(*id).is_that_of(edited.tensor(*id)?.dtype))
+            Ok(choose(*id).is_quantized() && !choose(*id).is_that_of(edited.describe(*id)?.0))
         };
         if !ids.iter().map(wants).collect::<Result<Vec<_>, _>>()?.contains(&true) {
             continue;
         }
-        let moments = walk.moments(edited, group[0])?;
-        let input_scale = match static_inputs {
-            Some(calibrator) => input_scale(walk, edited, group[0], calibrator)?,
-            None => None,
+        let mut moments = Moments::new(edited.describe(ids[0])?.1.last().copied().unwrap_or_default());
+        let mut magnitudes = static_inputs.map(|_| Histogram::default());
+        walk.inputs(edited, group[0], |x, rows| {
+            moments.add(x, rows);
+            magnitudes.iter_mut().for_each(|magnitudes| magnitudes.add(x));
+        })?;
+        let input_scale = match (static_inputs, magnitudes) {
+            (Some(_), Some(magnitudes)) if !magnitudes.largest().is_finite() => {
+                return Err(CompressError::NotFinite { what: format!("an input of layer {}", walk.layer()) });
+            }
+            // None where all inputs are zero.
+            (Some(calibrator), Some(magnitudes)) => magnitudes.scale(calibrator),
+            _ => None,
         };
         for id in ids {
             if let (Some(scale), true) = (input_scale, choose(id).is_quantized()) {
@@ -76,27 +85,6 @@ pub(crate) fn quantize_layer(
     Ok(errors)
 }
 
-/// The scale of the int8 inputs of a group. `None` where they are all zero. Errors where they are not finite.
-fn input_scale(
-    walk: &Walk<'_>,
-    edited: &Edited<'_>,
-    reader: LayerTensor,
-    calibrator: Calibrator,
-) -> Result<Option<f32>, CompressError> {
-    let mut histogram = Histogram::default();
-    walk.observe(edited, &mut |readers, x, _| {
-        if readers.contains(&reader) {
-            histogram.add(x);
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
-    if !histogram.largest().is_finite() {
-        return Err(CompressError::NotFinite { what: format!("an input of layer {}", walk.layer()) });
-    }
-    Ok(histogram.scale(calibrator))
-}
-
 /// Quantizes one matrix in place. `None` where it is already in that format, or the format has no codes to choose.
 pub(crate) fn quantize_matrix(
     edited: &mut Edited<'_>,
@@ -105,7 +93,7 @@ pub(crate) fn quantize_matrix(
     moments: &Moments,
     codes: &Codes,
 ) -> Result<Option<MatrixErrors>, CompressError> {
-    if !format.is_quantized() || format.is_that_of(edited.tensor(id)?.dtype) {
+    if !format.is_quantized() || format.is_that_of(edited.describe(id)?.0) {
         return Ok(None);
     }
     let named = |source: CompressError| CompressError::InTensor {
@@ -115,7 +103,7 @@ pub(crate) fn quantize_matrix(
     let weights = decode(edited, id)?;
     let fed = choose_codes(format, &weights, moments, codes).map_err(named)?;
     let energy = moments.output_error(&weights);
-    let shape = edited.tensor(id)?.shape.to_vec();
+    let shape = edited.describe(id)?.1.to_vec();
     edited.replace(id, Replaced { dtype: format.dtype(), shape, bytes: fed.bytes });
     let decoded = decode(edited, id)?;
     let distortion = Distortion::between(&weights, &decoded);

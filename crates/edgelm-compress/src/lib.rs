@@ -18,6 +18,8 @@ pub mod mixed;
 mod moments;
 pub mod prune;
 mod quantize;
+#[cfg(test)]
+mod random;
 mod ranges;
 pub mod recipe;
 mod scheme;

@@ -1,12 +1,11 @@
 //! A folder that appears when it is complete.
 
 use crate::CompressError;
-use edgelm_format::FormatError;
+use edgelm_format::{FormatError, create_sibling, rename_synced, write_file};
 use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// A folder under a temporary name beside the one that it will have.
@@ -19,8 +18,6 @@ pub(crate) struct Staged {
 impl Staged {
     /// Errors where something is in the way that would be lost.
     pub fn create(target: &Path) -> Result<Self, CompressError> {
-        let io = |source| FormatError::Io { path: target.into(), action: "create", source };
-        let name = target.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
         let is_free = match fs::read_dir(target) {
             Ok(mut entries) => entries.next().is_none(),
             Err(error) => error.kind() == ErrorKind::NotFound,
@@ -28,19 +25,8 @@ impl Staged {
         if !is_free {
             return Err(CompressError::OutputExists { path: target.into() });
         }
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let mut sibling = std::ffi::OsString::from(".");
-            sibling.push(name);
-            sibling.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let path = target.with_file_name(sibling);
-            match fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { target: target.into(), path, is_finished: false }),
-                // Left behind by a killed process that had the same id.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(io(error).into()),
-            }
-        }
+        let (path, ()) = create_sibling(target, |path| fs::create_dir(path))?;
+        Ok(Self { target: target.into(), path, is_finished: false })
     }
 
     /// Where it lies until then.
@@ -50,37 +36,21 @@ impl Staged {
 
     /// Writes one of its files.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), CompressError> {
-        let path = self.path.join(name);
-        let io = |action| {
-            let path = path.clone();
-            move |source| FormatError::Io { path, action, source }
-        };
-        fs::write(&path, content).map_err(io("write"))?;
-        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(io("fsync"))?;
-        Ok(())
+        Ok(write_file(&self.path.join(name), content)?)
     }
 
     /// Puts it under its name.
     pub fn finish(mut self) -> Result<(), CompressError> {
-        let target = self.target.clone();
-        let io = |action| {
-            let path = target.clone();
-            move |source| FormatError::Io { path, action, source }
-        };
         if self.target.exists() {
             // An empty one; not every system renames over it.
-            fs::remove_dir(&self.target).map_err(io("replace"))?;
+            fs::remove_dir(&self.target).map_err(|source| FormatError::Io {
+                path: self.target.clone(),
+                action: "replace",
+                source,
+            })?;
         }
-        fs::rename(&self.path, &self.target).map_err(io("rename"))?;
+        rename_synced(&self.path, &self.target)?;
         self.is_finished = true;
-        #[cfg(unix)]
-        {
-            let parent = match self.target.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(io("fsync of the folder"))?;
-        }
         Ok(())
     }
 }

@@ -58,7 +58,7 @@ impl LayerStore {
         for (id, name) in tensors(edited, layer) {
             let Some(view) = file.get(&name)? else { continue };
             let damaged = |what: String| CompressError::WorkDamaged { path: path.clone(), what };
-            let wanted = edited.tensor(id)?.shape.to_vec();
+            let wanted = edited.describe(id)?.1.to_vec();
             let dtype = if id.is_matrix() && choose(id).is_quantized() { choose(id).dtype() } else { DType::F32 };
             if view.dtype != dtype || view.shape != wanted {
                 return Err(damaged(format!("`{name}` is {} {:?}", view.dtype, view.shape)));

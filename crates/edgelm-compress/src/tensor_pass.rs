@@ -58,8 +58,7 @@ pub(crate) fn encode_rows(
             decode_row(from, source, values)?;
             encode_row(to, values, importance, out)?;
             decode_row(to, out, decoded)?;
-            let error = values.iter().zip(&*decoded).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            Ok(Distortion { error, energy: values.iter().map(|&a| f64::from(a).powi(2)).sum() })
+            Ok(Distortion::between(values, decoded))
         },
     )
     // Collected first: a sum in the order of the rows is the same for every number of threads.

@@ -57,14 +57,24 @@ impl<'a> Walk<'a> {
         self.cpu
     }
 
-    /// Shows `observer` the inputs of the linear layers of the next layer, window by window, without moving on. As soon as
-    /// it breaks, the next window follows.
-    pub fn observe(&self, tensors: &dyn Tensors, observer: &mut Observer<'_>) -> Result<(), CompressError> {
+    /// Shows `observer` the input `[T, K]` of `reader` in the next layer, and T, window by window, without moving on.
+    pub(crate) fn inputs(
+        &self,
+        tensors: &dyn Tensors,
+        reader: LayerTensor,
+        mut observer: impl FnMut(&[f32], usize),
+    ) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
         for index in 0..self.hidden.len() {
             let mut hidden = self.hidden.load(index)?;
             let rows = hidden.len() / self.hidden_size;
-            let _ = block.run_window(self.cpu, &mut hidden, rows, observer);
+            let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |readers, x, rows| {
+                if readers.contains(&reader) {
+                    observer(x, rows);
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            });
         }
         Ok(())
     }
@@ -73,13 +83,7 @@ impl<'a> Walk<'a> {
     pub fn moments(&self, tensors: &dyn Tensors, reader: LayerTensor) -> Result<Moments, CompressError> {
         let shape = tensors.config().tensor_shape(TensorId::Layer(self.layer, reader)).unwrap_or_default();
         let mut moments = Moments::new(shape.last().copied().unwrap_or(0));
-        self.observe(tensors, &mut |readers, x, rows| {
-            if readers.contains(&reader) {
-                moments.add(x, rows);
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })?;
+        self.inputs(tensors, reader, |x, rows| moments.add(x, rows))?;
         Ok(moments)
     }
 

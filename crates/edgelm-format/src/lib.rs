@@ -12,7 +12,7 @@ pub mod safetensors;
 mod shape;
 mod source;
 
-pub use output::write_file;
+pub use output::{create_sibling, rename_synced, write_file};
 pub use source::Source;
 
 use edgelm_tensor::DType;

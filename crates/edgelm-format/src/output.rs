@@ -22,6 +22,43 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
     Ok(())
 }
 
+/// Makes something beside `target` by `create`, under a temporary name that nothing has yet; returns that name too.
+pub fn create_sibling<T>(
+    target: &Path,
+    create: impl Fn(&Path) -> std::io::Result<T>,
+) -> Result<(PathBuf, T), FormatError> {
+    let io = |source| FormatError::Io { path: target.into(), action: "create", source };
+    let name = target.file_name().ok_or_else(|| io(ErrorKind::InvalidInput.into()))?;
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let mut sibling = std::ffi::OsString::from(".");
+        sibling.push(name);
+        sibling.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let temporary = target.with_file_name(sibling);
+        match create(&temporary) {
+            Ok(created) => return Ok((temporary, created)),
+            // Left behind by a killed process that had the same id.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io(error)),
+        }
+    }
+}
+
+/// Gives a file or folder its name, and waits until the name is on disk.
+pub fn rename_synced(from: &Path, target: &Path) -> Result<(), FormatError> {
+    let io = |action| move |source| FormatError::Io { path: target.into(), action, source };
+    std::fs::rename(from, target).map_err(io("rename"))?;
+    #[cfg(unix)]
+    {
+        let folder = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("fsync of the folder"))?;
+    }
+    Ok(())
+}
+
 /// An output under construction; dropping it without `finish` removes the temporary file.
 pub(crate) struct Output {
     target: PathBuf,
@@ -33,30 +70,14 @@ pub(crate) struct Output {
 impl Output {
     /// Creates the temporary sibling of `target`.
     pub(crate) fn create(target: &Path) -> Result<Self, FormatError> {
-        let io = |source| FormatError::Io { path: target.into(), action: "create", source };
-        let Some(name) = target.file_name() else {
-            return Err(io(ErrorKind::InvalidInput.into()));
-        };
         // Found now rather than by the rename after hours of work.
-        if target.is_dir() {
-            return Err(io(ErrorKind::IsADirectory.into()));
+        if target.file_name().is_some() && target.is_dir() {
+            let source = ErrorKind::IsADirectory.into();
+            return Err(FormatError::Io { path: target.into(), action: "create", source });
         }
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let mut sibling = std::ffi::OsString::from(".");
-            sibling.push(name);
-            sibling.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let temporary = target.with_file_name(sibling);
-            match File::create_new(&temporary) {
-                Ok(file) => {
-                    let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-                    return Ok(Self { target: target.into(), temporary: Some(temporary), file, written: 0 });
-                }
-                // Left behind by a killed process that had the same id.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(io(error)),
-            }
-        }
+        let (temporary, file) = create_sibling(target, |path| File::create_new(path))?;
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(Self { target: target.into(), temporary: Some(temporary), file, written: 0 })
     }
 
     /// The name it will have.
@@ -76,19 +97,9 @@ impl Output {
         self.file.flush().map_err(|source| self.error("write", source))?;
         self.file.get_ref().sync_all().map_err(|source| self.error("fsync", source))?;
         if let Some(temporary) = &self.temporary {
-            std::fs::rename(temporary, &self.target).map_err(|source| self.error("rename", source))?;
+            rename_synced(temporary, &self.target)?;
         }
         self.temporary = None;
-        #[cfg(unix)]
-        {
-            let folder = match self.target.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|source| self.error("fsync of the folder", source))?;
-        }
         Ok(self.written)
     }
 

@@ -43,7 +43,7 @@ pub(crate) fn fold(
 fn change(edited: &mut Edited<'_>, id: TensorId, by: impl FnOnce(&mut [f32])) -> Result<(), CompressError> {
     let mut values = decode(edited, id)?;
     by(&mut values);
-    let shape = edited.tensor(id)?.shape.to_vec();
+    let shape = edited.describe(id)?.1.to_vec();
     edited.replace(id, Replaced::f32(shape, &values));
     Ok(())
 }

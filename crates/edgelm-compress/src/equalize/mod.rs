@@ -23,7 +23,6 @@ use crate::{
 use edgelm_model::{Edited, LayerConfig, LayerTensor, TensorId, Tensors};
 use problem::{Matrix, Problem};
 use statistics::Statistics;
-use std::ops::ControlFlow;
 
 /// How the scales of a group are searched. No scaling is always a candidate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,13 +103,7 @@ pub(crate) fn equalize_layer(
         let columns = edited.tensor(first)?.row_len();
         let channels = channels(&edited.config().layers[layer], group[0], columns);
         let mut statistics = Statistics::new(columns, walk.positions());
-        walk.observe(edited, &mut |readers, x, rows| {
-            if readers.contains(&group[0]) {
-                statistics.add(x, rows);
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })?;
+        walk.inputs(edited, group[0], |x, rows| statistics.add(x, rows))?;
         if statistics.positions() == 0 {
             return Err(CompressError::NeedsCalibration { what: equalize.name() });
         }

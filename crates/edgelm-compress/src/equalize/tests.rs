@@ -7,6 +7,7 @@ use super::{
     statistics::Statistics,
     *,
 };
+use crate::random::Random;
 use crate::{
     FeedbackOptions, Formats, LayerStore, Layerwise, MatrixFormat, Method, QuantizeOptions, Scheme, logits::Logits,
     quantize,
@@ -17,21 +18,7 @@ use edgelm_model::{Checkpoint, ModelConfig};
 use edgelm_tensor::DType;
 use edgelm_tensor::block::{decode_row, encode_row};
 use serde_json::json;
-use std::path::PathBuf;
-
-/// Uniform in [−1, 1).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn values(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.next()).collect()
-    }
-}
+use std::{ops::ControlFlow, path::PathBuf};
 
 const K: usize = 256;
 const POSITIONS: usize = 256;

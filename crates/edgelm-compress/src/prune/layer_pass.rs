@@ -151,7 +151,7 @@ impl LayerPass<'_, '_> {
     /// Puts new values in the place of a matrix, as they will be stored.
     fn replace(&mut self, tensor: LayerTensor, values: &[f32], columns: usize) -> Result<(), CompressError> {
         let id = self.id(tensor);
-        let dtype = stored_dtype(self.edited.tensor(id)?.dtype);
+        let dtype = stored_dtype(self.edited.describe(id)?.0);
         let row_bytes = dtype.row_bytes(columns)?;
         let mut bytes = vec![0; values.len() / columns.max(1) * row_bytes];
         let rows = bytes.par_chunks_mut(row_bytes).zip(values.par_chunks(columns));

@@ -42,7 +42,7 @@ impl Output {
             tensors.push((name.clone(), DType::F32, shape.clone()));
         }
         for id in config.tensor_ids() {
-            let was = checkpoint.tensor(edited.source(id))?.dtype;
+            let was = checkpoint.describe(edited.source(id))?.0;
             let dtype = match is_gguf {
                 // Gains and biases are few; llama.cpp expects them in f32.
                 true if !id.is_matrix() => DType::F32,

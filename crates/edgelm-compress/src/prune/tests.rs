@@ -8,6 +8,7 @@ use super::{
 use crate::{
     CompressError,
     moments::{Factor, Moments},
+    random::Random,
 };
 use edgelm_engine::{Engine, Step, Want, Workspace};
 use edgelm_format::safetensors;
@@ -18,20 +19,6 @@ use std::ops::ControlFlow;
 use std::{path::PathBuf, sync::Arc};
 
 type Rows = Vec<Vec<f64>>;
-
-/// Uniform in [−1, 1).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn values(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.next()).collect()
-    }
-}
 
 /// Weights `[n, k]`, and the moments of inputs whose columns depend on each other and differ in size.
 fn problem(n: usize, k: usize, seed: u64) -> (Vec<f32>, Moments) {

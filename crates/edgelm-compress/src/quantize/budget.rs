@@ -13,7 +13,7 @@ pub fn matrix_budget(checkpoint: &Checkpoint, file_bytes: u64) -> Result<u64, Co
         declared.push((name, DType::F32, shape));
     }
     for &id in checkpoint.tensor_ids() {
-        let shape = checkpoint.tensor(id)?.shape.to_vec();
+        let shape = checkpoint.describe(id)?.1.to_vec();
         declared.push((checkpoint.config().arch.gguf_tensor_name(id), DType::F32, shape));
     }
     let mut metadata = checkpoint.gguf_metadata()?;
@@ -31,5 +31,5 @@ pub fn matrix_budget_of_bits(checkpoint: &Checkpoint, bits_per_weight: f64) -> R
 /// Bytes of norms and biases, which are stored in F32.
 pub(crate) fn vector_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
     let vectors = checkpoint.tensor_ids().iter().filter(|id| !id.is_matrix());
-    vectors.map(|&id| Ok(4 * checkpoint.tensor(id)?.elements() as u64)).sum()
+    vectors.map(|&id| Ok(4 * checkpoint.describe(id)?.1.iter().product::<usize>() as u64)).sum()
 }

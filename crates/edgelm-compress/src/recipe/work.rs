@@ -2,7 +2,7 @@
 
 use super::{GateReport, Gates, PassReport, Recipe};
 use crate::CompressError;
-use edgelm_format::{FormatError, write_file};
+use edgelm_format::{FormatError, rename_synced, write_file};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -254,13 +254,7 @@ impl Work {
     /// Gives the last pass's file its name and removes the rest.
     pub(super) fn finish(self, output: &Path) -> Result<(), CompressError> {
         let last = self.file(self.manifest.finished.len().saturating_sub(1));
-        std::fs::rename(&last, output).map_err(io(output, "rename"))?;
-        let parent = match output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        #[cfg(unix)]
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(io(parent, "fsync"))?;
+        rename_synced(&last, output)?;
         // Windows removes no open files.
         drop(self.lock);
         std::fs::remove_dir_all(&self.folder).map_err(io(&self.folder, "remove"))

@@ -14,6 +14,9 @@ pub trait Tensors: Sync {
     /// A tensor. Errors if the config implies none of this name.
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError>;
 
+    /// Format and shape of a tensor, without reading its values.
+    fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError>;
+
     /// Format and bytes of one row of a matrix.
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError>;
 
@@ -36,6 +39,10 @@ impl Tensors for Checkpoint {
 
     fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
         Checkpoint::tensor(self, id)
+    }
+
+    fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
+        Checkpoint::describe(self, id)
     }
 
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
@@ -157,6 +164,13 @@ impl Tensors for Edited<'_> {
                 Ok(TensorView { dtype: tensor.dtype, shape: &tensor.shape, bytes: tensor.bytes.as_slice().into() })
             }
             None => self.base.tensor(self.source(id)),
+        }
+    }
+
+    fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
+        match self.replaced.get(&self.source(id)) {
+            Some(tensor) => Ok((tensor.dtype, &tensor.shape)),
+            None => self.base.describe(self.source(id)),
         }
     }
 

@@ -192,8 +192,10 @@ impl Checkpoint {
     /// Lets the kernel drop the pages of a tensor that was read.
     pub fn release(&self, id: TensorId) {
         let name = self.stored_name(id);
-        if let Store::Packed(folder) = &self.store {
-            return folder.release(&name);
+        if let Store::Packed(folder) = &self.store
+            && folder.release(&name)
+        {
+            return;
         }
         if let (Ok(Some(view)), Some(source)) = (self.store.get(&name), self.store.source_of(&name)) {
             source.release(&view.bytes);
@@ -203,10 +205,10 @@ impl Checkpoint {
     /// Lets the kernel drop the pages of a part of a tensor's bytes that was read.
     pub fn release_part(&self, id: TensorId, part: &[u8]) {
         if let Store::Packed(folder) = &self.store
-            && folder.is_packed(&self.stored_name(id))
+            && folder.release(&self.stored_name(id))
         {
             // It was a part of a copy.
-            return self.release(id);
+            return;
         }
         if let Some(source) = self.store.source_of(&self.stored_name(id)) {
             source.release(part);

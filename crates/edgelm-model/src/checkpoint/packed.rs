@@ -93,22 +93,16 @@ impl PackedFolder {
         self.matrices.get(name)?.input_scale
     }
 
-    /// Lets the kernel drop the pages of a tensor.
-    pub(super) fn release(&self, name: &str) {
-        if let Some(matrix) = self.matrices.get(name) {
-            if let Ok(Some(found)) = IntTensor::open(&self.file, &matrix.module, &matrix.group) {
-                found.release();
-            }
-        } else if let (Ok(Some(view)), Some(source)) = (self.file.get(name), self.file.source_of(name)) {
-            source.release(&view.bytes);
+    /// Lets the kernel drop the pages of a matrix that is packed; false if this is none.
+    pub(super) fn release(&self, name: &str) -> bool {
+        let Some(matrix) = self.matrices.get(name) else { return false };
+        if let Ok(Some(found)) = IntTensor::open(&self.file, &matrix.module, &matrix.group) {
+            found.release();
         }
+        true
     }
 
     pub(super) fn source_of(&self, name: &str) -> Option<&Source> {
         self.file.source_of(name)
-    }
-
-    pub(super) fn is_packed(&self, name: &str) -> bool {
-        self.matrices.contains_key(name)
     }
 }

@@ -5,6 +5,7 @@ use clap::Args;
 use edgelm_engine::kv_shapes;
 use edgelm_kernels::{KvCache, KvDtype};
 use edgelm_model::Checkpoint;
+use edgelm_tensor::DType;
 use serde_json::{Value, json};
 
 #[derive(Args)]
@@ -31,11 +32,11 @@ pub fn facts(checkpoint: &Checkpoint) -> anyhow::Result<Facts> {
     let mut weights_bytes = 0;
     let mut formats: Vec<(&'static str, usize)> = Vec::new();
     for &id in checkpoint.tensor_ids() {
-        let view = checkpoint.tensor(id)?;
-        weights_bytes += view.bytes.len() as u64;
-        match formats.iter_mut().find(|(name, _)| *name == view.dtype.name()) {
+        let (dtype, shape) = checkpoint.describe(id)?;
+        weights_bytes += bytes(dtype, shape)?;
+        match formats.iter_mut().find(|(name, _)| *name == dtype.name()) {
             Some((_, count)) => *count += 1,
-            None => formats.push((view.dtype.name(), 1)),
+            None => formats.push((dtype.name(), 1)),
         }
     }
     Ok(Facts {
@@ -73,10 +74,9 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
     if args.tensors {
         let mut table = output::table(&["tensor", "format", "shape", "bytes"]);
         for &id in checkpoint.tensor_ids() {
-            let view = checkpoint.tensor(id)?;
-            let shape = format!("{:?}", view.shape);
-            let bytes = output::bytes(view.bytes.len() as u64);
-            table.add_row([checkpoint.stored_name(id), view.dtype.to_string(), shape, bytes]);
+            let (dtype, shape) = checkpoint.describe(id)?;
+            let bytes = output::bytes(bytes(dtype, shape)?);
+            table.add_row([checkpoint.stored_name(id), dtype.to_string(), format!("{shape:?}"), bytes]);
         }
         output::line(table)?;
     }
@@ -85,13 +85,19 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
 
 fn tensors(checkpoint: &Checkpoint) -> anyhow::Result<Vec<Value>> {
     let row = |&id| {
-        let view = checkpoint.tensor(id)?;
+        let (dtype, shape) = checkpoint.describe(id)?;
         Ok(json!({
-            "name": checkpoint.stored_name(id), "format": view.dtype.name(), "shape": view.shape,
-            "bytes": view.bytes.len(),
+            "name": checkpoint.stored_name(id), "format": dtype.name(), "shape": shape,
+            "bytes": bytes(dtype, shape)?,
         }))
     };
     checkpoint.tensor_ids().iter().map(row).collect()
+}
+
+/// Bytes of a tensor as it is run.
+fn bytes(dtype: DType, shape: &[usize]) -> anyhow::Result<u64> {
+    let Some((&row_len, outer)) = shape.split_last() else { return Ok(dtype.row_bytes(1)? as u64) };
+    Ok(outer.iter().product::<usize>() as u64 * dtype.row_bytes(row_len)? as u64)
 }
 
 /// The table of `inspect`.
