@@ -9,6 +9,12 @@ use std::{fmt::Write, fs, path::Path};
 /// From nearly lossless to small.
 const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
 
+/// Bits per weight of mixtures: those that files of llama-quantize with these formats have, for comparison.
+const TARGETS: [&str; 8] = ["6.99", "6.02", "5.31", "4.73", "4.55", "4.35", "3.61", "3.14"];
+
+/// The method of mixtures, in tables and plots.
+const MIXTURE: &str = "gptq, mixed";
+
 /// One measured file.
 struct Point {
     name: &'static str,
@@ -29,42 +35,43 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let program = Program::build()?;
     let out_name = program.scratch("quantized.gguf");
     let mut points = Vec::new();
-    for name in FORMATS {
-        for method in ["rtn", "imatrix"] {
-            let mut quantize = vec!["quantize", model, "-o", &out_name, "--format", name, "--method", method];
-            if method == "imatrix" {
-                quantize.extend(["--calibration", calibration]);
-            }
-            let made = program.json(&quantize)?;
-            let seen = program.json(&[
-                "eval",
-                &out_name,
-                "--against",
-                model,
-                "--text",
-                text,
-                "--windows",
-                windows,
-                "--tasks",
-                tasks,
-                "--lines",
-                "20",
-            ])?;
-            let accuracies: Vec<f64> =
-                seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64).collect();
-            let point = Point {
-                name,
-                method,
-                bits_per_weight: number(&made, "bits_per_weight")?,
-                perplexity: number(&seen, "perplexity")?,
-                parent_perplexity: number(&seen, "parent_perplexity")?,
-                kl_divergence: number(&seen, "kl_divergence")?,
-                top1_agreement: number(&seen, "top1_agreement")?,
-                accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
-            };
-            eprintln!("{name} {method}: {:.2} bits, KL {:.4}", point.bits_per_weight, point.kl_divergence);
-            points.push(point);
+    let formats = FORMATS.iter().flat_map(|name| ["rtn", "imatrix", "gptq"].map(|method| (*name, method)));
+    for (name, method) in formats.chain(TARGETS.map(|bits| (bits, MIXTURE))) {
+        let mut quantize = vec!["quantize", model, "-o", &out_name];
+        match method {
+            "rtn" => quantize.extend(["--format", name]),
+            MIXTURE => quantize.extend(["--target-bpw", name, "--method", "gptq", "--calibration", calibration]),
+            _ => quantize.extend(["--format", name, "--method", method, "--calibration", calibration]),
         }
+        let made = program.json(&quantize)?;
+        let seen = program.json(&[
+            "eval",
+            &out_name,
+            "--against",
+            model,
+            "--text",
+            text,
+            "--windows",
+            windows,
+            "--tasks",
+            tasks,
+            "--lines",
+            "20",
+        ])?;
+        let accuracies: Vec<f64> =
+            seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64).collect();
+        let point = Point {
+            name,
+            method,
+            bits_per_weight: number(&made, "bits_per_weight")?,
+            perplexity: number(&seen, "perplexity")?,
+            parent_perplexity: number(&seen, "parent_perplexity")?,
+            kl_divergence: number(&seen, "kl_divergence")?,
+            top1_agreement: number(&seen, "top1_agreement")?,
+            accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
+        };
+        eprintln!("{name} {method}: {:.2} bits, KL {:.4}", point.bits_per_weight, point.kl_divergence);
+        points.push(point);
     }
     let root = program::root();
     fs::write(root.join("docs/quality.md"), page(&points, model, windows))?;
@@ -74,7 +81,7 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
 fn page(points: &[Point], model: &str, windows: &str) -> String {
     let name = Path::new(model).file_name().map_or(model.into(), |name| name.to_string_lossy());
     let mut page = format!(
-        "# Quality of the block formats\n\nWritten by `cargo xtask quality`. Model: {name}; first {windows} windows of 1,024 tokens of the WikiText-2 test \
+        "# Quality of the block formats, and of mixtures of them\n\nWritten by `cargo xtask quality`. Model: {name}; first {windows} windows of 1,024 tokens of the WikiText-2 test \
          split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
          ![KL divergence over bits per weight](quality.svg)\n\n\
          | format | method | bits | perplexity | change | KL to parent | same top token | tasks right |\n|---|---|---|---|---|---|---|---|\n"
@@ -116,7 +123,13 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
         .y_desc("KL divergence from the parent (log scale)")
         .light_line_style(WHITE)
         .draw()?;
-    for (method, color) in [("rtn", RGBColor(120, 120, 120)), ("imatrix", RGBColor(20, 90, 200))] {
+    let colors = [
+        ("rtn", RGBColor(150, 150, 150)),
+        ("imatrix", RGBColor(20, 90, 200)),
+        ("gptq", RGBColor(0, 130, 70)),
+        (MIXTURE, RGBColor(200, 60, 20)),
+    ];
+    for (method, color) in colors {
         let own = points.iter().filter(|point| point.method == method);
         chart
             .draw_series(own.clone().map(|p| Circle::new((p.bits_per_weight, p.kl_divergence), 4, color.filled())))?

@@ -1,8 +1,9 @@
 //! One decoder layer after another: each group of matrices is quantized on the inputs that the groups before it,
-//! quantized, produce.
+//! quantized, produce; with a parent that walks beside, for the outputs that the parent has there.
 
 use crate::{
     CompressError,
+    drift::{Correction, Drift},
     feedback::{Fed, FeedbackOptions},
     matrix_format::MatrixFormat,
     moments::Moments,
@@ -10,10 +11,11 @@ use crate::{
     tensor_pass::Distortion,
     walk::Walk,
 };
+use edgelm_engine::Block;
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
 use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 /// Matrices that share an input, in the order of the layer.
 pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
@@ -26,22 +28,26 @@ pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
 pub enum Codes {
     /// Scales and codes of least error, weighted by the mean squares of the inputs.
     Weighted,
-    /// One after another, each making up for the errors of those before it (GPTQ).
+    /// One after another, each making up for the errors of those before it (GPTQ), and all of them for those of the layers
+    /// before. For the latter the parent walks beside: twice the calibration activations, a layer more in memory, twice the
+    /// time to run layers.
     Feedback(FeedbackOptions),
 }
 
 /// What quantization did to a matrix, as parts of what there was.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct MatrixErrors {
-    /// Root of tr(ΔW · H · ΔWᵀ) / tr(W · H · Wᵀ).
+    /// Root of tr(ΔW · H · ΔWᵀ) / tr(W · H · Wᵀ), with W corrected for the drift of its inputs.
     pub output: f64,
     /// Root of Σ Δw² / Σ w².
     pub weights: f64,
 }
 
-/// Quantizes the next layer of `walk` to the formats of `choose`, puts the results into `edited`, and moves the walk on.
+/// Quantizes the next layer of `walk` to the formats of `choose`, puts the results into `edited`, and moves the walk on, and
+/// with it `parent`, whose layer is the one in `edited` as it is now.
 pub(crate) fn quantize_layer(
     walk: &mut Walk<'_>,
+    parent: Option<&mut Walk<'_>>,
     edited: &mut Edited<'_>,
     choose: &dyn Fn(TensorId) -> MatrixFormat,
     codes: &Codes,
@@ -49,6 +55,10 @@ pub(crate) fn quantize_layer(
     on_group: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<HashMap<TensorId, MatrixErrors>, CompressError> {
     let mut errors = HashMap::new();
+    let parent = match parent {
+        Some(parent) => Some((Block::load(edited, walk.cpu(), walk.layer())?, parent)),
+        None => None,
+    };
     for group in GROUPS {
         on_group()?;
         let ids: Vec<TensorId> = group.iter().map(|&tensor| TensorId::Layer(walk.layer(), tensor)).collect();
@@ -60,10 +70,20 @@ pub(crate) fn quantize_layer(
         }
         let mut moments = Moments::new(edited.describe(ids[0])?.1.last().copied().unwrap_or_default());
         let mut magnitudes = static_inputs.map(|_| Histogram::default());
-        walk.inputs(edited, group[0], |x, rows| {
+        let mut drift = parent.as_ref().map(|_| Drift::new(moments.columns()));
+        let mut see = |x: &[f32], rows| {
             moments.add(x, rows);
             magnitudes.iter_mut().for_each(|magnitudes| magnitudes.add(x));
-        })?;
+        };
+        match (&parent, &mut drift) {
+            (Some((block, parent)), Some(drift)) => {
+                walk.inputs_beside(edited, parent, block, group[0], |theirs, x, rows| {
+                    see(x, rows);
+                    drift.add(theirs, x, rows);
+                })?
+            }
+            _ => walk.inputs(edited, group[0], see)?,
+        }
         let input_scale = match (static_inputs, magnitudes) {
             (Some(_), Some(magnitudes)) if !magnitudes.largest().is_finite() => {
                 return Err(CompressError::NotFinite { what: format!("an input of layer {}", walk.layer()) });
@@ -72,25 +92,30 @@ pub(crate) fn quantize_layer(
             (Some(calibrator), Some(magnitudes)) => magnitudes.scale(calibrator),
             _ => None,
         };
+        let correction = drift.map(|drift| drift.correction(&moments)).transpose()?;
         for id in ids {
             if let (Some(scale), true) = (input_scale, choose(id).is_quantized()) {
                 edited.fix_input_scale(id, scale);
             }
-            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, codes)? {
+            if let Some(error) = quantize_matrix(edited, id, choose(id), &moments, correction.as_ref(), codes)? {
                 errors.insert(id, error);
             }
         }
+    }
+    if let Some((block, parent)) = parent {
+        parent.go_through(&block, &mut |_, _, _| ControlFlow::Continue(()))?;
     }
     walk.advance(edited)?;
     Ok(errors)
 }
 
-/// Quantizes one matrix in place. `None` where it is already in that format, or the format has no codes to choose.
+/// Quantizes one matrix in place, after `correction`. `None` where it is already in that format, or the format has no codes to choose.
 pub(crate) fn quantize_matrix(
     edited: &mut Edited<'_>,
     id: TensorId,
     format: MatrixFormat,
     moments: &Moments,
+    correction: Option<&Correction>,
     codes: &Codes,
 ) -> Result<Option<MatrixErrors>, CompressError> {
     if !format.is_quantized() || format.is_that_of(edited.describe(id)?.0) {
@@ -101,8 +126,11 @@ pub(crate) fn quantize_matrix(
         source: Box::new(source),
     };
     let weights = decode(edited, id)?;
-    let fed = choose_codes(format, &weights, moments, codes).map_err(named)?;
-    let energy = moments.output_error(&weights);
+    let corrected = correction.map(|correction| correction.apply(&weights));
+    let wanted = corrected.as_deref().unwrap_or(&weights);
+    let fed = choose_codes(format, wanted, moments, codes).map_err(named)?;
+    let energy = moments.output_error(wanted);
+    drop(corrected);
     let shape = edited.describe(id)?.1.to_vec();
     edited.replace(id, Replaced { dtype: format.dtype(), shape, bytes: fed.bytes });
     let decoded = decode(edited, id)?;

@@ -7,6 +7,7 @@
 
 mod activations;
 pub mod calibration;
+mod drift;
 mod equalize;
 mod feedback;
 mod importance;

@@ -65,17 +65,46 @@ impl<'a> Walk<'a> {
         mut observer: impl FnMut(&[f32], usize),
     ) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
+        (0..self.hidden.len()).try_for_each(|index| self.input(&block, index, reader, &mut observer))
+    }
+
+    /// Shows `observer` the input `[T, K]` of `reader` in the next layer of `parent`, which is `parent_block`, that in the next
+    /// layer here, and T, window by window, without moving on.
+    pub(crate) fn inputs_beside(
+        &self,
+        tensors: &dyn Tensors,
+        parent: &Walk<'_>,
+        parent_block: &Block,
+        reader: LayerTensor,
+        mut observer: impl FnMut(&[f32], &[f32], usize),
+    ) -> Result<(), CompressError> {
+        let block = Block::load(tensors, self.cpu, self.layer)?;
+        let mut theirs = Vec::new();
         for index in 0..self.hidden.len() {
-            let mut hidden = self.hidden.load(index)?;
-            let rows = hidden.len() / self.hidden_size;
-            let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |readers, x, rows| {
-                if readers.contains(&reader) {
-                    observer(x, rows);
-                    return ControlFlow::Break(());
-                }
-                ControlFlow::Continue(())
-            });
+            theirs.clear();
+            parent.input(parent_block, index, reader, &mut |x, _| theirs.extend_from_slice(x))?;
+            self.input(&block, index, reader, &mut |x, rows| observer(&theirs, x, rows))?;
         }
+        Ok(())
+    }
+
+    /// The input of `reader` in `block`, run on window `index` as the next layer.
+    fn input(
+        &self,
+        block: &Block,
+        index: usize,
+        reader: LayerTensor,
+        observer: &mut dyn FnMut(&[f32], usize),
+    ) -> Result<(), CompressError> {
+        let mut hidden = self.hidden.load(index)?;
+        let rows = hidden.len() / self.hidden_size;
+        let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |readers, x, rows| {
+            if readers.contains(&reader) {
+                observer(x, rows);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
         Ok(())
     }
 

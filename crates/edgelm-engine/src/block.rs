@@ -91,7 +91,7 @@ impl InputScales {
 /// Products of one input, with its fixed scale if it has one.
 fn matmul(cpu: &Cpu, x: &[f32], rows: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
     match scale {
-        None => cpu.matmul(x, rows, group, scratch),
+        None => cpu.matmul_two_terms(x, rows, group, scratch),
         Some(scale) => cpu.matmul_static(x, rows, scale, group, scratch),
     }
 }
@@ -156,7 +156,7 @@ impl Block {
         })
     }
 
-    fn matrices(&self) -> [&Matrix; 7] {
+    pub(crate) fn matrices(&self) -> [&Matrix; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down].map(|projection| &projection.weight)
     }
 

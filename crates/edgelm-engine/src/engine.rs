@@ -123,10 +123,17 @@ impl Engine {
         &self.cpu
     }
 
-    /// f32 for unquantized weights (exact), int8 otherwise: a quarter of the bytes, integer products, and a perplexity 0.013 %
-    /// higher than with f32 (mica-40m in Q8_0, 48 windows of WikiText-2).
+    /// As precise as the weights: f32 for those that are not quantized (exact), f16 for those of 8 bits and more, int8 otherwise:
+    /// half the bytes again, integer products, and a KL divergence 0.0001 higher (mica-40m, 24 windows of WikiText-2), which
+    /// would be most of that of Q8_0.
     pub fn default_kv(&self) -> KvDtype {
-        if self.is_quantized { KvDtype::Q8 } else { KvDtype::F32 }
+        if !self.is_quantized {
+            KvDtype::F32
+        } else if self.weights_bytes() >= self.weights() {
+            KvDtype::F16
+        } else {
+            KvDtype::Q8
+        }
     }
 
     /// Cache shape per layer.
@@ -137,6 +144,12 @@ impl Engine {
     /// Bytes of packed weights.
     pub fn weights_bytes(&self) -> usize {
         self.output.bytes() + self.blocks.iter().map(Block::bytes).sum::<usize>()
+    }
+
+    /// Weights that are packed.
+    fn weights(&self) -> usize {
+        let of = |matrix: &Matrix| matrix.rows() * matrix.cols();
+        of(&self.output) + self.blocks.iter().flat_map(Block::matrices).map(of).sum::<usize>()
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -285,7 +298,8 @@ impl Engine {
         let before = logits.len();
         logits.resize(before + rows * v, 0.0);
         let out = &mut logits[before..];
-        self.cpu.matmul(normed, rows, &mut [Linear { weight: &self.output, bias: None, out }], &mut block.matmul);
+        let output = Linear { weight: &self.output, bias: None, out };
+        self.cpu.matmul_two_terms(normed, rows, &mut [output], &mut block.matmul);
     }
 }
 

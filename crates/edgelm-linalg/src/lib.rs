@@ -61,6 +61,11 @@ pub fn solve_positive(h: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Option<Mat<f64>
     h.llt(Side::Lower).ok().map(|factor| factor.solve(b))
 }
 
+/// The same in f32, for h that are far from singular.
+pub fn solve_positive_f32(h: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Option<Mat<f32>> {
+    h.llt(Side::Lower).ok().map(|factor| factor.solve(b))
+}
+
 /// h⁻¹. `None` where h is not positive definite.
 pub fn invert_positive(h: MatRef<'_, f64>) -> Option<Mat<f64>> {
     h.llt(Side::Lower).ok().map(|factor| factor.inverse())
@@ -102,6 +107,10 @@ mod tests {
         assert_close(product_f64(h.as_ref(), inverse.as_ref()).as_ref(), unit.as_ref());
         let solved = solve_positive(h.as_ref(), unit.as_ref()).unwrap();
         assert_close(solved.as_ref(), inverse.as_ref());
+        let narrow = |a: &Mat<f64>| Mat::from_fn(37, 37, |i, j| a[(i, j)] as f32);
+        let solved = solve_positive_f32(narrow(&h).as_ref(), narrow(&unit).as_ref()).unwrap();
+        let apart = |(i, j)| (f64::from(solved[(i, j)]) - inverse[(i, j)]).abs();
+        assert!((0..37).flat_map(|i| (0..37).map(move |j| (i, j))).map(apart).all(|apart| apart < 1e-4));
         let (values, vectors) = eigen_symmetric(h.as_ref()).unwrap();
         assert!(values.is_sorted() && values[0] >= 1.0 - 1e-9);
         let scaled = Mat::from_fn(37, 37, |i, j| vectors[(i, j)] * values[j]);
@@ -114,6 +123,8 @@ mod tests {
         h[(2, 2)] = -1.0;
         assert!(cholesky(h.as_ref()).is_none() && invert_positive(h.as_ref()).is_none());
         assert!(solve_positive(h.as_ref(), h.as_ref()).is_none());
+        let narrow = Mat::from_fn(5, 5, |i, j| h[(i, j)] as f32);
+        assert!(solve_positive_f32(narrow.as_ref(), narrow.as_ref()).is_none());
     }
 
     #[test]

@@ -215,6 +215,12 @@ pub fn quantize(
         Method::Layerwise(Layerwise { cpu, windows, .. }) => Some(Walk::begin(checkpoint, cpu, windows)?),
         Method::Rtn | Method::Imatrix(_) => None,
     };
+    let mut parent = match options.method {
+        Method::Layerwise(Layerwise { cpu, windows, codes: Codes::Feedback(_), .. }) => {
+            Some(Walk::begin(checkpoint, cpu, windows)?)
+        }
+        _ => None,
+    };
     let mut errors = HashMap::new();
     let formats: HashMap<TensorId, MatrixFormat> = plans.iter().map(|plan| (plan.id, plan.format)).collect();
     for (index, plan) in plans.iter().enumerate() {
@@ -223,11 +229,14 @@ pub fn quantize(
             match plan.id {
                 TensorId::Layer(layer, _) if layer == walk.layer() => {
                     let choose = |id| formats[&id];
-                    errors.extend(next_layer(walk, &mut edited, &choose, layerwise, options.store, &mut go_on)?);
+                    let walks = (walk, parent.as_mut());
+                    errors.extend(next_layer(walks, &mut edited, &choose, layerwise, options.store, &mut go_on)?);
                 }
                 id if id == checkpoint.config().head() => {
                     let moments = walk.head_moments(&edited)?;
-                    if let Some(error) = quantize_matrix(&mut edited, id, plan.format, &moments, &layerwise.codes)? {
+                    if let Some(error) =
+                        quantize_matrix(&mut edited, id, plan.format, &moments, None, &layerwise.codes)?
+                    {
                         errors.insert(id, error);
                     }
                 }
@@ -270,9 +279,9 @@ pub fn quantize(
     })
 }
 
-/// Quantizes the next layer of `walk`, or takes it from the store.
+/// Quantizes the next layer of a walk and its parent's, or takes it from the store.
 fn next_layer(
-    walk: &mut Walk<'_>,
+    (walk, parent): (&mut Walk<'_>, Option<&mut Walk<'_>>),
     edited: &mut Edited<'_>,
     choose: &dyn Fn(TensorId) -> MatrixFormat,
     layerwise: &Layerwise<'_>,
@@ -287,12 +296,15 @@ fn next_layer(
     if let Some(stored) = stored {
         go_on()?;
         walk.advance(edited)?;
+        if let Some(parent) = parent {
+            parent.advance(edited.base())?;
+        }
         return Ok(stored);
     }
     if let Some(equalize) = layerwise.equalize {
         equalize_layer(walk, edited, choose, equalize, &layerwise.codes, go_on)?;
     }
-    let found = quantize_layer(walk, edited, choose, &layerwise.codes, layerwise.static_inputs, go_on)?;
+    let found = quantize_layer(walk, parent, edited, choose, &layerwise.codes, layerwise.static_inputs, go_on)?;
     if let Some(store) = store {
         store.save(layer, edited, &found)?;
     }

@@ -19,7 +19,7 @@ pub(super) const BLOCK: usize = 32;
 /// 1.6 TOPS, with 256 at 1.9, and with 32, where scales must be floats, at 0.9. 256 is too coarse for small models: the
 /// divergence of mica-5m in Q8_0 was three times that with 32.
 pub(super) const GROUP_BLOCKS: usize = 4;
-const GROUP: usize = GROUP_BLOCKS * BLOCK;
+pub(super) const GROUP: usize = GROUP_BLOCKS * BLOCK;
 
 /// Rows `start .. start + width` of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,6 +19,7 @@ mod pack;
 pub(crate) mod quantized;
 #[cfg(test)]
 mod tests;
+mod two_terms;
 
 use crate::disjoint::Disjoint;
 use crate::{Cpu, KernelError};
@@ -265,6 +266,7 @@ pub struct Linear<'a> {
 pub struct Scratch {
     quantized: Quantized,
     floats: Floats,
+    terms: two_terms::Terms,
     /// One per worker; only the worker locks it.
     workers: Vec<Mutex<Buffers>>,
 }

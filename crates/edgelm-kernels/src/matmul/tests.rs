@@ -326,6 +326,103 @@ fn a_group_mixes_formats_sizes_and_biases() {
     }
 }
 
+/// Rows that one term suits, and rows with an outlier in each group.
+fn rows_with_outliers(m: usize, cols: usize, random: &mut Random) -> Vec<f32> {
+    let mut x = random.floats(m * cols);
+    for row in x.chunks_mut(cols).skip(1).step_by(3) {
+        row.iter_mut().step_by(100).for_each(|value| *value *= 3000.0);
+    }
+    x
+}
+
+impl Case {
+    fn product_in_two_terms(&self, cpu: &Cpu, x: &[f32], m: usize, bias: Option<&[f32]>) -> Vec<f32> {
+        let weight = Matrix::pack(cpu, self.dtype, self.rows, self.cols, &self.weights).unwrap();
+        let mut out = vec![f32::NAN; m * self.rows];
+        cpu.matmul_two_terms(x, m, &mut [Linear { weight: &weight, bias, out: &mut out }], &mut Scratch::default());
+        out
+    }
+}
+
+#[test]
+fn a_second_term_makes_up_for_rounding() {
+    let cols = 512;
+    let mut random = Random(31);
+    for dtype in [DType::Q8_0, DType::Q6_K, DType::Q4_0, DType::F16] {
+        let case = Case::new(dtype, 37, cols, &mut random);
+        let row_bytes = dtype.row_bytes(cols).unwrap();
+        for m in [1, 2, 5, 40, 300] {
+            let x = rows_with_outliers(m, cols, &mut random);
+            let bias = random.floats(case.rows);
+            let results = cpus().into_iter().map(|cpu| {
+                let (one, two) =
+                    (case.product(&cpu, &x, m, Some(&bias)), case.product_in_two_terms(&cpu, &x, m, Some(&bias)));
+                for row in 0..m {
+                    let part = row * case.rows..(row + 1) * case.rows;
+                    // Four bits are coarser than any row can be.
+                    let has_two = matches!(dtype, DType::Q8_0 | DType::Q6_K) && row % 3 == 1;
+                    assert_eq!(one[part.clone()] != two[part.clone()], has_two, "{dtype} row {row} of {m}");
+                    let x = &x[row * cols..][..cols];
+                    let (mut off, mut size) = (0.0, 0.0);
+                    for n in 0..case.rows {
+                        let weights = decoded(dtype, &case.weights[n * row_bytes..][..row_bytes], cols);
+                        let exact = x.iter().zip(&weights).map(|(x, w)| f64::from(*x) * w).sum::<f64>();
+                        off += (f64::from(two[part.start + n]) - exact - f64::from(bias[n])).powi(2);
+                        size += exact.powi(2);
+                    }
+                    if has_two {
+                        assert!(off.sqrt() < 3e-4 * size.sqrt(), "{dtype} row {row} of {m}: {off} {size}");
+                    }
+                }
+                two
+            });
+            let results: Vec<Vec<f32>> = results.collect();
+            if dtype.is_quantized() {
+                assert!(results.iter().all(|result| *result == results[0]), "{dtype} M={m}: families differ");
+            }
+        }
+    }
+}
+
+#[test]
+fn second_terms_do_not_depend_on_the_batch_or_on_threads() {
+    let (cols, most) = (384, 290);
+    for isa in Isa::available() {
+        let cpus: Vec<Cpu> = [1, 2, 3].map(|threads| Cpu::new(Some(threads), Some(isa)).unwrap()).into();
+        let mut random = Random(57);
+        for dtype in [DType::Q8_0, DType::Q6_K] {
+            let cols = cols.max(2 * dtype.block_len());
+            let case = Case::new(dtype, 21, cols, &mut random);
+            let x = rows_with_outliers(most, cols, &mut random);
+            let alone = |row: &[f32]| case.product_in_two_terms(&cpus[0], row, 1, None);
+            let one_by_one: Vec<f32> = x.chunks_exact(cols).flat_map(alone).collect();
+            for m in [2, 3, 11, 12, 31, most] {
+                for cpu in &cpus {
+                    let got = case.product_in_two_terms(cpu, &x[..m * cols], m, None);
+                    assert_eq!(got, one_by_one[..m * case.rows], "{dtype} {isa} M={m} {} threads", cpu.threads());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn float_weights_meet_whole_inputs_beside_second_terms() {
+    let cpu = Cpu::new(Some(1), None).unwrap();
+    let mut random = Random(9);
+    let cases = [DType::F16, DType::Q8_0].map(|dtype| Case::new(dtype, 20, 256, &mut random));
+    let weights = cases.each_ref().map(|c| Matrix::pack(&cpu, c.dtype, c.rows, c.cols, &c.weights).unwrap());
+    for m in [1, 30] {
+        let x = rows_with_outliers(m, 256, &mut random);
+        let mut outs = [(); 2].map(|()| vec![0.0; m * 20]);
+        let mut outs_of = outs.iter_mut();
+        let mut group = weights.each_ref().map(|weight| Linear { weight, bias: None, out: outs_of.next().unwrap() });
+        cpu.matmul_two_terms(&x, m, &mut group, &mut Scratch::default());
+        assert_eq!(outs[0], cases[0].product(&cpu, &x, m, None));
+        assert_eq!(outs[1], cases[1].product_in_two_terms(&cpu, &x, m, None));
+    }
+}
+
 #[test]
 fn extreme_quants_do_not_saturate() {
     for dtype in DType::all().filter(|dtype| dtype.is_quantized()) {

@@ -34,7 +34,7 @@ pub struct BenchArgs {
     /// Timed repeats of each test, after one that is not counted
     #[arg(short = 'r', value_name = "REPEATS", default_value_t = 5)]
     repeats: usize,
-    /// Cache format [default: f32 for unquantized weights, else q8]
+    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
     /// Path of llama.cpp's llama-bench: run the same file there too, in turns, and print the ratio

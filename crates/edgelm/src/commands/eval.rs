@@ -41,7 +41,7 @@ pub struct EvalArgs {
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = GenerationLimits::default().max_new_tokens)]
     max_tokens: usize,
-    /// Cache format [default: f32 for unquantized weights, else q8]
+    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
     kv: Option<KvDtype>,
     /// Write a self-contained HTML report

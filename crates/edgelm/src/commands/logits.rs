@@ -21,7 +21,7 @@ pub struct LogitsArgs {
     /// Only the last N positions
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Cache format [default: f32 for unquantized weights, else q8]
+    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
 }

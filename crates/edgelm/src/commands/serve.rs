@@ -27,7 +27,7 @@ pub struct ServeArgs {
     /// Context limit in tokens [default: the model's]
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
-    /// Cache format [default: f32 for unquantized weights, else q8]
+    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
     kv: Option<KvDtype>,
     /// Requests that may wait while one is answered
