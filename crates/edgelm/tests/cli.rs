@@ -522,7 +522,7 @@ fn wrong_usage_is_status_2_and_names_what_is_wrong() {
         (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "nan", "--calibration", "self"], "--max-kl NaN"),
         (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "1", "--format", "Q4_0"], "--format"),
         (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "1", "--target-bpw", "4"], "--target-bpw"),
-        (&["quantize", "demo", "-o", "out", "--target-bpw", "4", "--calibration", "x", "--per", "row"], "row"),
+        (&["quantize", "demo", "-o", "out", "--target-bpw", "4", "--calibration", "x", "--per", "channel"], "--per"),
         (&["prune", "demo", "-o", "out"], "--layers"),
         (&["prune", "demo", "-o", "out", "--ffn", "0.25"], "--calibration"),
         (&["prune", "demo", "-o", "out", "--ffn", "1.5", "--method", "magnitude"], "1.5"),
