@@ -12,7 +12,7 @@ pub use edgelm_format::compressed_tensors::{Activations, Strategy};
 const BLOCK: usize = 32;
 
 /// How a matrix is stored as integers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IntSettings {
     /// What the quants mean.
     pub format: IntFormat,

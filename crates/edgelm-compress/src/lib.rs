@@ -30,7 +30,7 @@ mod store;
 mod tensor_pass;
 mod walk;
 
-pub use calibration::{CalibrationOptions, calibration_windows};
+pub use calibration::{CalibrationOptions, CalibrationSet, CalibrationSource, HELD_OUT_WINDOWS, OnStep, Select};
 pub use equalize::{ActivationRounding, Equalize};
 pub use feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback};
 pub use importance::{Importance, measure_importance};
@@ -39,8 +39,8 @@ pub use layer_pass::Codes;
 pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
 pub use quantize::{
-    Formats, IntScheme, Layerwise, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats,
-    is_gguf, matrix_budget, matrix_budget_of_bits, quantize,
+    CalibratorName, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per, QuantizeOptions,
+    QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget, quantize,
 };
 pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};
@@ -104,6 +104,19 @@ pub enum CompressError {
         /// Possible.
         least: u64,
     },
+    /// A quality that nothing reaches.
+    #[error(
+        "no mixture of the formats at hand stays within --max-kl {max_kl}: at {bits:.2} bits per weight, the most they can take, \
+         {reached:.3e} was measured"
+    )]
+    KlTooSmall {
+        /// Asked for.
+        max_kl: f64,
+        /// Of the largest mixture.
+        bits: f64,
+        /// Its divergence.
+        reached: f64,
+    },
     /// A matrix that none of the formats fits.
     #[error("tensor `{name}`: rows of {row_len} values are not whole blocks of any format at hand")]
     NoCandidate {
@@ -117,6 +130,12 @@ pub enum CompressError {
     NoCodes {
         /// The format.
         dtype: edgelm_tensor::DType,
+    },
+    /// Integers in a GGUF file.
+    #[error("GGUF has no {format}; the output must be a folder")]
+    GgufFormat {
+        /// The format.
+        format: MatrixFormat,
     },
     /// A block format in a folder.
     #[error("{dtype} has no place in a safetensors folder; F32, F16 and BF16 have")]
@@ -146,6 +165,9 @@ pub enum CompressError {
         /// Line and reason.
         what: String,
     },
+    /// Calibration text without data.
+    #[error("the model cannot write its own calibration text: {0}")]
+    OwnText(String),
     /// A setting without meaning.
     #[error("{what} is {value}: {problem}")]
     Setting {

@@ -7,11 +7,17 @@ use crate::{
     layer_pass::decode_blocks,
     moments::Moments,
 };
-use edgelm_tensor::{DType, TensorError, block::encode_row};
+use edgelm_format::{
+    compressed_tensors::{Activations, Group, Packing, Strategy, declare_matrix},
+    safetensors::Element,
+};
+use edgelm_tensor::{DType, IntFormat, TensorError, block::encode_row};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// A format of GGUF, or integers as safetensors hold them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum MatrixFormat {
     /// Also F32, F16 and BF16: not quantized.
     Block(DType),
@@ -28,7 +34,54 @@ impl std::fmt::Display for MatrixFormat {
     }
 }
 
+impl From<MatrixFormat> for String {
+    fn from(format: MatrixFormat) -> Self {
+        format.to_string()
+    }
+}
+
+impl TryFrom<String> for MatrixFormat {
+    type Error = TensorError;
+
+    /// What `Display` writes.
+    fn try_from(text: String) -> Result<Self, TensorError> {
+        let unknown = || TensorError::UnknownName(text.clone());
+        let Some(rest) = text.strip_prefix("int") else { return DType::from_name(&text).map(Self::Block) };
+        let words: Vec<&str> = rest.split(' ').collect();
+        let (bits, symmetric, shared) = match words[..] {
+            [bits, shared] => (bits, true, shared),
+            [bits, "asym", shared] => (bits, false, shared),
+            _ => return Err(unknown()),
+        };
+        let strategy = match (shared, shared.strip_prefix('g').and_then(|size| size.parse().ok())) {
+            ("tensor", _) => Strategy::Tensor,
+            ("row", _) => Strategy::Channel,
+            (_, Some(size)) => Strategy::Group(size),
+            _ => return Err(unknown()),
+        };
+        let format = bits.parse().ok().and_then(|bits| IntFormat::new(bits, symmetric)).ok_or_else(unknown)?;
+        Ok(Self::Int(IntSettings { format, strategy }))
+    }
+}
+
 impl MatrixFormat {
+    /// Bytes of a matrix `[N, K]` with its scales; `None` where its rows are not whole blocks or groups.
+    pub fn bytes(self, rows: usize, columns: usize) -> Option<u64> {
+        match self {
+            Self::Block(dtype) => dtype.row_bytes(columns).ok().map(|bytes| (bytes * rows) as u64),
+            Self::Int(settings) if !settings.fits(columns) => None,
+            Self::Int(IntSettings { format, strategy }) => {
+                let (activations, packing) = (Activations::Any, Packing::Words);
+                let group = Group { targets: Vec::new(), format, strategy, activations, packing };
+                let parts = declare_matrix("", &group, [rows, columns]);
+                let bytes = |(_, element, shape): (_, Element, Vec<usize>)| -> u64 {
+                    (element.bytes() * shape.iter().product::<usize>()) as u64
+                };
+                Some(parts.into_iter().map(bytes).sum())
+            }
+        }
+    }
+
     /// The type of the blocks that are run.
     pub fn dtype(self) -> DType {
         match self {

@@ -18,13 +18,7 @@ pub(crate) struct Staged {
 impl Staged {
     /// Errors where something is in the way that would be lost.
     pub fn create(target: &Path) -> Result<Self, CompressError> {
-        let is_free = match fs::read_dir(target) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        };
-        if !is_free {
-            return Err(CompressError::OutputExists { path: target.into() });
-        }
+        refuse_replacing(target)?;
         let (path, ()) = create_sibling(target, |path| fs::create_dir(path))?;
         Ok(Self { target: target.into(), path, is_finished: false })
     }
@@ -41,18 +35,32 @@ impl Staged {
 
     /// Puts it under its name.
     pub fn finish(mut self) -> Result<(), CompressError> {
-        if self.target.exists() {
-            // An empty one; not every system renames over it.
-            fs::remove_dir(&self.target).map_err(|source| FormatError::Io {
-                path: self.target.clone(),
-                action: "replace",
-                source,
-            })?;
-        }
-        rename_synced(&self.path, &self.target)?;
+        replace(&self.path, &self.target)?;
         self.is_finished = true;
         Ok(())
     }
+}
+
+/// Errors where a folder of this name would have to be emptied first.
+pub(crate) fn refuse_replacing(target: &Path) -> Result<(), CompressError> {
+    let is_free = match fs::read_dir(target) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    if is_free { Ok(()) } else { Err(CompressError::OutputExists { path: target.into() }) }
+}
+
+/// Gives a file or folder the name `target`, which a file or an empty folder may have.
+pub(crate) fn replace(path: &Path, target: &Path) -> Result<(), CompressError> {
+    if path.is_dir() && target.exists() {
+        // Not every system renames over it.
+        fs::remove_dir(target).map_err(|source| FormatError::Io {
+            path: target.to_owned(),
+            action: "replace",
+            source,
+        })?;
+    }
+    Ok(rename_synced(path, target)?)
 }
 
 impl Drop for Staged {

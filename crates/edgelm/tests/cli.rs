@@ -188,10 +188,10 @@ fn integers_are_written_to_folders() {
     for (arguments, part) in [
         (&["--format", "int8", "--symmetric", "false"][..], "symmetric"),
         (&["--format", "int4", "--group-size", "48"], "multiple of 32"),
-        (&["--format", "int4", "--per", "channel", "--group-size", "64"], "--group-size"),
-        (&["--format", "int4", "--activations", "static", "--calibration", sample], "--activations"),
+        (&["--format", "int4", "--per", "channel", "--group-size", "64"], "group size"),
+        (&["--format", "int4", "--activations", "static", "--calibration", sample], "activations"),
         (&["--format", "w8a8", "--activations", "static"], "--calibration"),
-        (&["--format", "w8a8", "--calibrator", "kl"], "--calibrator"),
+        (&["--format", "w8a8", "--calibrator", "kl"], "calibrator"),
         (&["--format", "Q8_0"], ".gguf"),
     ] {
         let output = command().args(["quantize", "demo", "-o", &out]).args(arguments).output().unwrap();
@@ -378,6 +378,47 @@ fn error_feedback_and_mixtures_gain() {
 }
 
 #[test]
+fn a_limit_on_divergence_is_kept_on_data_held_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = assets().join("demo/text.txt");
+    let sample = sample.to_str().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let all = ["--keep", "blk.*=Q8_0", "--calibration", sample, "--samples", "8"];
+    let out = path("limited.gguf");
+    let report = json(&[&["quantize", "demo", "-o", &out, "--max-kl", "0.05"], &all[..]].concat());
+    let kl = report["kl_divergence"].as_f64().unwrap();
+    assert!(kl > 0.0 && kl <= 0.05 && report["held_out_tokens"].as_u64().unwrap() >= 1024, "{report}");
+    assert!(report["trials"].as_array().unwrap().iter().any(|trial| trial["measured_kl"] == report["kl_divergence"]));
+    assert!(report["bits_per_weight"].as_f64().unwrap() < 8.0 && report["pareto"]["points"].is_array());
+    // Of the same kind of text, all windows: other positions, other cuts.
+    let eval = json(&["eval", &out, "--text", sample, "--against", "demo"]);
+    let whole = eval["kl_divergence"].as_f64().unwrap();
+    assert!((0.5..2.0).contains(&(whole / kl)), "{whole} {kl}");
+    let none = path("none.gguf");
+    let (status, line) = failure(&[&["quantize", "demo", "-o", &none, "--max-kl", "1e-6"], &all[..]].concat());
+    assert!(status == 1 && line.contains("--max-kl 0.000001") && !Path::new(&none).exists(), "{status}: {line}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something temporary is left");
+}
+
+#[test]
+fn a_model_can_be_calibrated_on_its_own_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let own = ["--calibration", "self", "--samples", "4"];
+    let quantize = |name: &str, extra: &[&str]| {
+        let out = path(name);
+        json(&[&["quantize", "demo", "-o", &out, "--format", "Q4_0", "--method", "imatrix"], &own[..], extra].concat());
+        std::fs::read(out).unwrap()
+    };
+    let once = quantize("a.gguf", &[]);
+    assert_eq!(quantize("b.gguf", &["--threads", "1"]), once);
+    assert_ne!(quantize("c.gguf", &["--seed", "1"]), once);
+    let pruned = [&["prune", "demo", "-o", &path("p.gguf"), "--ffn", "0.25"], &own[..]].concat();
+    let pruned = json(&pruned);
+    assert!(pruned["parameters_after"].as_u64() < pruned["parameters_before"].as_u64());
+}
+
+#[test]
 fn pruned_models_run_from_either_kind_of_output() {
     let folder = tempfile::tempdir().unwrap();
     let sample = assets().join("demo/text.txt");
@@ -476,6 +517,12 @@ fn wrong_usage_is_status_2_and_names_what_is_wrong() {
         (&["quantize", "demo", "-o", "out.gguf", "--method", "awq"], "--calibration"),
         (&["quantize", "demo", "-o", "out.gguf", "--method", "smoothquant"], "--calibration"),
         (&["quantize", "demo", "-o", "out.gguf", "--method", "best"], "--calibration"),
+        (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "0.1"], "--calibration"),
+        (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "0", "--calibration", "self"], "--max-kl 0"),
+        (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "nan", "--calibration", "self"], "--max-kl NaN"),
+        (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "1", "--format", "Q4_0"], "--format"),
+        (&["quantize", "demo", "-o", "out.gguf", "--max-kl", "1", "--target-bpw", "4"], "--target-bpw"),
+        (&["quantize", "demo", "-o", "out", "--target-bpw", "4", "--calibration", "x", "--per", "channel"], "--per"),
         (&["prune", "demo", "-o", "out"], "--layers"),
         (&["prune", "demo", "-o", "out", "--ffn", "0.25"], "--calibration"),
         (&["prune", "demo", "-o", "out", "--ffn", "1.5", "--method", "magnitude"], "1.5"),

@@ -15,7 +15,6 @@ use crate::{
 use edgelm_engine::Block;
 use edgelm_kernels::{Cpu, kl_divergence};
 use edgelm_model::{Checkpoint, Edited, Replaced, TensorId, Tensors};
-use edgelm_tensor::DType;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -36,7 +35,7 @@ impl Default for ProbeOptions {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FormatCost {
     /// The format.
-    pub dtype: DType,
+    pub format: MatrixFormat,
     /// Size of the tensor in it.
     pub bytes: u64,
     /// Expected divergence of the model from its parent if only this tensor is quantized.
@@ -58,13 +57,13 @@ const SAMPLED_ROWS: usize = 512;
 /// Rows of logits at a time.
 const LOGIT_ROWS: usize = 128;
 
-/// Measures every matrix of the model for the formats of `candidates`. The layers are walked once, with one layer in memory
+/// Measures every matrix of the model for the formats that `candidates` has for it. The layers are walked once, with one layer in memory
 /// and one copy of the hidden states per tensor. `on_layer` is called with (done, total) after each layer.
 pub fn measure_sensitivity(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     windows: &[Vec<u32>],
-    candidates: &[DType],
+    candidates: &dyn Fn(TensorId) -> Vec<MatrixFormat>,
     options: &ProbeOptions,
     on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
 ) -> Result<Vec<Sensitivity>, CompressError> {
@@ -78,7 +77,8 @@ pub fn measure_sensitivity(
 
     if head != TensorId::TokenEmbedding {
         // What every token looks up counts alike.
-        let (sensitivity, trial) = costs(&edited, TensorId::TokenEmbedding, None, candidates)?;
+        let (sensitivity, trial) =
+            costs(&edited, TensorId::TokenEmbedding, None, &candidates(TensorId::TokenEmbedding))?;
         found.push(sensitivity);
         edited.replace(TensorId::TokenEmbedding, trial);
         trials.push(Walk::begin(&edited, cpu, windows)?);
@@ -95,7 +95,7 @@ pub fn measure_sensitivity(
             let moments = walk.moments(&edited, group[0])?;
             for &tensor in group {
                 let id = TensorId::Layer(layer, tensor);
-                let (sensitivity, replaced) = costs(&edited, id, Some(&moments), candidates)?;
+                let (sensitivity, replaced) = costs(&edited, id, Some(&moments), &candidates(id))?;
                 found.push(sensitivity);
                 edited.replace(id, replaced);
                 let mut trial = walk.fork()?;
@@ -111,7 +111,7 @@ pub fn measure_sensitivity(
         on_layer(layer + 1, layers)?;
     }
     let moments = walk.head_moments(&edited)?;
-    let (sensitivity, replaced) = costs(&edited, head, Some(&moments), candidates)?;
+    let (sensitivity, replaced) = costs(&edited, head, Some(&moments), &candidates(head))?;
     found.push(sensitivity);
 
     let parent = Logits::load(&edited, cpu)?;
@@ -158,7 +158,7 @@ fn costs(
     tensors: &Edited<'_>,
     id: TensorId,
     moments: Option<&Moments>,
-    candidates: &[DType],
+    candidates: &[MatrixFormat],
 ) -> Result<((Sensitivity, f64), Replaced), CompressError> {
     let view = tensors.tensor(id)?;
     let (row_len, rows) = (view.row_len(), view.rows());
@@ -177,17 +177,17 @@ fn costs(
     let sample: Vec<f32> = values.chunks_exact(row_len).step_by(stride).flatten().copied().collect();
     let share = values.len() as f64 / sample.len().max(1) as f64;
     let mut formats = Vec::new();
-    for &dtype in candidates {
-        let Ok(row_bytes) = dtype.row_bytes(row_len) else { continue };
-        let rounded = MatrixFormat::Block(dtype).rounded(&sample, row_len, importance)?;
-        formats.push(FormatCost { dtype, bytes: (row_bytes * rows) as u64, kl: share * error_of(&sample, &rounded) });
+    for &format in candidates {
+        let Some(bytes) = format.bytes(rows, row_len) else { continue };
+        let rounded = format.rounded(&sample, row_len, importance)?;
+        formats.push(FormatCost { format, bytes, kl: share * error_of(&sample, &rounded) });
     }
     formats.sort_by_key(|format| format.bytes);
-    let Some(trial) = formats.iter().find(|format| format.dtype.bits_per_weight() >= TRIAL_BITS).or(formats.last())
-    else {
+    let least = (TRIAL_BITS * values.len() as f64 / 8.0) as u64;
+    let Some(trial) = formats.iter().find(|format| format.bytes >= least).or(formats.last()) else {
         return Err(CompressError::NoCandidate { name: tensors.base().stored_name(id), row_len });
     };
-    let changed = MatrixFormat::Block(trial.dtype).rounded(&values, row_len, importance)?;
+    let changed = trial.format.rounded(&values, row_len, importance)?;
     let error = error_of(&values, &changed);
     let replaced = Replaced::f32(view.shape.to_vec(), &changed);
     Ok(((Sensitivity { id, formats }, error), replaced))

@@ -1,10 +1,9 @@
 //! From a target size to formats: measures, allocates, and draws the front on which the choice lies.
 
-use super::{Allocation, ProbeOptions, Sensitivity, allocate_formats, measure_sensitivity};
-use crate::{CompressError, Keep, matrix_budget, matrix_budget_of_bits, quantize::vector_bytes};
+use super::{Allocation, Palette, ProbeOptions, Sensitivity, allocate_formats, measure_sensitivity};
+use crate::{CompressError, Keep, MatrixFormat, matrix_budget};
 use edgelm_kernels::Cpu;
-use edgelm_model::Checkpoint;
-use edgelm_tensor::DType;
+use edgelm_model::{Checkpoint, TensorId};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -37,70 +36,88 @@ pub struct ParetoFront {
     pub chosen: ParetoPoint,
 }
 
-/// Formats that can have a place in a mixture, by their bits over its mean. Of mica-40m's tensors at 3.1 to 6 bits none was
-/// given one beyond 0.65 to 2.1; and encoding for trial in the low-bit formats is what takes the time.
-const BITS_AROUND_MEAN: std::ops::RangeInclusive<f64> = 0.6..=2.8;
-
-/// For rows that are not whole blocks of 256 values, and for those that are not whole blocks of anything.
-const ALWAYS: [DType; 2] = [DType::IQ4_NL, DType::F16];
-
 /// Sizes for which a front is drawn.
 const POINTS: u64 = 12;
 
 impl Target {
     /// Bytes that the matrices may have.
-    fn budget(self, checkpoint: &Checkpoint) -> Result<u64, CompressError> {
-        match self {
-            Target::BitsPerWeight(bits) if !(bits.is_finite() && bits > 0.0) => Err(CompressError::BadTarget(bits)),
-            Target::BitsPerWeight(bits) => matrix_budget_of_bits(checkpoint, bits),
-            Target::FileBytes(bytes) => matrix_budget(checkpoint, bytes),
+    fn budget(self, checkpoint: &Checkpoint, palette: Palette) -> Result<u64, CompressError> {
+        match (self, palette) {
+            (Target::BitsPerWeight(bits), _) if !(bits.is_finite() && bits > 0.0) => {
+                Err(CompressError::BadTarget(bits))
+            }
+            (Target::BitsPerWeight(bits), _) => {
+                let bytes = (bits * checkpoint.parameters() as f64 / 8.0).floor() as u64;
+                Ok(bytes.saturating_sub(palette.vector_bytes(checkpoint)?))
+            }
+            (Target::FileBytes(bytes), Palette::Blocks) => matrix_budget(checkpoint, bytes),
+            (Target::FileBytes(bytes), Palette::Ints) => {
+                let others = palette.vector_bytes(checkpoint)? + Palette::folder_header_bytes(checkpoint)?;
+                Ok(bytes.saturating_sub(others))
+            }
         }
     }
 }
 
-/// The mixture of formats of least expected divergence for `target`, and the front it lies on. Tensors that `keep` names have
-/// no choice. `on_layer` is called with (done, total) after each layer.
+/// The mixture of formats of `palette` of least expected divergence for `target`, and the front it lies on. Tensors that `keep`
+/// names have no choice. `on_layer` is called with (done, total) after each layer.
 pub fn choose_formats(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     windows: &[Vec<u32>],
     keep: &[Keep],
-    target: Target,
+    (target, palette): (Target, Palette),
     on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
 ) -> Result<(Allocation, ParetoFront), CompressError> {
-    let budget = target.budget(checkpoint)?;
-    // Beyond the largest format there is nothing to mix.
-    let mean = (budget as f64 * 8.0 / checkpoint.parameters().max(1) as f64).min(DType::Q8_0.bits_per_weight());
-    let is_near = |dtype: DType| BITS_AROUND_MEAN.contains(&(dtype.bits_per_weight() / mean));
-    let is_kept = |dtype: DType| keep.iter().any(|keep| keep.dtype() == dtype);
-    let candidates: Vec<DType> = DType::all()
-        .filter(|&dtype| (dtype.is_quantized() && is_near(dtype)) || is_kept(dtype) || ALWAYS.contains(&dtype))
-        .collect();
-    let mut measured = measure_sensitivity(checkpoint, cpu, windows, &candidates, &ProbeOptions::default(), on_layer)?;
-    for tensor in &mut measured {
-        let name = checkpoint.config().arch.gguf_tensor_name(tensor.id);
-        if let Some(keep) = keep.iter().rev().find(|keep| keep.matches(&name)) {
-            tensor.formats.retain(|format| format.dtype == keep.dtype());
-            if tensor.formats.is_empty() {
-                let row_len = checkpoint.tensor(tensor.id)?.row_len();
-                return Err(CompressError::NoCandidate { name, row_len });
-            }
-        } else if tensor.formats.iter().any(|format| format.dtype.is_quantized()) {
-            // No mixture wants it, and the front would be drawn up to its size.
-            tensor.formats.retain(|format| format.dtype.is_quantized());
-        }
-    }
+    let budget = target.budget(checkpoint, palette)?;
+    let mean = budget as f64 * 8.0 / checkpoint.parameters().max(1) as f64;
+    let candidates = palette.around(mean);
+    let options = ProbeOptions::default();
+    let measured = measure(checkpoint, cpu, windows, keep, (palette, &candidates), &options, on_layer)?;
     let allocation = allocate_formats(&measured, budget)?;
-    let front = front(checkpoint, &measured, &allocation)?;
+    let front = front(checkpoint, palette, &measured, &allocation)?;
     Ok((allocation, front))
 }
 
+/// What each tensor may become, and at what cost: only the kept format where there is one, and in GGUF files no floats where
+/// there is anything else.
+pub(super) fn measure(
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    windows: &[Vec<u32>],
+    keep: &[Keep],
+    (palette, candidates): (Palette, &[MatrixFormat]),
+    options: &ProbeOptions,
+    on_layer: &mut dyn FnMut(usize, usize) -> Result<(), CompressError>,
+) -> Result<Vec<Sensitivity>, CompressError> {
+    let kept = |id: TensorId| {
+        let name = checkpoint.config().arch.gguf_tensor_name(id);
+        keep.iter().rev().find(|keep| keep.matches(&name)).map(|keep| MatrixFormat::Block(keep.dtype()))
+    };
+    let choices = |id| kept(id).map_or_else(|| candidates.to_vec(), |kept| vec![kept]);
+    let mut measured = measure_sensitivity(checkpoint, cpu, windows, &choices, options, on_layer)?;
+    if palette == Palette::Blocks {
+        for tensor in measured.iter_mut().filter(|tensor| kept(tensor.id).is_none()) {
+            if tensor.formats.iter().any(|cost| cost.format.is_quantized()) {
+                // No mixture wants floats, and the front would be drawn up to their size.
+                tensor.formats.retain(|cost| cost.format.is_quantized());
+            }
+        }
+    }
+    Ok(measured)
+}
+
 /// Budgets at equal distances from the smallest mixture there is to the largest.
-fn front(checkpoint: &Checkpoint, measured: &[Sensitivity], chosen: &Allocation) -> Result<ParetoFront, CompressError> {
+pub(super) fn front(
+    checkpoint: &Checkpoint,
+    palette: Palette,
+    measured: &[Sensitivity],
+    chosen: &Allocation,
+) -> Result<ParetoFront, CompressError> {
     let sizes = |tensor: &Sensitivity| tensor.formats.iter().map(|format| format.bytes).collect::<Vec<_>>();
     let least: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().min()).sum();
     let most: u64 = measured.iter().filter_map(|tensor| sizes(tensor).into_iter().max()).sum();
-    let vectors = vector_bytes(checkpoint)?;
+    let vectors = palette.vector_bytes(checkpoint)?;
     let point = |allocation: &Allocation| ParetoPoint {
         matrix_bytes: allocation.bytes,
         bits_per_weight: (allocation.bytes + vectors) as f64 * 8.0 / checkpoint.parameters().max(1) as f64,

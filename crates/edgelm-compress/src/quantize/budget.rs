@@ -22,14 +22,8 @@ pub fn matrix_budget(checkpoint: &Checkpoint, file_bytes: u64) -> Result<u64, Co
     Ok(file_bytes.saturating_sub(header + padding + vector_bytes(checkpoint)?))
 }
 
-/// Bytes that the matrices may have for all weights together to take `bits_per_weight`.
-pub fn matrix_budget_of_bits(checkpoint: &Checkpoint, bits_per_weight: f64) -> Result<u64, CompressError> {
-    let bytes = (bits_per_weight * checkpoint.parameters() as f64 / 8.0).floor() as u64;
-    Ok(bytes.saturating_sub(vector_bytes(checkpoint)?))
-}
-
 /// Bytes of norms and biases, which are stored in F32.
-pub(crate) fn vector_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+fn vector_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
     let vectors = checkpoint.tensor_ids().iter().filter(|id| !id.is_matrix());
     vectors.map(|&id| Ok(4 * checkpoint.describe(id)?.1.iter().product::<usize>() as u64)).sum()
 }

@@ -39,7 +39,7 @@ impl IntScheme {
         dtype: DType,
         keep: Option<DType>,
     ) -> Result<Chosen, CompressError> {
-        let float = MatrixFormat::Block(if dtype.is_quantized() { DType::F16 } else { dtype });
+        let float = float(dtype);
         if !id.is_matrix() {
             return Ok((float, None));
         }
@@ -58,19 +58,24 @@ impl IntScheme {
     fn of(&self, id: TensorId) -> IntSettings {
         if let TensorId::Layer(..) = id { self.linear } else { self.table }
     }
+}
 
-    fn group(&self, id: TensorId, targets: Vec<String>) -> Group {
-        let settings = self.of(id);
-        let activations = if let TensorId::Layer(..) = id { self.activations } else { Activations::Any };
-        let packing = if activations == Activations::Any { Packing::Words } else { Packing::Bytes };
-        Group { targets, format: settings.format, strategy: settings.strategy, activations, packing }
-    }
+/// What is stored unquantized, of what was `dtype`.
+pub(super) fn float(dtype: DType) -> MatrixFormat {
+    MatrixFormat::Block(if dtype.is_quantized() { DType::F16 } else { dtype })
+}
+
+/// How a matrix is stored. `activations`: what happens to the inputs of linear layers.
+fn group(id: TensorId, settings: IntSettings, activations: Activations) -> Group {
+    let activations = if let TensorId::Layer(..) = id { activations } else { Activations::Any };
+    let packing = if activations == Activations::Any { Packing::Words } else { Packing::Bytes };
+    Group { targets: Vec::new(), format: settings.format, strategy: settings.strategy, activations, packing }
 }
 
 pub(super) struct FolderOut {
     folder: Staged,
     weights: Writer,
-    scheme: IntScheme,
+    activations: Activations,
 }
 
 impl FolderOut {
@@ -78,10 +83,12 @@ impl FolderOut {
         checkpoint: &Checkpoint,
         output: &Path,
         plans: &[Plan],
-        scheme: IntScheme,
+        activations: Activations,
     ) -> Result<Self, CompressError> {
         let mut declared = Vec::new();
-        let (mut tables, mut ignore) = (Vec::new(), Vec::new());
+        // Matrices stored alike; tables apart, because the linear layers may be named by their class.
+        let mut groups: Vec<(Group, bool)> = Vec::new();
+        let mut ignore = Vec::new();
         for plan in plans {
             let shape = checkpoint.describe(plan.id)?.1.to_vec();
             match plan.format {
@@ -92,36 +99,48 @@ impl FolderOut {
                         ignore.push(module(&plan.name).to_owned());
                     }
                 }
-                MatrixFormat::Int(_) => {
+                MatrixFormat::Int(settings) => {
                     let shape = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
-                    declared.extend(declare_matrix(module(&plan.name), &scheme.group(plan.id, Vec::new()), shape));
-                    if !matches!(plan.id, TensorId::Layer(..)) {
-                        tables.push(plan);
+                    let mut wanted = group(plan.id, settings, activations);
+                    declared.extend(declare_matrix(module(&plan.name), &wanted, shape));
+                    let is_linear = matches!(plan.id, TensorId::Layer(..));
+                    let name = module(&plan.name).to_owned();
+                    match groups.iter_mut().find(|(group, of)| *of == is_linear && is_stored_as(group, &wanted)) {
+                        Some((group, _)) => group.targets.push(name),
+                        None => {
+                            wanted.targets.push(name);
+                            groups.push((wanted, is_linear));
+                        }
                     }
                 }
             }
         }
-        let mut groups =
-            vec![scheme.group(TensorId::Layer(0, edgelm_model::LayerTensor::Q), vec!["Linear".to_owned()])];
-        if let Some(first) = tables.first() {
-            // By name: the head is a `Linear` too.
-            groups.push(scheme.group(first.id, tables.iter().map(|plan| module(&plan.name).to_owned()).collect()));
+        groups.sort_by_key(|(_, is_linear)| !is_linear);
+        if let [(linear, true)] | [(linear, true), (_, false), ..] = &mut groups[..] {
+            linear.targets = vec!["Linear".to_owned()];
         }
+        let groups = groups.into_iter().map(|(group, _)| group).collect();
         // Where it is tied there is no such tensor, but still a module.
         if checkpoint.config().tie_word_embeddings {
             ignore.push(module(&checkpoint.config().arch.hf_tensor_name(TensorId::Output)).to_owned());
         }
-        let quantization = IntQuantization { groups, ignore }.to_json();
+        let quantization = IntQuantization { groups, ignore };
+        let quantization = (!quantization.groups.is_empty()).then(|| quantization.to_json());
         let layers: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
-        let files = checkpoint.hf_files_with(checkpoint.config(), &layers, Some(quantization))?;
+        let files = checkpoint.hf_files_with(checkpoint.config(), &layers, quantization)?;
         let folder = Staged::create(output)?;
         for (name, content) in files {
             folder.write(&name, &content)?;
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let weights = Writer::create_typed(&folder.path().join("model.safetensors"), &declared, &metadata)?;
-        Ok(Self { folder, weights, scheme })
+        Ok(Self { folder, weights, activations })
     }
+}
+
+/// Whether two groups differ in nothing but what they hold.
+fn is_stored_as(a: &Group, b: &Group) -> bool {
+    (a.format, a.strategy, a.activations, a.packing) == (b.format, b.strategy, b.activations, b.packing)
 }
 
 /// The module of a weight.
@@ -156,7 +175,7 @@ impl Out for FolderOut {
                 self.weights.write(&out)?;
                 Ok(Written { bytes: out.len() as u64, relative_rms_error: distortion.relative_rms() })
             }
-            MatrixFormat::Int(_) => {
+            MatrixFormat::Int(settings) => {
                 let dtype = plan.format.dtype();
                 let (blocks, error) = if is_done {
                     (view.bytes.into_owned(), 0.0)
@@ -166,7 +185,7 @@ impl Out for FolderOut {
                     let decoded = decode_blocks(dtype, &blocks, row_len, values.len())?;
                     (blocks, Distortion::between(&values, &decoded).relative_rms())
                 };
-                let group = self.scheme.group(plan.id, Vec::new());
+                let group = group(plan.id, settings, self.activations);
                 let scale = edited.input_scale(plan.id).unwrap_or_default();
                 let packed = pack_matrix(&group, [rows, row_len], &of_rows(&blocks), scale);
                 let mut bytes = 0;

@@ -3,17 +3,19 @@
 mod budget;
 mod folder;
 mod gguf;
+mod ints;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use budget::vector_bytes;
-pub use budget::{matrix_budget, matrix_budget_of_bits};
+pub use budget::matrix_budget;
 pub use folder::IntScheme;
+pub use ints::{CalibratorName, Inputs, IntOptions, Per};
 
 use crate::{
     CompressError, Importance, MatrixFormat, Walk,
     equalize::{Equalize, equalize_layer},
     go_on,
+    int_groups::Activations,
     layer_pass::{Codes, MatrixErrors, quantize_layer, quantize_matrix},
     ranges::Calibrator,
     scheme::{Choice, Keep, Scheme, fit},
@@ -50,10 +52,21 @@ pub struct QuantizeOptions<'a> {
 pub enum Formats<'a> {
     /// By name.
     Scheme(Scheme),
-    /// Matrix by matrix; it must name every one.
-    Mixed(&'a HashMap<TensorId, DType>),
+    /// Matrix by matrix; it must name every one. In a folder they are integers or floats, else block formats.
+    Mixed(&'a HashMap<TensorId, MatrixFormat>),
     /// Integers, in a folder.
     Ints(IntScheme),
+}
+
+impl Formats<'_> {
+    /// What they are written to under this name.
+    fn is_for_folder(&self, output: &Path) -> bool {
+        match self {
+            Formats::Scheme(_) => false,
+            Formats::Mixed(_) => !is_gguf(output),
+            Formats::Ints(_) => true,
+        }
+    }
 }
 
 /// How codes are chosen.
@@ -185,29 +198,30 @@ pub fn quantize(
 ) -> Result<QuantizeReport, CompressError> {
     let begin = Instant::now();
     refuse_overwriting_input(checkpoint, output)?;
-    let plans = plan(checkpoint, options)?;
+    let is_folder = options.formats.is_for_folder(output);
+    let plans = plan(checkpoint, options, is_folder)?;
     let mut notes = Vec::new();
-    let mut out: Box<dyn Out> = match options.formats {
-        Formats::Ints(scheme) => {
-            let is_table = |plan: &&Plan| !matches!(plan.id, TensorId::Layer(..));
-            let quantized = |plan: &Plan| matches!(plan.format, MatrixFormat::Int(_));
-            if plans.iter().filter(is_table).any(quantized) {
-                let keep = "`--keep token_embd.weight=F16 --keep output.weight=F16` leaves them floats";
-                notes.push(format!(
-                    "embedding and output head are {}; not all programs read that: {keep}",
-                    scheme.table
-                ));
-            }
-            Box::new(FolderOut::create(checkpoint, output, &plans, scheme)?)
+    let mut out: Box<dyn Out> = if is_folder {
+        let table = plans.iter().find(|plan| {
+            let is_table = !matches!(plan.id, TensorId::Layer(..));
+            is_table && matches!(plan.format, MatrixFormat::Int(_))
+        });
+        if let Some(table) = table {
+            let keep = "`--keep token_embd.weight=F16 --keep output.weight=F16` leaves them floats";
+            notes.push(format!("embedding and output head are {}; not all programs read that: {keep}", table.format));
         }
-        Formats::Scheme(_) | Formats::Mixed(_) => {
-            notes.extend(checkpoint.gguf_notes());
-            let file_type = match options.formats {
-                Formats::Scheme(scheme) => Some(scheme.file_type()),
-                _ => None,
-            };
-            Box::new(GgufOut::create(checkpoint, output, &plans, file_type)?)
-        }
+        let activations = match options.formats {
+            Formats::Ints(scheme) => scheme.activations,
+            _ => Activations::Any,
+        };
+        Box::new(FolderOut::create(checkpoint, output, &plans, activations)?)
+    } else {
+        notes.extend(checkpoint.gguf_notes());
+        let file_type = match options.formats {
+            Formats::Scheme(scheme) => Some(scheme.file_type()),
+            _ => None,
+        };
+        Box::new(GgufOut::create(checkpoint, output, &plans, file_type)?)
     };
     let mut tensors = Vec::with_capacity(plans.len());
     let mut edited = Edited::new(checkpoint);
@@ -316,6 +330,7 @@ pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
+/// Errors where the output is the model being read.
 pub(crate) fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -> Result<(), CompressError> {
     let Ok(output) = output.canonicalize() else { return Ok(()) };
     if checkpoint.path().canonicalize().is_ok_and(|input| input == output) {
@@ -324,7 +339,8 @@ pub(crate) fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -
     Ok(())
 }
 
-fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Plan>, CompressError> {
+/// What becomes of each tensor, in the order in which they are written.
+fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>, is_folder: bool) -> Result<Vec<Plan>, CompressError> {
     let arch = checkpoint.config().arch;
     let mut used = vec![false; options.keep.len()];
     let mut plans = Vec::new();
@@ -345,17 +361,20 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
             |choice: Choice| (MatrixFormat::Block(choice.dtype), choice.instead_of.map(|dtype| dtype.to_string()));
         let (format, instead_of) = match options.formats {
             Formats::Ints(scheme) => scheme.choose(id, row_len, dtype, keep)?,
+            _ if is_folder && !id.is_matrix() => (folder::float(dtype), None),
             // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
             _ if !id.is_matrix() => (MatrixFormat::Block(DType::F32), None),
             Formats::Scheme(scheme) => {
                 block(keep.map_or_else(|| scheme.choose(id, row_len, is_head), |wanted| fit(wanted, row_len)))
             }
-            Formats::Mixed(formats) => match keep.or_else(|| formats.get(&id).copied()) {
-                Some(wanted) => block(fit(wanted, row_len)),
+            Formats::Mixed(formats) => match keep.map(MatrixFormat::Block).or_else(|| formats.get(&id).copied()) {
+                Some(wanted) if is_folder => (wanted, None),
+                Some(MatrixFormat::Block(wanted)) => block(fit(wanted, row_len)),
+                Some(format) => return Err(CompressError::GgufFormat { format }),
                 None => return Err(CompressError::NoCandidate { name: gguf_name, row_len }),
             },
         };
-        let name = if let Formats::Ints(_) = options.formats { arch.hf_tensor_name(id) } else { gguf_name };
+        let name = if is_folder { arch.hf_tensor_name(id) } else { gguf_name };
         plans.push(Plan { id, name, format, instead_of });
     }
     match used.iter().position(|used| !used) {

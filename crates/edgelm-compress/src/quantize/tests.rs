@@ -178,3 +178,40 @@ fn what_a_folder_cannot_be_is_refused_and_leaves_nothing() {
     let error = relative(&logits(Checkpoint::open(&gguf).unwrap()), &logits(Checkpoint::open(&path).unwrap()));
     assert!(error < 0.05, "{error}");
 }
+
+#[test]
+fn a_mixture_of_integers_has_its_formats_in_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = parent("qwen3");
+    let kinds = [
+        settings(8, true, Strategy::Channel),
+        settings(4, true, Strategy::Group(32)),
+        settings(3, false, Strategy::Group(64)),
+        settings(2, false, Strategy::Group(32)),
+    ];
+    let matrices: Vec<TensorId> = model.tensor_ids().iter().copied().filter(|id| id.is_matrix()).collect();
+    let mut formats: HashMap<TensorId, MatrixFormat> = HashMap::new();
+    for (index, &id) in matrices.iter().enumerate() {
+        formats.insert(id, MatrixFormat::Int(kinds[index % kinds.len()]));
+    }
+    formats.insert(matrices[1], MatrixFormat::Block(DType::BF16));
+    let path = folder.path().join("mixed");
+    let options = QuantizeOptions { formats: Formats::Mixed(&formats), keep: &[], method: Method::Rtn, store: None };
+    let report = quantize(&model, &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+    let back = Checkpoint::open(&path).unwrap();
+    for (&id, format) in &formats {
+        let (values, columns) = (decode(&model, id).unwrap(), *model.describe(id).unwrap().1.last().unwrap());
+        assert_eq!(decode(&back, id).unwrap(), format.rounded(&values, columns, None).unwrap(), "{id:?} {format}");
+        let name = model.config().arch.hf_tensor_name(id);
+        let written = report.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        let rows = model.describe(id).unwrap().1[0];
+        assert_eq!((written.format.clone(), Some(written.bytes)), (format.to_string(), format.bytes(rows, columns)));
+    }
+    let error = relative(&logits(back), &logits(parent("qwen3")));
+    assert!(error < 1.5, "{error}");
+    // GGUF has no integers with shared scales.
+    let options = QuantizeOptions { formats: Formats::Mixed(&formats), ..options };
+    let gguf = folder.path().join("mixed.gguf");
+    let error = quantize(&model, &gguf, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, CompressError::GgufFormat { .. }) && !gguf.exists(), "{error}");
+}

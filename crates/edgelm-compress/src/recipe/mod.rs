@@ -25,7 +25,9 @@ pub use report::{PassReport, RecipeReport};
 pub use run::{Hooks, RunOptions, run_recipe};
 pub use work::Start;
 
-use crate::{CalibrationOptions, CompressError};
+use crate::{
+    CalibrationOptions, CalibrationSource, CompressError, HELD_OUT_WINDOWS, Select, is_gguf, staged::refuse_replacing,
+};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
@@ -49,12 +51,15 @@ pub struct Recipe {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// Text, or JSON Lines with `text` or `messages`.
-    pub file: Option<PathBuf>,
+    /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it.
+    pub file: Option<CalibrationSource>,
     /// Windows at most.
     pub samples: Option<usize>,
     /// Tokens per window at most.
     pub window: Option<usize>,
+    /// How windows are chosen.
+    #[serde(default)]
+    pub select: Select,
 }
 
 /// The file.
@@ -110,7 +115,7 @@ impl Recipe {
         if calibration.samples == Some(0) || calibration.window == Some(0) {
             return Err(failed("`calibration`: samples and window must be at least 1".to_owned()));
         }
-        calibration.file.iter_mut().for_each(|file| *file = folder.join(&*file));
+        calibration.file.iter_mut().for_each(|file| file.relative_to(folder));
         gates.check(false).map_err(|what| failed(format!("`gates`: {what}")))?;
         gates.relative_to(folder);
         let mut checked = Vec::new();
@@ -138,6 +143,8 @@ impl Recipe {
             samples: self.calibration.samples.unwrap_or(default.samples),
             window: self.calibration.window.unwrap_or(default.window),
             seed: self.seed,
+            select: self.calibration.select,
+            held_out: if self.passes.iter().any(|pass| pass.settings().holds_out()) { HELD_OUT_WINDOWS } else { 0 },
         }
     }
 
@@ -159,13 +166,15 @@ impl Recipe {
     }
 
     /// Other data in place of what the recipe names.
-    pub fn set_data(&mut self, calibration: Option<&Path>, text: Option<&Path>, tasks: Option<&Path>) {
+    pub fn set_data(&mut self, calibration: Option<&CalibrationSource>, text: Option<&Path>, tasks: Option<&Path>) {
         let set = |file: &mut Option<PathBuf>, other: Option<&Path>| {
             if let Some(other) = other {
                 *file = Some(other.to_owned());
             }
         };
-        set(&mut self.calibration.file, calibration);
+        if let Some(calibration) = calibration {
+            self.calibration.file = Some(calibration.clone());
+        }
         let of_passes = self.passes.iter_mut().filter_map(|pass| pass.settings_mut().gates_mut());
         for gates in of_passes.chain([&mut self.gates]) {
             set(&mut gates.text, text);
@@ -176,6 +185,21 @@ impl Recipe {
     /// True if some pass looks at calibration data.
     pub fn uses_calibration(&self) -> bool {
         self.passes.iter().any(|pass| pass.settings().uses_calibration())
+    }
+
+    /// Errors if a pass cannot write that kind of output.
+    pub fn check_output(&self, output: &Path) -> Result<(), CompressError> {
+        let is_folder = !is_gguf(output);
+        if is_folder {
+            refuse_replacing(output)?;
+        }
+        for (index, pass) in self.passes.iter().enumerate() {
+            pass.settings().check_output(is_folder).map_err(|what| CompressError::Recipe {
+                recipe: self.name.clone(),
+                what: format!("pass {} (`{}`): {what}", index + 1, pass.kind()),
+            })?;
+        }
+        Ok(())
     }
 
     /// Errors if data is needed that is not named.

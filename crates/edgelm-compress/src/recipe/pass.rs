@@ -1,11 +1,11 @@
 //! The list of passes, and what each of them can say and do.
 
 use super::{Gates, PassReport, PrunePass, QuantizePass};
-use crate::{CompressError, OnTensor};
+use crate::{CalibrationSet, CompressError, OnTensor};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// `[[pass]]`: which one, and its settings. A new kind of pass is a variant here, an arm in three functions, and a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +47,11 @@ pub trait Settings {
     /// What needs no model to be wrong. Names the key.
     fn check(&self) -> Result<(), String>;
 
+    /// Whether it can write what the recipe is to write: a folder, or else a GGUF file.
+    fn check_output(&self, _is_folder: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Gates after it.
     fn gates(&self) -> Option<&Gates>;
 
@@ -61,6 +66,11 @@ pub trait Settings {
         self.calibration_for().is_some()
     }
 
+    /// True if it measures quality on calibration data that is in no statistics.
+    fn holds_out(&self) -> bool {
+        false
+    }
+
     /// For people: `quantize to Q4_K_M (gptq)`.
     fn title(&self) -> String;
 
@@ -73,12 +83,12 @@ pub trait Settings {
 pub struct Job<'a> {
     /// What the passes before it made.
     pub checkpoint: &'a Checkpoint,
-    /// GGUF file to write.
+    /// GGUF file or folder to write.
     pub output: &'a Path,
     /// For what it wants to find again when it is run a second time after an interruption.
     pub folder: &'a Path,
     /// The machine.
-    pub cpu: &'a Cpu,
+    pub cpu: &'a Arc<Cpu>,
     /// Calibration data; empty if no pass needs it.
-    pub windows: &'a [Vec<u32>],
+    pub calibration: &'a CalibrationSet,
 }

@@ -104,17 +104,18 @@ impl Settings for PrunePass {
     }
 
     fn run(&self, job: &Job<'_>, on_step: &mut OnTensor<'_>) -> Result<PassReport, CompressError> {
+        let windows = &job.calibration.windows[..];
         let defaults = PruneOptions::default();
         let options = PruneOptions {
             layers: self.layers,
             score: self.score.unwrap_or(defaults.score),
             heads: self.heads.map(|part| part.0),
             ffn: self.ffn.map(|part| part.0),
-            allocation: self.allocation.unwrap_or(Allocation::usual(!job.windows.is_empty())),
+            allocation: self.allocation.unwrap_or(Allocation::usual(!windows.is_empty())),
             sparsity: self.sparsity()?,
             method: self.method,
             damping: self.damping.unwrap_or(defaults.damping),
-            calibration: (!job.windows.is_empty()).then_some(PruneCalibration { cpu: job.cpu, windows: job.windows }),
+            calibration: (!windows.is_empty()).then_some(PruneCalibration { cpu: job.cpu, windows }),
         };
         let report = prune(job.checkpoint, job.output, &options, on_step)?;
         let details = [

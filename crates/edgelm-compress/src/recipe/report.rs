@@ -1,8 +1,12 @@
 //! What became of a model on its way through a recipe.
 
 use super::GateReport;
-use crate::{QuantizeReport, TensorReport, mixed::ParetoFront};
+use crate::{
+    QuantizeReport, TensorReport,
+    mixed::{ParetoFront, Within},
+};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// One pass.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -58,6 +62,25 @@ impl PassReport {
             seconds: report.seconds,
             ..Self::default()
         }
+    }
+
+    /// The same for a mixture within a limit on its divergence; `details` has what was measured.
+    pub fn of_limit(title: String, parameters: u64, max_kl: f64, within: Within) -> Self {
+        let Within { report, front, kl_divergence, held_out_tokens, trials } = within;
+        let expected = front.chosen.expected_kl;
+        let mut pass = Self::of_quantization(title, parameters, report, Some(front));
+        pass.notes.push(format!(
+            "KL divergence {kl_divergence:.5} measured on {held_out_tokens} held-out tokens (at most {max_kl}); \
+             {expected:.5} expected before error feedback; mixtures tried: {}",
+            trials.len()
+        ));
+        let details = [
+            ("kl_divergence", json!(kl_divergence)),
+            ("held_out_tokens", json!(held_out_tokens)),
+            ("trials", json!(trials)),
+        ];
+        pass.details = details.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        pass
     }
 }
 

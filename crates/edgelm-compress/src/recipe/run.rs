@@ -4,10 +4,10 @@ use super::{
     Gates, Job, Measured, Recipe, RecipeReport,
     work::{Identity, Start, Work},
 };
-use crate::{CompressError, calibration_windows, quantize::refuse_overwriting_input};
+use crate::{CalibrationSet, CompressError, go_on, quantize::refuse_overwriting_input};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{ops::ControlFlow, path::Path, sync::Arc, time::Instant};
 
 /// What the caller does on the way.
 pub trait Hooks: Send {
@@ -25,7 +25,7 @@ pub trait Hooks: Send {
 /// Where and how.
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions<'a> {
-    /// GGUF file to write. The work folder lies beside it.
+    /// GGUF file to write, or folder if it has another name. The work folder lies beside it.
     pub output: &'a Path,
     /// What happens to an earlier run's work.
     pub start: Start,
@@ -39,22 +39,25 @@ pub struct RunOptions<'a> {
 /// Memory is that of one pass; on disk, the files of all passes are kept until the end.
 pub fn run_recipe(
     recipe: &Recipe,
-    checkpoint: &Checkpoint,
-    cpu: &Cpu,
+    checkpoint: &Arc<Checkpoint>,
+    cpu: &Arc<Cpu>,
     options: &RunOptions<'_>,
     hooks: &mut dyn Hooks,
 ) -> Result<RecipeReport, CompressError> {
     let begin = Instant::now();
     recipe.check_data()?;
+    recipe.check_output(options.output)?;
     Work::look(options.output, options.start)?;
     refuse_overwriting_input(checkpoint, options.output)?;
-    let windows = match &recipe.calibration.file {
-        Some(file) if recipe.uses_calibration() => {
-            calibration_windows(checkpoint, file, &recipe.calibration_options())?
+    let calibration = match &recipe.calibration.file {
+        Some(source) if recipe.uses_calibration() => {
+            let mut on_step =
+                |done, total| go_on(hooks.on_step("calibration", done, total, "the model writes its own text"));
+            CalibrationSet::load(source, checkpoint, cpu, &recipe.calibration_options(), &mut on_step)?
         }
-        _ => Vec::new(),
+        _ => CalibrationSet::default(),
     };
-    let identity = Identity::of(recipe, checkpoint, &windows, cpu)?;
+    let identity = Identity::of(recipe, checkpoint, &calibration, cpu)?;
     let mut work = Work::begin(options.output, options.start, identity)?;
     let mut report = RecipeReport {
         passes: Vec::new(),
@@ -81,11 +84,14 @@ pub fn run_recipe(
                 output: &file,
                 folder: &folder,
                 cpu,
-                windows: &windows,
+                calibration: &calibration,
             };
             let mut on_step = |done: usize, total: usize, what: &str| hooks.on_step(&title, done, total, what);
             let mut found = pass.settings().run(&job, &mut on_step).map_err(|error| interrupted(error, &work))?;
             found.kind = pass.kind().to_owned();
+            if pass.settings().uses_calibration() {
+                found.notes.splice(0..0, calibration.notes.iter().cloned());
+            }
             report.passes.push(found.clone());
             work.finish_pass(found)?;
         }

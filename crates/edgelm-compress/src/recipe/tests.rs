@@ -5,7 +5,7 @@ use super::*;
 use crate::thread_pool;
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 fn assets() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../edgelm/assets")
@@ -45,8 +45,8 @@ impl Hooks for Script {
 }
 
 fn follow(recipe: &Recipe, output: &Path, start: Start, script: &mut Script) -> Result<RecipeReport, CompressError> {
-    let checkpoint = Checkpoint::open(&assets().join("mica-5m")).unwrap();
-    let cpu = Cpu::new(Some(2), None).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(&assets().join("mica-5m")).unwrap());
+    let cpu = Arc::new(Cpu::new(Some(2), None).unwrap());
     let options = RunOptions { output, start };
     thread_pool(2).unwrap().install(|| run_recipe(recipe, &checkpoint, &cpu, &options, script))
 }
@@ -60,6 +60,7 @@ fn every_key_has_its_place() {
         file = "calibration.jsonl"
         samples = 8
         window = 256
+        select = "diverse"
         [gates]
         max_perplexity_increase = "1%"
         max_kl = 0.02
@@ -83,8 +84,9 @@ fn every_key_has_its_place() {
         "#,
     )
     .unwrap();
-    assert_eq!(recipe.calibration_options(), CalibrationOptions { samples: 8, window: 256, seed: 7 });
-    assert_eq!(recipe.calibration.file.as_deref(), Some(Path::new("/data/calibration.jsonl")));
+    let options = CalibrationOptions { samples: 8, window: 256, seed: 7, select: Select::Diverse, held_out: 0 };
+    assert_eq!(recipe.calibration_options(), options);
+    assert_eq!(recipe.calibration.file, Some(CalibrationSource::File("/data/calibration.jsonl".into())));
     let Pass::Quantize(first) = &recipe.passes[0] else { panic!("{:?}", recipe.passes[0]) };
     assert_eq!(first.target_size, Some(Size(1_500_000)));
     let gates = recipe.gates_after(0);
@@ -116,6 +118,13 @@ fn what_is_wrong_is_named_with_its_place() {
         (quantize("target_bpw = -1"), &["target_bpw", "-1"]),
         (quantize("target_bpw = nan"), &["target_bpw"]),
         (quantize("target_size = \"3 parsecs\""), &["parsecs"]),
+        (quantize("max_kl = 0"), &["max_kl", "0"]),
+        (quantize("max_kl = nan"), &["max_kl", "NaN"]),
+        (quantize("max_kl = 0.1\ntarget_bpw = 4"), &["one of"]),
+        (quantize("format = \"int4\"\ngroup_size = 48"), &["int4", "group size", "48"]),
+        (quantize("format = \"int8\"\nactivations = \"static\""), &["activations", "w8a8"]),
+        (quantize("target_bpw = 4\ngroup_size = 32"), &["group_size", "int4"]),
+        ("[calibration]\nselect = \"best\"".to_owned(), &["line 2", "best", "diverse"]),
         (quantize("format = \"Q8_0\"\nkeep = [\"x\"]"), &["keep", "`x`"]),
         (quantize("format = \"Q8_0\"\ndamping = 0.1"), &["damping", "gptq"]),
         (quantize("format = \"Q8_0\"\nmethod = \"awq\"\ndamping = 0.1"), &["damping", "best"]),
@@ -231,6 +240,46 @@ fn what_was_pruned_is_quantized() {
     let before = pruned.details["parameters_before"].as_u64().unwrap();
     assert!(pruned.parameters < before && quantized.parameters == pruned.parameters);
     assert_eq!(Checkpoint::open(&path).unwrap().parameters(), pruned.parameters);
+}
+
+#[test]
+fn folders_hold_integers_and_files_do_not() {
+    let recipe = "[[pass]]\nkind = \"prune\"\nffn = \"25%\"\nmethod = \"magnitude\"\nallocation = \"uniform\"\n\
+                  [[pass]]\nkind = \"quantize\"\nformat = \"int4\"\ngroup_size = 32\n";
+    let recipe = parse(recipe).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let report = follow(&recipe, &path, Start::Fresh, &mut Script::new(usize::MAX)).unwrap();
+    let made = Checkpoint::open(&path).unwrap();
+    assert_eq!(made.parameters(), report.passes[1].parameters);
+    assert!(report.passes[1].tensors.iter().any(|tensor| tensor.format == "int4 g32"));
+    assert!(!folder.path().join(".out.work").exists());
+    let again = follow(&recipe, &path, Start::Fresh, &mut Script::new(usize::MAX)).unwrap_err();
+    assert!(matches!(again, CompressError::OutputExists { .. }), "{again}");
+    let file = folder.path().join("out.gguf");
+    let error = follow(&recipe, &file, Start::Fresh, &mut Script::new(usize::MAX)).unwrap_err().to_string();
+    assert!(error.contains("pass 2") && error.contains("int4") && error.contains("folder"), "{error}");
+    let blocks = Recipe::open("fast-prototype").unwrap();
+    let other = folder.path().join("other");
+    let error = follow(&blocks, &other, Start::Fresh, &mut Script::new(usize::MAX)).unwrap_err().to_string();
+    assert!(error.contains("Q8_0") && error.contains("folder"), "{error}");
+    assert!(!file.exists() && !other.exists());
+}
+
+#[test]
+fn a_recipe_can_do_without_data_and_with_a_limit() {
+    let recipe = "[calibration]\nfile = \"self\"\nsamples = 5\nwindow = 64\n\
+                  [[pass]]\nkind = \"quantize\"\nmax_kl = 0.05\nmethod = \"imatrix\"\nkeep = [\"blk.*=Q8_0\"]\n";
+    let recipe = parse(recipe).unwrap();
+    assert_eq!(recipe.calibration.file, Some(CalibrationSource::Own));
+    assert_eq!(recipe.calibration_options().held_out, crate::HELD_OUT_WINDOWS);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.gguf");
+    let report = follow(&recipe, &path, Start::Fresh, &mut Script::new(usize::MAX)).unwrap();
+    let details = &report.passes[0].details;
+    assert!(details["kl_divergence"].as_f64().unwrap() <= 0.05, "{details:?}");
+    assert_eq!(details["held_out_tokens"], 32 * 64);
+    assert!(report.passes[0].pareto.is_some() && path.exists());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The folder beside the output in which a recipe is followed, and what it must agree with to be gone on with.
 
 use super::{GateReport, Gates, PassReport, Recipe};
-use crate::CompressError;
-use edgelm_format::{FormatError, rename_synced, write_file};
+use crate::{CalibrationSet, CompressError, is_gguf, staged::replace};
+use edgelm_format::{FormatError, write_file};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,8 @@ struct Manifest {
 /// The folder, held by this process.
 pub(super) struct Work {
     folder: PathBuf,
+    /// Of the names of what passes write.
+    ending: &'static str,
     manifest: Manifest,
     /// Released with the file.
     lock: File,
@@ -68,24 +70,28 @@ impl Identity {
     pub(super) fn of(
         recipe: &Recipe,
         checkpoint: &Checkpoint,
-        windows: &[Vec<u32>],
+        calibration: &CalibrationSet,
         cpu: &Cpu,
     ) -> Result<Self, CompressError> {
         let options = recipe.calibration_options();
         let passes = serde_json::to_string(&recipe.passes)
             .map_err(|error| CompressError::Recipe { recipe: recipe.name.clone(), what: error.to_string() })?;
-        let settings = format!("{} {} {} {passes}", recipe.seed, options.samples, options.window);
-        let mut calibration = Sha256::new();
-        for window in windows {
-            calibration.update((window.len() as u64).to_le_bytes());
-            window.iter().for_each(|token| calibration.update(token.to_le_bytes()));
+        let select = options.select;
+        let settings = format!("{} {} {} {select:?} {passes}", recipe.seed, options.samples, options.window);
+        let mut tokens = Sha256::new();
+        for windows in [&calibration.windows, &calibration.held_out] {
+            tokens.update((windows.len() as u64).to_le_bytes());
+            for window in windows {
+                tokens.update((window.len() as u64).to_le_bytes());
+                window.iter().for_each(|token| tokens.update(token.to_le_bytes()));
+            }
         }
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernels: cpu.isa().to_string(),
             recipe: hex(&Sha256::digest(settings.as_bytes())),
             model: model_digest(checkpoint)?,
-            calibration: hex(&calibration.finalize()),
+            calibration: hex(&tokens.finalize()),
         })
     }
 
@@ -196,8 +202,9 @@ impl Work {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Manifest { identity, finished: Vec::new() },
             Err(error) => return Err(io(&path, "read")(error)),
         };
-        let mut work = Self { folder, manifest, lock };
-        let missing = (0..work.manifest.finished.len()).find(|&index| !work.file(index).is_file());
+        let ending = if is_gguf(output) { ".gguf" } else { ".model" };
+        let mut work = Self { folder, ending, manifest, lock };
+        let missing = (0..work.manifest.finished.len()).find(|&index| !work.file(index).exists());
         work.manifest.finished.truncate(missing.unwrap_or(usize::MAX));
         work.save()?;
         Ok(work)
@@ -209,7 +216,7 @@ impl Work {
 
     /// What pass `index` writes.
     pub(super) fn file(&self, index: usize) -> PathBuf {
-        self.folder.join(format!("pass-{}.gguf", index + 1))
+        self.folder.join(format!("pass-{}{}", index + 1, self.ending))
     }
 
     /// What pass `index` keeps to itself until it is done.
@@ -254,7 +261,7 @@ impl Work {
     /// Gives the last pass's file its name and removes the rest.
     pub(super) fn finish(self, output: &Path) -> Result<(), CompressError> {
         let last = self.file(self.manifest.finished.len().saturating_sub(1));
-        rename_synced(&last, output)?;
+        replace(&last, output)?;
         // Windows removes no open files.
         drop(self.lock);
         std::fs::remove_dir_all(&self.folder).map_err(io(&self.folder, "remove"))

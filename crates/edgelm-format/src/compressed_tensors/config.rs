@@ -34,7 +34,7 @@ pub struct Group {
 }
 
 /// What shares a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Strategy {
     /// The whole matrix.
     Tensor,

@@ -44,6 +44,11 @@ impl Element {
         }
     }
 
+    /// Of a value.
+    pub fn bytes(self) -> usize {
+        self.stored().1
+    }
+
     /// The format's spelling, and bytes of a value.
     fn stored(self) -> (&'static str, usize) {
         match self {
@@ -85,6 +90,15 @@ impl Writer {
         // Safetensors data is contiguous.
         const NO_PADDING: u64 = 1;
         Ok(Self(Payload::start(Output::create(path)?, &header, sizes, NO_PADDING)?))
+    }
+
+    /// What a file of these tensors holds before the first of them.
+    pub fn header_bytes(
+        tensors: &[(String, Element, Vec<usize>)],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<u64, FormatError> {
+        let (header, _) = layout(tensors, metadata).map_err(|fault| fault.at(Path::new("")))?;
+        Ok(header.len() as u64)
     }
 
     /// Appends bytes of the current tensor; moves to the next when it is complete. Errors on too many bytes.

@@ -3,7 +3,10 @@
 use crate::{failure::GateFailed, interrupt::Work, machine, options::Global, output, page, progress, resolve};
 use anyhow::Context;
 use clap::Args;
-use edgelm_compress::recipe::{Gates, Hooks, Measured, Recipe, RecipeReport, RunOptions, Start, run_recipe};
+use edgelm_compress::{
+    CalibrationSource,
+    recipe::{Gates, Hooks, Measured, Recipe, RecipeReport, RunOptions, Start, run_recipe},
+};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use indicatif::ProgressBar;
@@ -23,7 +26,8 @@ pub struct CompressArgs {
     /// TOML file, or a ready recipe: maximum-compression, balanced, fast-prototype, safety-critical
     #[arg(long, value_name = "F")]
     recipe: String,
-    /// File to write (.gguf). Until everything is done, the work lies in `.OUT.work` beside it
+    /// What to write: a .gguf file, or for int formats a folder. Until everything is done, the work lies in `.OUT.work` beside
+    /// it
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Go on where an earlier run was interrupted
@@ -32,9 +36,9 @@ pub struct CompressArgs {
     /// Throw away what an earlier run left
     #[arg(long, conflicts_with = "resume")]
     restart: bool,
-    /// Calibration data, in place of the recipe's
-    #[arg(long, value_name = "F")]
-    calibration: Option<PathBuf>,
+    /// Calibration data in place of the recipe's; `self`: the model writes it
+    #[arg(long, value_name = "F|self")]
+    calibration: Option<CalibrationSource>,
     /// Text that gates measure perplexity and divergence on, in place of the recipe's
     #[arg(long, value_name = "F")]
     text: Option<PathBuf>,
@@ -47,7 +51,9 @@ pub struct CompressArgs {
 }
 
 pub fn run(args: CompressArgs, global: &Global) -> anyhow::Result<()> {
-    super::quantize::check_output(&args.output)?;
+    if args.output.extension().is_some() {
+        super::quantize::check_output(&args.output)?;
+    }
     let recipe = recipe(&args)?;
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
@@ -106,7 +112,7 @@ fn recipe(args: &CompressArgs) -> anyhow::Result<Recipe> {
     if args.tasks.is_some() && !recipe.has_gates_on_tasks() {
         return Err(no_use("--tasks", "gate on accuracy"));
     }
-    recipe.set_data(args.calibration.as_deref(), args.text.as_deref(), args.tasks.as_deref());
+    recipe.set_data(args.calibration.as_ref(), args.text.as_deref(), args.tasks.as_deref());
     recipe.check_data()?;
     Ok(recipe)
 }

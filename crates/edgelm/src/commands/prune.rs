@@ -1,10 +1,12 @@
 //! `edgelm prune`: layers, heads, channels or single weights taken out.
 
-use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, progress, resolve};
+use crate::{
+    calibration::CalibrationArgs, failure::Usage, interrupt::Work, machine, options::Global, output, progress, resolve,
+};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationOptions, calibration_windows, is_gguf,
+    CalibrationSet, CalibrationSource, is_gguf,
     prune::{
         self, Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Score as ScoreBy, Sparsity,
     },
@@ -49,15 +51,12 @@ pub struct PruneArgs {
     /// alps: the same, with the zeros of a matrix chosen together (slower)
     #[arg(long, value_enum, default_value = "sparsegpt")]
     method: Method,
-    /// Text, or JSON Lines with `text` or `messages`. Needed by --layers and by every method but `magnitude`
-    #[arg(long, value_name = "F")]
-    calibration: Option<PathBuf>,
-    /// Calibration windows (of up to 512 tokens)
-    #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
-    samples: usize,
-    /// Which windows are taken
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it. Needed by --layers and by every method
+    /// but `magnitude`
+    #[arg(long, value_name = "F|self")]
+    calibration: Option<CalibrationSource>,
+    #[command(flatten)]
+    which: CalibrationArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,9 +87,6 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
     if args.layers == 0 && args.heads.is_none() && args.ffn.is_none() && sparsity.is_none() {
         return Err(Usage("nothing to prune: give --layers, --heads, --ffn, --sparsity or --pattern".into()).into());
     }
-    if args.samples == 0 {
-        return Err(Usage("--samples must be at least 1".into()).into());
-    }
     let method = match args.method {
         Method::Magnitude => PruneMethod::Magnitude,
         Method::Wanda => PruneMethod::Wanda,
@@ -102,13 +98,10 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
     }
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
-    let windows = match &args.calibration {
-        Some(path) => {
-            let options =
-                CalibrationOptions { samples: args.samples, seed: args.seed, ..CalibrationOptions::default() };
-            calibration_windows(&checkpoint, path, &options)?
-        }
-        None => Vec::new(),
+    let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
+    let calibration = match &args.calibration {
+        Some(source) => pool.install(|| args.which.load(source, 0, &checkpoint, &cpu, global))?,
+        None => CalibrationSet::default(),
     };
     let options = PruneOptions {
         layers: args.layers,
@@ -125,10 +118,12 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         },
         sparsity,
         method,
-        calibration: args.calibration.is_some().then_some(PruneCalibration { cpu: &cpu, windows: &windows }),
+        calibration: args
+            .calibration
+            .is_some()
+            .then_some(PruneCalibration { cpu: &cpu, windows: &calibration.windows }),
         ..PruneOptions::default()
     };
-    let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
     let bar = progress::bar(0, "prune", global.quiet);
     let work = Work::begin();
     let report = pool.install(|| {
@@ -140,7 +135,8 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         })
     });
     bar.finish_and_clear();
-    let report = report?;
+    let mut report = report?;
+    report.notes.splice(0..0, calibration.notes);
     if global.json {
         return output::json(&document(&report));
     }

@@ -1,13 +1,16 @@
 //! `edgelm quantize`: one-step quantization to a GGUF file, or of integers to a Hugging Face folder.
 
-use crate::{failure::Usage, interrupt::Work, machine, options::Global, output, page, progress, resolve};
+use crate::{
+    calibration::CalibrationArgs, failure::Usage, interrupt::Work, machine, options::Global, output, page, progress,
+    resolve,
+};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    ActivationRounding, CalibrationOptions, Codes, CompressError, Equalize, FeedbackOptions, Formats, Importance, Keep,
-    Layerwise, Method as How, QuantizeOptions, QuantizeReport, Scheme, calibration_windows, count_formats, is_gguf,
-    measure_importance,
-    mixed::{Allocation, ParetoFront, Target, choose_formats},
+    ActivationRounding, CalibrationSet, CalibrationSource, Codes, CompressError, Equalize, FeedbackOptions, Formats,
+    HELD_OUT_WINDOWS, Importance, IntOptions, IntScheme, Keep, Layerwise, Method as How, OnTensor, QuantizeOptions,
+    QuantizeReport, Scheme, count_formats, is_gguf, measure_importance,
+    mixed::{Allocation, Limit, Palette, ParetoFront, Target, choose_formats, quantize_within},
     parse_size, quantize,
     recipe::PassReport,
 };
@@ -36,14 +39,18 @@ pub struct QuantizeArgs {
     output: PathBuf,
     /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …; in a folder int8, int4, int3, int2, w8a8 [default:
     /// Q4_K_M, in a folder int4]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["target_bpw", "target_size"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["target_bpw", "target_size", "max_kl"])]
     format: Option<String>,
-    /// The best mixture of formats with so many bits per weight, all weights counted
-    #[arg(long, value_name = "X", conflicts_with = "target_size", requires = "calibration")]
+    /// The best mixture of formats with so many bits per weight, all weights counted; of integers if OUT is a folder
+    #[arg(long, value_name = "X", conflicts_with_all = ["target_size", "max_kl"], requires = "calibration")]
     target_bpw: Option<f64>,
     /// The best mixture of formats for a file of this size (`500MB`, `1.5GiB`, bytes)
-    #[arg(long, value_name = "S", requires = "calibration", value_parser = parse_size)]
+    #[arg(long, value_name = "S", conflicts_with = "max_kl", requires = "calibration", value_parser = parse_size)]
     target_size: Option<u64>,
+    /// The smallest mixture of formats whose mean KL divergence from MODEL, in nats per token, is at most X when measured on
+    /// calibration windows that are held out
+    #[arg(long, value_name = "X", requires = "calibration")]
+    max_kl: Option<f64>,
     /// rtn: round to nearest; imatrix: weigh errors by calibration activations; gptq: let later codes make up for the
     /// errors of earlier ones; awq, smoothquant: imatrix after scaling the inputs' channels, for less error of weights,
     /// or of weights and int8 activations; best: gptq after whichever scaling, or none, leaves the least error
@@ -54,15 +61,11 @@ pub struct QuantizeArgs {
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
-    /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`
-    #[arg(long, value_name = "F", required_if_eq_any(CALIBRATED))]
-    calibration: Option<PathBuf>,
-    /// Calibration windows (of up to 512 tokens)
-    #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
-    samples: usize,
-    /// Which windows are taken
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`; or `self`: the model writes it
+    #[arg(long, value_name = "F|self", required_if_eq_any(CALIBRATED))]
+    calibration: Option<CalibrationSource>,
+    #[command(flatten)]
+    which: CalibrationArgs,
     /// Write a self-contained HTML report
     #[arg(long, value_name = "F.html")]
     report: Option<PathBuf>,
@@ -84,7 +87,7 @@ enum Method {
 
 impl QuantizeArgs {
     fn has_target(&self) -> bool {
-        self.target_bpw.is_some() || self.target_size.is_some()
+        self.target_bpw.is_some() || self.target_size.is_some() || self.max_kl.is_some()
     }
 }
 
@@ -102,23 +105,25 @@ impl Method {
 }
 
 pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
-    let format = args.format.as_deref().unwrap_or(match args.output.extension().is_some() || args.has_target() {
+    let format = args.format.as_deref().unwrap_or(match args.output.extension().is_some() {
         true => DEFAULT_FORMAT,
         false => DEFAULT_INTS,
     });
-    let is_int = IntArgs::is_int(format);
+    let is_int = IntOptions::is_int(format);
+    let ints = args.ints.options();
     match is_int {
         true if is_gguf(&args.output) => {
             let path = args.output.display();
             return Err(Usage(format!("`{path}`: GGUF has no {format}; the output must be a folder")).into());
         }
-        true => {}
+        true if args.has_target() => args.ints.refuse()?,
+        true => ints.check(format).map_err(|what| Usage(format!("--format {format}: {what}")))?,
         false => {
             check_output(&args.output)?;
             args.ints.refuse()?;
         }
     }
-    let static_inputs = args.ints.calibrator()?;
+    let static_inputs = ints.calibrator(format);
     if static_inputs.is_some() && args.calibration.is_none() {
         return Err(Usage("--activations static needs --calibration".into()).into());
     }
@@ -128,7 +133,12 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     {
         return Err(Usage(format!("--target-bpw {bits}: must be more than 0")).into());
     }
-    if args.method == Method::Rtn && args.calibration.is_some() && target.is_none() && static_inputs.is_none() {
+    if let Some(max_kl) = args.max_kl
+        && !(max_kl.is_finite() && max_kl > 0.0)
+    {
+        return Err(Usage(format!("--max-kl {max_kl}: must be more than 0")).into());
+    }
+    if args.method == Method::Rtn && args.calibration.is_some() && !args.has_target() && static_inputs.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
     let scheme = match is_int {
@@ -139,20 +149,27 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
-    let windows = match &args.calibration {
-        Some(path) => windows(&checkpoint, path, &args)?,
-        None => Vec::new(),
+    let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
+    let calibration = match &args.calibration {
+        Some(source) => {
+            let held_out = if args.max_kl.is_some() { HELD_OUT_WINDOWS } else { 0 };
+            pool.install(|| args.which.load(source, held_out, &checkpoint, &cpu, global))?
+        }
+        None => CalibrationSet::default(),
     };
+    let windows = &calibration.windows[..];
     let mixture = match target {
-        Some(target) => Some(mixture(&checkpoint, &cpu, &windows, &keep, target, global)?),
+        Some(target) => {
+            let target = (target, Palette::of(&args.output));
+            Some(pool.install(|| mixture(&checkpoint, &cpu, windows, &keep, target, global))?)
+        }
         None => None,
     };
     let importance = match args.method {
-        Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
+        Method::Imatrix => measure(&checkpoint, &cpu, windows, global)?,
         _ => Importance::default(),
     };
-    let layerwise =
-        |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes, static_inputs });
+    let layerwise = |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows, equalize, codes, static_inputs });
     let rounding = if static_inputs.is_some() { ActivationRounding::Tensor } else { ActivationRounding::ENGINE };
     let feedback = Codes::Feedback(FeedbackOptions::default());
     let method = match args.method {
@@ -164,26 +181,36 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         Method::Smoothquant => layerwise(Some(Equalize::SmoothQuant(rounding)), Codes::Weighted),
         Method::Best => layerwise(Some(Equalize::Best(rounding)), feedback),
     };
-    let formats = match (&mixture, scheme) {
-        (Some((found, _)), _) => Formats::Mixed(&found.formats),
-        (None, Some(scheme)) => Formats::Scheme(scheme),
-        (None, None) => Formats::Ints(args.ints.scheme(format, &checkpoint)?),
-    };
-    let options = QuantizeOptions { formats, keep: &keep, method, store: None };
-    let mut report = write(&checkpoint, &args.output, &options, global)?;
-    if let Some((allocation, _)) = &mixture {
-        report
-            .notes
-            .push(format!("mixed formats: expected KL divergence {:.4} before error feedback", allocation.expected_kl));
-    }
-    let wanted = match (args.target_bpw, args.target_size) {
-        (Some(bits), _) => format!("{bits} bits per weight"),
-        (None, Some(bytes)) => output::bytes(bytes),
-        (None, None) => scheme.map_or(format, |scheme| scheme.name()).to_owned(),
+    let wanted = match (args.target_bpw, args.target_size, args.max_kl) {
+        (Some(bits), _, _) => format!("{bits} bits per weight"),
+        (None, Some(bytes), _) => output::bytes(bytes),
+        (None, None, Some(max_kl)) => format!("KL {max_kl}"),
+        (None, None, None) => scheme.map_or(format, |scheme| scheme.name()).to_owned(),
     };
     let title = format!("quantize to {wanted} ({})", args.method.name());
-    let front = mixture.map(|(_, front)| front);
-    let pass = PassReport::of_quantization(title, checkpoint.parameters(), report, front);
+    let mut pass = if let Some(max_kl) = args.max_kl {
+        let held_out = &calibration.held_out[..];
+        let limit = Limit { max_kl, held_out, windows, keep: &keep, method, work: None };
+        let within = with_bar(global, |on_step| quantize_within(&checkpoint, &cpu, &args.output, &limit, on_step))?;
+        PassReport::of_limit(title, checkpoint.parameters(), max_kl, within)
+    } else {
+        let formats = match (&mixture, scheme) {
+            (Some((found, _)), _) => Formats::Mixed(&found.formats),
+            (None, Some(scheme)) => Formats::Scheme(scheme),
+            (None, None) => Formats::Ints(IntScheme::of_name(format, &ints, &checkpoint)?),
+        };
+        let options = QuantizeOptions { formats, keep: &keep, method, store: None };
+        let mut report = write(&checkpoint, &args.output, &options, global)?;
+        if let Some((allocation, _)) = &mixture {
+            report.notes.push(format!(
+                "mixed formats: expected KL divergence {:.4} before error feedback",
+                allocation.expected_kl
+            ));
+        }
+        let front = mixture.map(|(_, front)| front);
+        PassReport::of_quantization(title, checkpoint.parameters(), report, front)
+    };
+    pass.notes.splice(0..0, calibration.notes.iter().cloned());
     if let Some(path) = &args.report {
         let page = page::Page {
             model: checkpoint.name(),
@@ -215,7 +242,7 @@ fn mixture(
     cpu: &Cpu,
     windows: &[Vec<u32>],
     keep: &[Keep],
-    target: Target,
+    target: (Target, Palette),
     global: &Global,
 ) -> anyhow::Result<(Allocation, ParetoFront)> {
     let bar = progress::bar(0, "measure sensitivity", global.quiet);
@@ -229,19 +256,27 @@ fn mixture(
     Ok(found?)
 }
 
-/// Quantizes on as many threads as asked for, with a progress bar.
+/// Quantizes.
 pub fn write(
     checkpoint: &Checkpoint,
     path: &Path,
     options: &QuantizeOptions<'_>,
     global: &Global,
 ) -> anyhow::Result<QuantizeReport> {
+    with_bar(global, |on_step| quantize(checkpoint, path, options, on_step))
+}
+
+/// Runs `make` on as many threads as asked for, with a progress bar.
+fn with_bar<T: Send>(
+    global: &Global,
+    make: impl FnOnce(&mut OnTensor<'_>) -> Result<T, CompressError> + Send,
+) -> anyhow::Result<T> {
     let threads = machine::cpu(global)?.threads();
     let pool = edgelm_compress::thread_pool(threads).context("cannot start threads")?;
     let bar = progress::bar(0, "quantize", global.quiet);
     let work = Work::begin();
-    let report = pool.install(|| {
-        quantize(checkpoint, path, options, &mut |done, total, name| {
+    let made = pool.install(|| {
+        make(&mut |done, total, name| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.set_message(name.to_owned());
@@ -249,15 +284,7 @@ pub fn write(
         })
     });
     bar.finish_and_clear();
-    Ok(report?)
-}
-
-fn windows(checkpoint: &Checkpoint, path: &Path, args: &QuantizeArgs) -> anyhow::Result<Vec<Vec<u32>>> {
-    if args.samples == 0 {
-        return Err(Usage("--samples must be at least 1".into()).into());
-    }
-    let options = CalibrationOptions { samples: args.samples, seed: args.seed, ..CalibrationOptions::default() };
-    Ok(calibration_windows(checkpoint, path, &options)?)
+    Ok(made?)
 }
 
 fn measure(checkpoint: &Checkpoint, cpu: &Cpu, windows: &[Vec<u32>], global: &Global) -> anyhow::Result<Importance> {
@@ -286,6 +313,11 @@ fn document(pass: &PassReport) -> Value {
         "seconds": pass.seconds,
         "peak_rss_bytes": machine::peak_rss_bytes(),
     });
+    for key in ["kl_divergence", "held_out_tokens", "trials"] {
+        if let Some(value) = pass.details.get(key) {
+            document[key] = value.clone();
+        }
+    }
     if let Some(pareto) = &pass.pareto {
         document["pareto"] = json!(pareto);
     }

@@ -1,5 +1,6 @@
-//! Calibration data: text, JSON Lines of passages, or JSON Lines of chats, cut into windows of tokens.
+//! Text, JSON Lines of passages, or JSON Lines of chats, cut into windows of tokens.
 
+use super::LEAST_TOKENS;
 use crate::CompressError;
 use edgelm_model::{ChatTemplate, Checkpoint, Tokenizer};
 use serde_json::{Map, Value};
@@ -12,38 +13,16 @@ use std::{
 /// Longest line and longest text file read: beyond it, the file is not calibration data.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Which part of the data is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CalibrationOptions {
-    /// Windows at most.
-    pub samples: usize,
-    /// Tokens per window at most.
-    pub window: usize,
-    /// Which windows.
-    pub seed: u64,
-}
-
-impl Default for CalibrationOptions {
-    /// 128 windows of 512 tokens: 65,000 positions, where the statistics of mica-40m stop moving the third digit.
-    fn default() -> Self {
-        Self { samples: 128, window: 512, seed: 0 }
-    }
-}
-
-/// Reads a file and picks windows at random (the same for the same seed).
+/// All windows of a file, in its order.
 ///
 /// A `.jsonl` line is `{"text": …}`, or `{"messages": […]}` with an optional `answer`, rendered by the chat template.
 /// Anything else is one long text. Windows shorter than 16 tokens are left out.
-pub fn calibration_windows(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    options: &CalibrationOptions,
-) -> Result<Vec<Vec<u32>>, CompressError> {
+pub(super) fn windows(checkpoint: &Checkpoint, path: &Path, window: usize) -> Result<Vec<Vec<u32>>, CompressError> {
     let tokenizer = checkpoint.tokenizer()?;
-    let window = options.window.min(checkpoint.config().max_position_embeddings);
     let mut windows = Vec::new();
     let mut add = |tokens: Vec<u32>| {
-        windows.extend(tokens.chunks(window).filter(|part| part.len() >= 16.min(window)).map(<[u32]>::to_vec));
+        windows
+            .extend(tokens.chunks(window).filter(|part| part.len() >= LEAST_TOKENS.min(window)).map(<[u32]>::to_vec));
     };
     let is_lines = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
     if is_lines {
@@ -67,9 +46,8 @@ pub fn calibration_windows(
         add(tokenizer.encode(&text, false)?);
     }
     if windows.is_empty() {
-        return Err(bad(path, "no passage of at least 16 tokens"));
+        return Err(bad(path, format!("no passage of at least {LEAST_TOKENS} tokens")));
     }
-    pick(&mut windows, options);
     Ok(windows)
 }
 
@@ -90,16 +68,4 @@ fn line_tokens(line: &str, tokenizer: &Tokenizer, template: Option<&ChatTemplate
     }
     let text = template.render(&messages, false, &Map::new()).map_err(|error| error.to_string())?;
     tokenizer.encode_chat(&text).map_err(|error| error.to_string())
-}
-
-/// Keeps `samples` windows, chosen by a seeded partial shuffle.
-fn pick(windows: &mut Vec<Vec<u32>>, options: &CalibrationOptions) {
-    let mut state = options.seed;
-    for i in 0..options.samples.min(windows.len()) {
-        // Knuth's 64-bit linear congruential generator; its high bits are good enough to choose passages by.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let rest = windows.len() - i;
-        windows.swap(i, i + (state >> 33) as usize % rest);
-    }
-    windows.truncate(options.samples);
 }
