@@ -21,10 +21,11 @@ pub struct IntSettings {
 }
 
 impl std::fmt::Display for IntSettings {
-    /// For tables: `int4 g128`, `int3 asym row`.
+    /// For tables: `int4 g128`, `int3 asym row`, `int8 2:4 row`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.format.is_symmetric() { "" } else { " asym" };
-        write!(f, "int{}{kind} ", self.format.bits())?;
+        let sparse = if self.format.is_sparse() { " 2:4" } else { "" };
+        write!(f, "int{}{kind}{sparse} ", self.format.bits())?;
         match self.strategy {
             Strategy::Tensor => f.write_str("tensor"),
             Strategy::Channel => f.write_str("row"),

@@ -13,6 +13,7 @@ mod importance;
 mod int_groups;
 mod layer_pass;
 mod logits;
+mod lookup_groups;
 mod matrix_format;
 pub mod mixed;
 mod moments;
@@ -31,15 +32,18 @@ mod walk;
 
 pub use calibration::{CalibrationOptions, calibration_windows};
 pub use equalize::{ActivationRounding, Equalize};
-pub use feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback};
+pub use feedback::{
+    Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
+};
 pub use importance::{Importance, measure_importance};
 pub use int_groups::{Activations, IntSettings, Strategy};
 pub use layer_pass::Codes;
+pub use lookup_groups::LookupSettings;
 pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
 pub use quantize::{
-    Formats, IntScheme, Layerwise, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport, count_formats,
-    is_gguf, matrix_budget, matrix_budget_of_bits, quantize,
+    FolderScheme, Formats, IntScheme, Layerwise, Method, OnTensor, QuantizeOptions, QuantizeReport, TensorReport,
+    count_formats, is_gguf, matrix_budget, matrix_budget_of_bits, quantize,
 };
 pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};
@@ -122,6 +126,12 @@ pub enum CompressError {
     FolderFormat {
         /// The format.
         dtype: edgelm_tensor::DType,
+    },
+    /// A sparse format for weights that are not.
+    #[error("`{name}`: more than two of four weights are not zero; `edgelm prune --pattern 2:4` changes that")]
+    NotTwoOfFour {
+        /// Tensor.
+        name: String,
     },
     /// A format or preset that does not exist.
     #[error("unknown format `{name}`; known: {known}")]

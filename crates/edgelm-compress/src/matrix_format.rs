@@ -2,21 +2,26 @@
 
 use crate::{
     CompressError,
-    feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback},
-    int_groups::{IntSettings, round_to_nearest},
+    feedback::{
+        Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
+    },
+    int_groups::{self, IntSettings},
     layer_pass::decode_blocks,
+    lookup_groups::{self, LookupSettings},
     moments::Moments,
 };
 use edgelm_tensor::{DType, TensorError, block::encode_row};
 use rayon::prelude::*;
 
-/// A format of GGUF, or integers as safetensors hold them.
+/// A format of GGUF, or one that safetensors hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MatrixFormat {
     /// Also F32, F16 and BF16: not quantized.
     Block(DType),
     /// Stored as quants and scales, run as blocks.
     Int(IntSettings),
+    /// The same with codes of a table in place of integers.
+    Lookup(LookupSettings),
 }
 
 impl std::fmt::Display for MatrixFormat {
@@ -24,6 +29,7 @@ impl std::fmt::Display for MatrixFormat {
         match self {
             Self::Block(dtype) => dtype.fmt(f),
             Self::Int(settings) => settings.fmt(f),
+            Self::Lookup(settings) => settings.fmt(f),
         }
     }
 }
@@ -34,6 +40,7 @@ impl MatrixFormat {
         match self {
             Self::Block(dtype) => dtype,
             Self::Int(settings) => settings.format.block_dtype(),
+            Self::Lookup(settings) => settings.format.block_dtype(),
         }
     }
 
@@ -54,13 +61,19 @@ impl MatrixFormat {
         columns: usize,
         importance: Option<&[f32]>,
     ) -> Result<Vec<u8>, TensorError> {
+        let refuse_what_is_not_finite = || match values.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(TensorError::NotFinite { index: index % columns.max(1) }),
+            None => Ok(()),
+        };
         let dtype = match self {
             Self::Block(dtype) => dtype,
             Self::Int(settings) => {
-                return match values.iter().position(|value| !value.is_finite()) {
-                    Some(index) => Err(TensorError::NotFinite { index: index % columns.max(1) }),
-                    None => Ok(round_to_nearest(&settings, values, columns, importance)),
-                };
+                refuse_what_is_not_finite()?;
+                return Ok(int_groups::round_to_nearest(&settings, values, columns, importance));
+            }
+            Self::Lookup(settings) => {
+                refuse_what_is_not_finite()?;
+                return Ok(lookup_groups::round_to_nearest(&settings, values, columns, importance));
             }
         };
         let row_bytes = dtype.row_bytes(columns)?;
@@ -91,6 +104,7 @@ impl MatrixFormat {
         match self {
             Self::Block(dtype) => quantize_with_feedback(dtype, weights, moments, options),
             Self::Int(settings) => quantize_ints_with_feedback(&settings, weights, moments, options),
+            Self::Lookup(settings) => quantize_lookup_with_feedback(&settings, weights, moments, options),
         }
     }
 }

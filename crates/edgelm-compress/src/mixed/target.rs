@@ -74,6 +74,7 @@ pub fn choose_formats(
     let is_near = |dtype: DType| BITS_AROUND_MEAN.contains(&(dtype.bits_per_weight() / mean));
     let is_kept = |dtype: DType| keep.iter().any(|keep| keep.dtype() == dtype);
     let candidates: Vec<DType> = DType::all()
+        .filter(|dtype| dtype.gguf_id().is_some())
         .filter(|&dtype| (dtype.is_quantized() && is_near(dtype)) || is_kept(dtype) || ALWAYS.contains(&dtype))
         .collect();
     let mut measured = measure_sensitivity(checkpoint, cpu, windows, &candidates, &ProbeOptions::default(), on_layer)?;

@@ -1,76 +1,20 @@
-//! Into a Hugging Face folder, with integers as the `compressed-tensors` library stores them.
+//! Into a Hugging Face folder.
 
-use super::{Out, Plan, Written};
+use super::{FolderScheme, Out, Plan, Written};
 use crate::{
-    CompressError, IntSettings, MatrixFormat,
+    CompressError, MatrixFormat,
     layer_pass::{decode, decode_blocks},
     staged::Staged,
     tensor_pass::{Distortion, encode_rows},
 };
-use edgelm_format::{
-    compressed_tensors::{Activations, Group, IntQuantization, Packing, declare_matrix, pack_matrix},
-    safetensors::{Element, Writer},
-};
+use edgelm_format::safetensors::{Element, Writer};
 use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
-use edgelm_tensor::DType;
 use std::{collections::BTreeMap, path::Path};
-
-/// How a whole model is stored as integers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IntScheme {
-    /// Linear layers.
-    pub linear: IntSettings,
-    /// Token embedding and output head.
-    pub table: IntSettings,
-    /// Inputs of the linear layers.
-    pub activations: Activations,
-}
-
-/// A format, and the one that was wanted where it does not fit.
-type Chosen = (MatrixFormat, Option<String>);
-
-impl IntScheme {
-    /// The format of a tensor with rows of `row_len`, stored as `dtype`. `keep`: what the user wants instead, which can only
-    /// be a format that is not quantized.
-    pub(super) fn choose(
-        &self,
-        id: TensorId,
-        row_len: usize,
-        dtype: DType,
-        keep: Option<DType>,
-    ) -> Result<Chosen, CompressError> {
-        let float = MatrixFormat::Block(if dtype.is_quantized() { DType::F16 } else { dtype });
-        if !id.is_matrix() {
-            return Ok((float, None));
-        }
-        match keep {
-            Some(dtype) if dtype.is_quantized() => return Err(CompressError::FolderFormat { dtype }),
-            Some(dtype) => return Ok((MatrixFormat::Block(dtype), None)),
-            None => {}
-        }
-        let settings = self.of(id);
-        match settings.fits(row_len) {
-            true => Ok((MatrixFormat::Int(settings), None)),
-            false => Ok((float, Some(settings.to_string()))),
-        }
-    }
-
-    fn of(&self, id: TensorId) -> IntSettings {
-        if let TensorId::Layer(..) = id { self.linear } else { self.table }
-    }
-
-    fn group(&self, id: TensorId, targets: Vec<String>) -> Group {
-        let settings = self.of(id);
-        let activations = if let TensorId::Layer(..) = id { self.activations } else { Activations::Any };
-        let packing = if activations == Activations::Any { Packing::Words } else { Packing::Bytes };
-        Group { targets, format: settings.format, strategy: settings.strategy, activations, packing }
-    }
-}
 
 pub(super) struct FolderOut {
     folder: Staged,
     weights: Writer,
-    scheme: IntScheme,
+    scheme: FolderScheme,
 }
 
 impl FolderOut {
@@ -78,13 +22,17 @@ impl FolderOut {
         checkpoint: &Checkpoint,
         output: &Path,
         plans: &[Plan],
-        scheme: IntScheme,
+        scheme: FolderScheme,
     ) -> Result<Self, CompressError> {
         let mut declared = Vec::new();
-        let (mut tables, mut ignore) = (Vec::new(), Vec::new());
+        let (mut tables, mut ignore): (Vec<&Plan>, _) = (Vec::new(), Vec::new());
         for plan in plans {
             let shape = checkpoint.describe(plan.id)?.1.to_vec();
+            let matrix = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
             match plan.format {
+                format @ MatrixFormat::Block(_) if scheme.is_sparse(plan.id, format, matrix[1]) => {
+                    declared.extend(scheme.declare(plan.id, module(&plan.name), matrix));
+                }
                 MatrixFormat::Block(dtype) => {
                     let element = Element::of(dtype).ok_or(CompressError::FolderFormat { dtype })?;
                     declared.push((plan.name.clone(), element, shape));
@@ -92,26 +40,22 @@ impl FolderOut {
                         ignore.push(module(&plan.name).to_owned());
                     }
                 }
-                MatrixFormat::Int(_) => {
-                    let shape = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
-                    declared.extend(declare_matrix(module(&plan.name), &scheme.group(plan.id, Vec::new()), shape));
+                MatrixFormat::Int(_) | MatrixFormat::Lookup(_) => {
+                    declared.extend(scheme.declare(plan.id, module(&plan.name), matrix));
                     if !matches!(plan.id, TensorId::Layer(..)) {
                         tables.push(plan);
                     }
                 }
             }
         }
-        let mut groups =
-            vec![scheme.group(TensorId::Layer(0, edgelm_model::LayerTensor::Q), vec!["Linear".to_owned()])];
-        if let Some(first) = tables.first() {
-            // By name: the head is a `Linear` too.
-            groups.push(scheme.group(first.id, tables.iter().map(|plan| module(&plan.name).to_owned()).collect()));
-        }
         // Where it is tied there is no such tensor, but still a module.
         if checkpoint.config().tie_word_embeddings {
             ignore.push(module(&checkpoint.config().arch.hf_tensor_name(TensorId::Output)).to_owned());
         }
-        let quantization = IntQuantization { groups, ignore }.to_json();
+        let tables = tables
+            .first()
+            .map(|first| (first.id, tables.iter().map(|plan| module(&plan.name).to_owned()).collect::<Vec<_>>()));
+        let quantization = scheme.config(tables, ignore);
         let layers: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
         let files = checkpoint.hf_files_with(checkpoint.config(), &layers, Some(quantization))?;
         let folder = Staged::create(output)?;
@@ -121,6 +65,14 @@ impl FolderOut {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let weights = Writer::create_typed(&folder.path().join("model.safetensors"), &declared, &metadata)?;
         Ok(Self { folder, weights, scheme })
+    }
+}
+
+impl FolderOut {
+    /// Returns their bytes.
+    fn write_parts(&mut self, parts: &[Vec<u8>]) -> Result<u64, CompressError> {
+        parts.iter().try_for_each(|part| self.weights.write(part))?;
+        Ok(parts.iter().map(|part| part.len() as u64).sum())
     }
 }
 
@@ -153,10 +105,14 @@ impl Out for FolderOut {
                 let sources: Vec<&[u8]> = bytes.chunks((bytes.len() / rows.max(1)).max(1)).collect();
                 let mut out = Vec::new();
                 let distortion = encode_rows(view.dtype, dtype, &sources, row_len, None, &mut out).map_err(named)?;
-                self.weights.write(&out)?;
-                Ok(Written { bytes: out.len() as u64, relative_rms_error: distortion.relative_rms() })
+                let parts = match self.scheme.is_sparse(plan.id, plan.format, row_len) {
+                    true => self.scheme.pack(plan.id, [rows, row_len], &out, 0.0),
+                    false => vec![out],
+                };
+                let bytes = self.write_parts(&parts)?;
+                Ok(Written { bytes, relative_rms_error: distortion.relative_rms() })
             }
-            MatrixFormat::Int(_) => {
+            MatrixFormat::Int(_) | MatrixFormat::Lookup(_) => {
                 let dtype = plan.format.dtype();
                 let (blocks, error) = if is_done {
                     (view.bytes.into_owned(), 0.0)
@@ -166,15 +122,9 @@ impl Out for FolderOut {
                     let decoded = decode_blocks(dtype, &blocks, row_len, values.len())?;
                     (blocks, Distortion::between(&values, &decoded).relative_rms())
                 };
-                let group = self.scheme.group(plan.id, Vec::new());
                 let scale = edited.input_scale(plan.id).unwrap_or_default();
-                let packed = pack_matrix(&group, [rows, row_len], &of_rows(&blocks), scale);
-                let mut bytes = 0;
-                for part in packed.parts {
-                    bytes += part.len() as u64;
-                    self.weights.write(&part)?;
-                }
-                Ok(Written { bytes, relative_rms_error: error })
+                let parts = self.scheme.pack(plan.id, [rows, row_len], &of_rows(&blocks), scale);
+                Ok(Written { bytes: self.write_parts(&parts)?, relative_rms_error: error })
             }
         }
     }

@@ -2,23 +2,25 @@
 
 mod budget;
 mod folder;
+mod folder_scheme;
 mod gguf;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use budget::vector_bytes;
 pub use budget::{matrix_budget, matrix_budget_of_bits};
-pub use folder::IntScheme;
+pub use folder_scheme::{FolderScheme, IntScheme};
 
 use crate::{
     CompressError, Importance, MatrixFormat, Walk,
     equalize::{Equalize, equalize_layer},
     go_on,
-    layer_pass::{Codes, MatrixErrors, quantize_layer, quantize_matrix},
+    layer_pass::{Codes, MatrixErrors, decode, quantize_layer, quantize_matrix},
     ranges::Calibrator,
     scheme::{Choice, Keep, Scheme, fit},
     store::LayerStore,
 };
+use edgelm_format::compressed_tensors::two_of_four;
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, TensorId};
 use edgelm_tensor::DType;
@@ -52,8 +54,8 @@ pub enum Formats<'a> {
     Scheme(Scheme),
     /// Matrix by matrix; it must name every one.
     Mixed(&'a HashMap<TensorId, DType>),
-    /// Integers, in a folder.
-    Ints(IntScheme),
+    /// Those of safetensors, in a folder.
+    Folder(FolderScheme),
 }
 
 /// How codes are chosen.
@@ -172,7 +174,7 @@ struct Written {
 pub type OnTensor<'a> = dyn FnMut(usize, usize, &str) -> ControlFlow<()> + 'a;
 
 /// Writes `output` (a temporary sibling until it is complete, removed on any error): a GGUF file, or a folder where the
-/// formats are integers. `on_tensor` is called before each tensor and every few million weights of a large one. The token
+/// formats are those of safetensors. `on_tensor` is called before each tensor and every few million weights of a large one. The token
 /// embedding comes last: where it is the output head as well, what it has to express is known only after all layers.
 ///
 /// Peak memory beyond mapped pages: some million decoded and encoded values, per-thread rows, and the importance; with
@@ -186,17 +188,21 @@ pub fn quantize(
     let begin = Instant::now();
     refuse_overwriting_input(checkpoint, output)?;
     let plans = plan(checkpoint, options)?;
+    if let Formats::Folder(scheme) = options.formats {
+        for plan in &plans {
+            let row_len = checkpoint.describe(plan.id)?.1.last().copied().unwrap_or_default();
+            if scheme.is_sparse(plan.id, plan.format, row_len) {
+                check_two_of_four(checkpoint, plan)?;
+            }
+        }
+    }
     let mut notes = Vec::new();
     let mut out: Box<dyn Out> = match options.formats {
-        Formats::Ints(scheme) => {
+        Formats::Folder(scheme) => {
             let is_table = |plan: &&Plan| !matches!(plan.id, TensorId::Layer(..));
-            let quantized = |plan: &Plan| matches!(plan.format, MatrixFormat::Int(_));
-            if plans.iter().filter(is_table).any(quantized) {
-                let keep = "`--keep token_embd.weight=F16 --keep output.weight=F16` leaves them floats";
-                notes.push(format!(
-                    "embedding and output head are {}; not all programs read that: {keep}",
-                    scheme.table
-                ));
+            let is_coded = |plan: &Plan| !matches!(plan.format, MatrixFormat::Block(_));
+            if plans.iter().filter(is_table).any(is_coded) {
+                notes.extend(scheme.table_note());
             }
             Box::new(FolderOut::create(checkpoint, output, &plans, scheme)?)
         }
@@ -270,6 +276,16 @@ pub fn quantize(
     })
 }
 
+/// Errors if more than two of any four weights are not zero.
+fn check_two_of_four(checkpoint: &Checkpoint, plan: &Plan) -> Result<(), CompressError> {
+    let values = decode(checkpoint, plan.id)?;
+    checkpoint.release(plan.id);
+    match two_of_four(&values, |value| *value == 0.0) {
+        Some(_) => Ok(()),
+        None => Err(CompressError::NotTwoOfFour { name: checkpoint.stored_name(plan.id) }),
+    }
+}
+
 /// Quantizes the next layer of `walk`, or takes it from the store.
 fn next_layer(
     walk: &mut Walk<'_>,
@@ -332,7 +348,7 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
         let block =
             |choice: Choice| (MatrixFormat::Block(choice.dtype), choice.instead_of.map(|dtype| dtype.to_string()));
         let (format, instead_of) = match options.formats {
-            Formats::Ints(scheme) => scheme.choose(id, row_len, dtype, keep)?,
+            Formats::Folder(scheme) => scheme.choose(id, row_len, dtype, keep)?,
             // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
             _ if !id.is_matrix() => (MatrixFormat::Block(DType::F32), None),
             Formats::Scheme(scheme) => {
@@ -343,7 +359,7 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>) -> Result<Vec<Pl
                 None => return Err(CompressError::NoCandidate { name: gguf_name, row_len }),
             },
         };
-        let name = if let Formats::Ints(_) = options.formats { arch.hf_tensor_name(id) } else { gguf_name };
+        let name = if let Formats::Folder(_) = options.formats { arch.hf_tensor_name(id) } else { gguf_name };
         plans.push(Plan { id, name, format, instead_of });
     }
     match used.iter().position(|used| !used) {
