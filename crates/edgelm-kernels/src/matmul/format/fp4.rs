@@ -20,8 +20,8 @@ impl Format for Fp4 {
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
-        // The largest scale, just below 2 · 136, is rounded to 272 at most: 272 · 120 is below 2^15.
-        half_units_of_one(l, halves, 136.0, ONE)
+        // As in Q8_0: scales of signed bytes are below 256.
+        half_units_of_one(l, halves, 127.75, ONE)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

@@ -374,13 +374,13 @@ fn table_quants<L: Lanes>(l: L, words: &[Line], table: &[i8; 16]) -> [L::U; 8] {
     q
 }
 
-/// 32 quants of the 16 that are kept, two of every four: as the bytes of 4 vectors, and masks of four bits each.
+/// 32 bytes of the 16 that are kept, two of every four, in 4 vectors, and masks of four bits each; 0 for the others.
 #[inline(always)]
 fn spread_quants<L: Lanes>(l: L, kept: [L::U; 4], masks: L::U) -> [L::U; 8] {
     let mut q = [masks; 8];
     for w in 0..4 {
-        q[2 * w] = l.signed(l.spread::<0>(kept[w], l.shr(masks, 8 * w as u32)));
-        q[2 * w + 1] = l.signed(l.spread::<1>(kept[w], l.shr(masks, 8 * w as u32 + 4)));
+        q[2 * w] = l.spread::<0>(kept[w], l.shr(masks, 8 * w as u32));
+        q[2 * w + 1] = l.spread::<1>(kept[w], l.shr(masks, 8 * w as u32 + 4));
     }
     q
 }

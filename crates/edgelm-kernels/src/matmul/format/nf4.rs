@@ -21,8 +21,8 @@ impl Format for Nf4 {
 
     #[inline(always)]
     fn units<L: Lanes>(l: L, _: &[Self::Words], halves: &[[u16; ROWS]]) -> Units<L> {
-        // The largest scale, just below 2 · 146, is rounded to 292 at most: 292 · 112 is below 2^15.
-        half_units_of_one(l, halves, 146.0, ONE)
+        // As in Q8_0: scales of signed bytes are below 256.
+        half_units_of_one(l, halves, 127.75, ONE)
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {

@@ -3,13 +3,10 @@
 
 use super::*;
 
-/// What nibbles mean: values that are not kept must be zeros of the same kind.
-const TABLE: [i8; 16] = [-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
-
 pub(in crate::matmul) struct Q4Sparse;
 
 impl Format for Q4Sparse {
-    type Rule = Signed;
+    type Rule = Unsigned<15, 8>;
     type Words = [Line; 3];
     const SUBS: usize = 1;
     const WORDS_AT: usize = 2;
@@ -22,13 +19,19 @@ impl Format for Q4Sparse {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
+        // Values that are not kept come out as 0 and must count as 8, so these two change places before and after.
+        let zero = l.splat(0x0808_0808);
         let mut kept = [l.splat(0); 4];
         for w in 0..2 {
             let word = l.load(&words[w]);
-            kept[w] = l.lookup(&TABLE, l.byte_bits(word, 0, 0x0f));
-            kept[w + 2] = l.lookup(&TABLE, l.byte_bits(word, 4, 0x0f));
+            kept[w] = l.xor(l.byte_bits(word, 0, 0x0f), zero);
+            kept[w + 2] = l.xor(l.byte_bits(word, 4, 0x0f), zero);
         }
-        spread_quants(l, kept, l.load(&words[2]))
+        let mut q = spread_quants(l, kept, l.load(&words[2]));
+        for vector in &mut q {
+            *vector = l.xor(*vector, zero);
+        }
+        q
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {

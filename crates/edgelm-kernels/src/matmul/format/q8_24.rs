@@ -23,7 +23,11 @@ impl Format for Q8Sparse {
         for w in 0..4 {
             kept[w] = l.load(&words[w]);
         }
-        spread_quants(l, kept, l.load(&words[4]))
+        let mut q = spread_quants(l, kept, l.load(&words[4]));
+        for vector in &mut q {
+            *vector = l.signed(*vector);
+        }
+        q
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {
