@@ -16,10 +16,12 @@ case $target in
         seeds="../testdata/format/*.safetensors" dictionaries="json safetensors" max_len=4096 ;;
     compressed_tensors)
         seeds="../testdata/format/*.ct" dictionaries="json safetensors" max_len=4096 ;;
+    bitsandbytes)
+        seeds="../testdata/bitsandbytes/seeds/*.safetensors" dictionaries="json safetensors" max_len=8192 ;;
     config)
         seeds="../testdata/model/published/*.json" dictionaries="json config" max_len=4096 features=model ;;
     *)
-        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors or config" >&2
+        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes or config" >&2
         exit 2 ;;
 esac
 

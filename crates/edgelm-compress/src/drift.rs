@@ -48,7 +48,8 @@ pub(crate) struct Correction(Mat<f32>);
 impl Correction {
     /// The weights W' `[N, K]` that give for x what `weights` W give for x̃, as nearly as it is worth moving them:
     ///
-    /// min Σ |W·x̃ − W'·x|² + λ·|W' − W|², so W' = W + W·D·(H + λ)⁻¹, with λ the mean diagonal of H = Σ x·xᵀ.
+    /// min Σ |W·x̃ − W'·x|² + λ·|W' − W|², so W' = W + W·D·(H + λ)⁻¹, with λ the mean diagonal of H = Σ x·xᵀ. Weights of
+    /// zero, which were pruned, stay zero.
     ///
     /// Numerics: f32; λ keeps the system far from singular.
     /// Source: the aim of GPTAQ (Li et al. 2025, arXiv:2504.02692), solved before rounding instead of during it.
@@ -58,6 +59,7 @@ impl Correction {
         let mut moved = weights.to_vec();
         let out = MatMut::from_row_major_slice_mut(&mut moved, count, columns);
         product_f32(out, true, MatRef::from_row_major_slice(weights, count, columns), self.0.transpose());
+        moved.iter_mut().zip(weights).filter(|(_, weight)| **weight == 0.0).for_each(|(moved, _)| *moved = 0.0);
         moved
     }
 }
@@ -106,6 +108,19 @@ mod tests {
         let wanted = outputs(&weights, &parent);
         let (before, after) = (distance(&outputs(&weights, &x), &wanted), distance(&outputs(&moved, &x), &wanted));
         assert!(after < 0.5 * before, "{after} {before}");
+    }
+
+    #[test]
+    fn pruned_weights_stay_pruned() {
+        let mut random = Random(7);
+        let (mut weights, parent, x) = (random.values(N * K), random.values(T * K), random.values(T * K));
+        weights.iter_mut().step_by(3).for_each(|weight| *weight = 0.0);
+        let (mut moments, mut drift) = (Moments::new(K), Drift::new(K));
+        moments.add(&x, T);
+        drift.add(&parent, &x, T);
+        let moved = drift.correction(&moments).unwrap().apply(&weights);
+        let is_same = |index: usize| moved[index] == weights[index];
+        assert!((0..weights.len()).all(|index| is_same(index) == (index % 3 == 0)));
     }
 
     #[test]

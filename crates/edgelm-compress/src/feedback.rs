@@ -4,14 +4,16 @@
 
 use crate::{
     CompressError,
-    int_groups::{IntGrid, IntScale, IntSettings, matrix_scale, search, write_run},
+    int_groups::{self, IntGrid, IntScale, IntSettings, matrix_scale},
+    lookup_groups::{self, LookupSettings},
     moments::{Factor, Moments},
 };
 use edgelm_linalg::{Mat, MatMut, MatRef, product_f32};
 use edgelm_tensor::{
-    DType, IntFormat,
-    block::{Coded, CodedVisitor, Grid, visit_coded},
+    DType, IntFormat, LookupFormat,
+    block::{Coded, CodedVisitor, Grid, LookupGrid, visit_coded},
 };
+use half::f16;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
@@ -65,7 +67,7 @@ pub fn quantize_with_feedback(
     visit_coded(dtype, Visitor { weights, moments, options }).unwrap_or(Err(CompressError::NoCodes { dtype }))
 }
 
-/// The same to integers with a scale per group, row or matrix. The scales of groups that do not divide 256 values, of rows and
+/// The same to integers with a scale per group, row or matrix; those of a sparse format that are zero stay so. The scales of groups that do not divide 256 values, of rows and
 /// of matrices are those of the weights as they were.
 pub fn quantize_ints_with_feedback(
     settings: &IntSettings,
@@ -79,6 +81,16 @@ pub fn quantize_ints_with_feedback(
         fixed: matrix_scale(settings, weights, Some(&moments.mean_squares())),
     };
     run(&codes, weights, moments, options)
+}
+
+/// The same to codes of a table with a scale per group.
+pub fn quantize_lookup_with_feedback(
+    settings: &LookupSettings,
+    weights: &[f32],
+    moments: &Moments,
+    options: &FeedbackOptions,
+) -> Result<Fed, CompressError> {
+    run(&LookupRuns { format: settings.format, len: settings.group_size }, weights, moments, options)
 }
 
 /// How a row is cut into parts that share scales, and what their codes can be.
@@ -95,6 +107,10 @@ trait Codes: Sync {
     fn grid(&self, scales: &Self::Scales) -> Self::Grid;
     /// Appends the part's bytes.
     fn write(&self, scales: Self::Scales, codes: &[u16], out: &mut Vec<u8>);
+    /// The code of weights that are zero where they have to stay so.
+    fn fixed_zero(&self) -> Option<u16> {
+        None
+    }
 }
 
 /// Parts are blocks.
@@ -138,7 +154,7 @@ impl Codes for IntRuns {
     }
 
     fn fit(&self, values: &[f32], weights: &[f32]) -> IntScale {
-        self.fixed.unwrap_or_else(|| search(self.format, values, weights))
+        self.fixed.unwrap_or_else(|| int_groups::search(self.format, values, weights))
     }
 
     fn grid(&self, scale: &IntScale) -> IntGrid {
@@ -146,7 +162,38 @@ impl Codes for IntRuns {
     }
 
     fn write(&self, scale: IntScale, codes: &[u16], out: &mut Vec<u8>) {
-        write_run(self.format, scale, codes, out);
+        int_groups::write_run(self.format, scale, codes, out);
+    }
+
+    fn fixed_zero(&self) -> Option<u16> {
+        self.format.is_sparse().then_some(-i16::from(self.format.low()) as u16)
+    }
+}
+
+/// Parts are groups of codes of a table.
+struct LookupRuns {
+    format: LookupFormat,
+    len: usize,
+}
+
+impl Codes for LookupRuns {
+    type Scales = f16;
+    type Grid = LookupGrid;
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn fit(&self, values: &[f32], weights: &[f32]) -> f16 {
+        lookup_groups::search(self.format, values, weights)
+    }
+
+    fn grid(&self, scale: &f16) -> LookupGrid {
+        LookupGrid::new(self.format.table(), *scale)
+    }
+
+    fn write(&self, scale: f16, codes: &[u16], out: &mut Vec<u8>) {
+        lookup_groups::write_run(self.format, scale, codes, out);
     }
 }
 
@@ -310,6 +357,11 @@ impl<'a, C: Codes> Rows<'a, C> {
 }
 
 impl<C: Codes> Row<'_, C> {
+    /// The code of the weight at `at` if it must stay zero.
+    fn fixed(&self, at: usize) -> Option<u16> {
+        self.format.fixed_zero().filter(|_| self.weights[at] == 0.0)
+    }
+
     /// Decides the columns from `start` on, as many as `pull` has. `pull`: what the decided columns ask of these.
     fn decide(&mut self, plan: &Plan<'_>, start: usize, pull: &mut [f32], errors: &mut [f32]) {
         let step = C::Grid::STEP;
@@ -327,6 +379,11 @@ impl<C: Codes> Row<'_, C> {
                 let scales = self.format.fit(&wanted, &plan.factor.cost()[first..first + len]);
                 let grid = self.format.grid(&scales);
                 self.parts[index] = Some((scales, grid));
+            }
+            if let Some(zero) = self.fixed(at) {
+                // Without an error it asks nothing of others.
+                self.codes[column] = zero;
+                continue;
             }
             let Some((_, grid)) = &self.parts[index] else { continue };
             for i in 0..step {
@@ -349,7 +406,10 @@ impl<C: Codes> Row<'_, C> {
     /// the errors of the decided columns, all taken together. `pull`: what the decided columns ask of these.
     fn expected(&self, plan: &Plan<'_>, first: usize, pull: &[f32]) -> Vec<f32> {
         let mut wanted: Vec<f32> = self.weights[first..].iter().zip(pull).map(|(weight, pull)| weight + pull).collect();
-        for j in (1..wanted.len()).rev() {
+        for j in (0..wanted.len()).rev() {
+            if self.fixed(first + j).is_some() {
+                wanted[j] = 0.0;
+            }
             let error = self.weights[first + j] - wanted[j];
             let unit = &plan.factor.row(first + j)[first..first + j];
             for (wanted, unit) in wanted.iter_mut().zip(unit) {
@@ -371,6 +431,9 @@ impl<C: Codes> Row<'_, C> {
             let column = plan.order[at];
             let len = self.format.len();
             let Some((_, grid)) = &self.parts[column / len] else { continue };
+            if self.fixed(at).is_some() {
+                continue;
+            }
             for i in 0..step {
                 weight[i] = plan.h[(at + i, at + i)];
                 target[i] = self.weights[at + i] - errors[at + i] + gradient[at + i] / weight[i];

@@ -7,6 +7,7 @@ use half::f16;
 use rayon::prelude::*;
 
 pub use edgelm_format::compressed_tensors::{Activations, Strategy};
+use edgelm_format::compressed_tensors::{Group, Packing};
 
 /// Values of a block.
 const BLOCK: usize = 32;
@@ -21,10 +22,11 @@ pub struct IntSettings {
 }
 
 impl std::fmt::Display for IntSettings {
-    /// For tables: `int4 g128`, `int3 asym row`.
+    /// For tables: `int4 g128`, `int3 asym row`, `int8 2:4 row`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.format.is_symmetric() { "" } else { " asym" };
-        write!(f, "int{}{kind} ", self.format.bits())?;
+        let sparse = if self.format.is_sparse() { " 2:4" } else { "" };
+        write!(f, "int{}{kind}{sparse} ", self.format.bits())?;
         match self.strategy {
             Strategy::Tensor => f.write_str("tensor"),
             Strategy::Channel => f.write_str("row"),
@@ -34,6 +36,14 @@ impl std::fmt::Display for IntSettings {
 }
 
 impl IntSettings {
+    /// How a matrix is stored. `activations`: what happens to its inputs.
+    pub(crate) fn group(&self, activations: Activations) -> Group {
+        // Of sparse int8 the library has bytes alone.
+        let is_sparse_bytes = self.format.is_sparse() && self.format.bits() == 8;
+        let packing = if activations == Activations::Any && !is_sparse_bytes { Packing::Words } else { Packing::Bytes };
+        Group { targets: Vec::new(), format: self.format, strategy: self.strategy, activations, packing }
+    }
+
     /// Values of a row that share a scale, in rows of `columns`.
     pub fn run(&self, columns: usize) -> usize {
         match self.strategy {

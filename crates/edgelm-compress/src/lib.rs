@@ -14,6 +14,7 @@ mod importance;
 mod int_groups;
 mod layer_pass;
 mod logits;
+mod lookup_groups;
 mod matrix_format;
 pub mod mixed;
 mod moments;
@@ -32,15 +33,18 @@ mod walk;
 
 pub use calibration::{CalibrationOptions, CalibrationSet, CalibrationSource, HELD_OUT_WINDOWS, OnStep, Select};
 pub use equalize::{ActivationRounding, Equalize};
-pub use feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback};
+pub use feedback::{
+    Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
+};
 pub use importance::{Importance, measure_importance};
 pub use int_groups::{Activations, IntSettings, Strategy};
 pub use layer_pass::Codes;
+pub use lookup_groups::LookupSettings;
 pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
 pub use quantize::{
-    CalibratorName, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per, QuantizeOptions,
-    QuantizeReport, TensorReport, count_formats, is_gguf, matrix_budget, quantize,
+    CalibratorName, FolderScheme, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per,
+    QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, largest_group, matrix_budget, quantize,
 };
 pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};
@@ -142,6 +146,12 @@ pub enum CompressError {
     FolderFormat {
         /// The format.
         dtype: edgelm_tensor::DType,
+    },
+    /// A sparse format for weights that are not.
+    #[error("`{name}`: more than two of four weights are not zero; `edgelm prune --pattern 2:4` changes that")]
+    NotTwoOfFour {
+        /// Tensor.
+        name: String,
     },
     /// A format or preset that does not exist.
     #[error("unknown format `{name}`; known: {known}")]

@@ -2,20 +2,27 @@
 
 use crate::{
     CompressError,
-    feedback::{Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_with_feedback},
-    int_groups::{IntSettings, round_to_nearest},
+    feedback::{
+        Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
+    },
+    int_groups::{self, IntSettings},
     layer_pass::decode_blocks,
+    lookup_groups::{self, LookupSettings},
     moments::Moments,
 };
 use edgelm_format::{
-    compressed_tensors::{Activations, Group, Packing, Strategy, declare_matrix},
+    bitsandbytes::{declare_lookup, pack_lookup},
+    compressed_tensors::{Activations, Strategy, declare_matrix, pack_matrix},
     safetensors::Element,
 };
-use edgelm_tensor::{DType, IntFormat, TensorError, block::encode_row};
+use edgelm_tensor::{DType, IntFormat, LookupFormat, TensorError, block::encode_row};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// A format of GGUF, or integers as safetensors hold them.
+/// Name, type and shape of a stored tensor.
+pub(crate) type Declared = (String, Element, Vec<usize>);
+
+/// A format of GGUF, or one that safetensors hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum MatrixFormat {
@@ -23,6 +30,8 @@ pub enum MatrixFormat {
     Block(DType),
     /// Stored as quants and scales, run as blocks.
     Int(IntSettings),
+    /// The same with codes of a table in place of integers.
+    Lookup(LookupSettings),
 }
 
 impl std::fmt::Display for MatrixFormat {
@@ -30,6 +39,7 @@ impl std::fmt::Display for MatrixFormat {
         match self {
             Self::Block(dtype) => dtype.fmt(f),
             Self::Int(settings) => settings.fmt(f),
+            Self::Lookup(settings) => settings.fmt(f),
         }
     }
 }
@@ -46,20 +56,28 @@ impl TryFrom<String> for MatrixFormat {
     /// What `Display` writes.
     fn try_from(text: String) -> Result<Self, TensorError> {
         let unknown = || TensorError::UnknownName(text.clone());
-        let Some(rest) = text.strip_prefix("int") else { return DType::from_name(&text).map(Self::Block) };
+        let size = |shared: &str| shared.strip_prefix('g').and_then(|size| size.parse::<usize>().ok());
+        let Some(rest) = text.strip_prefix("int") else {
+            let lookup = text.split_once(' ').and_then(|(name, shared)| {
+                Some(LookupSettings { format: LookupFormat::from_name(name)?, group_size: size(shared)? })
+            });
+            return lookup.map_or_else(|| DType::from_name(&text).map(Self::Block), |found| Ok(Self::Lookup(found)));
+        };
         let words: Vec<&str> = rest.split(' ').collect();
-        let (bits, symmetric, shared) = match words[..] {
-            [bits, shared] => (bits, true, shared),
-            [bits, "asym", shared] => (bits, false, shared),
+        let (bits, symmetric, is_sparse, shared) = match words[..] {
+            [bits, shared] => (bits, true, false, shared),
+            [bits, "asym", shared] => (bits, false, false, shared),
+            [bits, "2:4", shared] => (bits, true, true, shared),
             _ => return Err(unknown()),
         };
-        let strategy = match (shared, shared.strip_prefix('g').and_then(|size| size.parse().ok())) {
+        let strategy = match (shared, size(shared)) {
             ("tensor", _) => Strategy::Tensor,
             ("row", _) => Strategy::Channel,
             (_, Some(size)) => Strategy::Group(size),
             _ => return Err(unknown()),
         };
-        let format = bits.parse().ok().and_then(|bits| IntFormat::new(bits, symmetric)).ok_or_else(unknown)?;
+        let dense = bits.parse().ok().and_then(|bits| IntFormat::new(bits, symmetric)).ok_or_else(unknown)?;
+        let format = if is_sparse { dense.sparse().ok_or_else(unknown)? } else { dense };
         Ok(Self::Int(IntSettings { format, strategy }))
     }
 }
@@ -70,15 +88,38 @@ impl MatrixFormat {
         match self {
             Self::Block(dtype) => dtype.row_bytes(columns).ok().map(|bytes| (bytes * rows) as u64),
             Self::Int(settings) if !settings.fits(columns) => None,
-            Self::Int(IntSettings { format, strategy }) => {
-                let (activations, packing) = (Activations::Any, Packing::Words);
-                let group = Group { targets: Vec::new(), format, strategy, activations, packing };
-                let parts = declare_matrix("", &group, [rows, columns]);
+            Self::Lookup(settings) if !settings.fits(columns) => None,
+            Self::Int(_) | Self::Lookup(_) => {
                 let bytes = |(_, element, shape): (_, Element, Vec<usize>)| -> u64 {
                     (element.bytes() * shape.iter().product::<usize>()) as u64
                 };
-                Some(parts.into_iter().map(bytes).sum())
+                Some(self.declare("", Activations::Any, [rows, columns]).into_iter().map(bytes).sum())
             }
+        }
+    }
+
+    /// The tensors that stand for `{module}.weight` `[N, K]` in a folder; none for blocks. `activations`: what happens to its
+    /// inputs.
+    pub(crate) fn declare(self, module: &str, activations: Activations, shape: [usize; 2]) -> Vec<Declared> {
+        match self {
+            Self::Block(_) => Vec::new(),
+            Self::Int(settings) => declare_matrix(module, &settings.group(activations), shape),
+            Self::Lookup(settings) => declare_lookup(&format!("{module}.weight"), &settings.matrix(shape)),
+        }
+    }
+
+    /// The bytes of those tensors, from its rows of blocks. `input_scale` is for those that have one.
+    pub(crate) fn pack(
+        self,
+        activations: Activations,
+        shape: [usize; 2],
+        blocks: &[u8],
+        input_scale: f32,
+    ) -> Vec<Vec<u8>> {
+        match self {
+            Self::Block(_) => Vec::new(),
+            Self::Int(settings) => pack_matrix(&settings.group(activations), shape, blocks, input_scale).parts,
+            Self::Lookup(settings) => pack_lookup(&settings.matrix(shape), blocks),
         }
     }
 
@@ -87,6 +128,7 @@ impl MatrixFormat {
         match self {
             Self::Block(dtype) => dtype,
             Self::Int(settings) => settings.format.block_dtype(),
+            Self::Lookup(settings) => settings.format.block_dtype(),
         }
     }
 
@@ -107,13 +149,19 @@ impl MatrixFormat {
         columns: usize,
         importance: Option<&[f32]>,
     ) -> Result<Vec<u8>, TensorError> {
+        let refuse_what_is_not_finite = || match values.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(TensorError::NotFinite { index: index % columns.max(1) }),
+            None => Ok(()),
+        };
         let dtype = match self {
             Self::Block(dtype) => dtype,
             Self::Int(settings) => {
-                return match values.iter().position(|value| !value.is_finite()) {
-                    Some(index) => Err(TensorError::NotFinite { index: index % columns.max(1) }),
-                    None => Ok(round_to_nearest(&settings, values, columns, importance)),
-                };
+                refuse_what_is_not_finite()?;
+                return Ok(int_groups::round_to_nearest(&settings, values, columns, importance));
+            }
+            Self::Lookup(settings) => {
+                refuse_what_is_not_finite()?;
+                return Ok(lookup_groups::round_to_nearest(&settings, values, columns, importance));
             }
         };
         let row_bytes = dtype.row_bytes(columns)?;
@@ -144,6 +192,7 @@ impl MatrixFormat {
         match self {
             Self::Block(dtype) => quantize_with_feedback(dtype, weights, moments, options),
             Self::Int(settings) => quantize_ints_with_feedback(&settings, weights, moments, options),
+            Self::Lookup(settings) => quantize_lookup_with_feedback(&settings, weights, moments, options),
         }
     }
 }

@@ -137,9 +137,11 @@ impl std::str::FromStr for Keep {
         if pattern.is_empty() {
             return Err(CompressError::BadKeep(text.to_owned()));
         }
-        let dtype = DType::from_name(format).map_err(|_| CompressError::UnknownScheme {
+        let known = || DType::all().filter(|dtype| dtype.gguf_id().is_some());
+        let found = known().find(|dtype| dtype.name().eq_ignore_ascii_case(format));
+        let dtype = found.ok_or_else(|| CompressError::UnknownScheme {
             name: format.to_owned(),
-            known: DType::all().map(DType::name).collect::<Vec<_>>().join(", "),
+            known: known().map(DType::name).collect::<Vec<_>>().join(", "),
         })?;
         Ok(Self { pattern: pattern.to_owned(), dtype })
     }

@@ -54,6 +54,33 @@ fn weights_are_those_of_the_library() {
     }
 }
 
+#[test]
+fn sparse_weights_are_those_of_the_library() {
+    let checkpoint = Checkpoint::open(&folder("sparse-24")).unwrap();
+    let reference = std::fs::read(folder("sparse-24").join("dequantized.safetensors")).unwrap();
+    let reference = SafeTensors::from_sources(vec![edgelm_format::Source::owned("dequantized", reference)]).unwrap();
+    let mut found = [0; 2];
+    for &id in checkpoint.tensor_ids() {
+        let Some(want) = reference.get(&checkpoint.stored_name(id)).unwrap() else { continue };
+        let mut values = vec![0.0; want.elements()];
+        decode_row(DType::F32, &want.bytes, &mut values).unwrap();
+        let got = decoded(&checkpoint, id);
+        // The first and the last four rows.
+        let half = values.len() / 2;
+        let got: Vec<f32> = got[..half].iter().chain(&got[got.len() - half..]).copied().collect();
+        assert_eq!(got, values, "{id:?}");
+        match checkpoint.describe(id).unwrap().0 {
+            DType::Q8_24 => found[0] += 1,
+            DType::F16 => found[1] += 1,
+            other => panic!("{id:?} is {other}"),
+        }
+        let (_, row) = checkpoint.row(id, 3).unwrap();
+        let view = checkpoint.tensor(id).unwrap();
+        assert_eq!(*row, view.bytes[3 * row.len()..4 * row.len()]);
+    }
+    assert_eq!(found, [8, 6]);
+}
+
 /// Root of Σ difference² / Σ reference².
 fn difference(folder: &Path, isa: Isa) -> f64 {
     let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
@@ -89,6 +116,8 @@ fn logits_are_those_of_torch_within_int8_activations() {
     for isa in Isa::available() {
         let error = difference(&folder("packed"), isa);
         assert!(error < 0.04, "packed on {isa}: {error}");
+        let error = difference(&folder("sparse-24"), isa);
+        assert!(error < 0.02, "sparse-24 on {isa}: {error}");
         // Here the reference rounds inputs in the same way, and clamps them. Values near the middle of two steps go either
         // way, but with other scales all would be further off.
         let error = difference(&folder("w8a8-static"), isa);

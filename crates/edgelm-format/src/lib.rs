@@ -3,6 +3,7 @@
 //! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
 //! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
 
+pub mod bitsandbytes;
 pub mod compressed_tensors;
 mod fault;
 pub mod gguf;

@@ -4,7 +4,7 @@
 use edgelm_format::{
     Source,
     compressed_tensors::{
-        Activations, Group, IntQuantization, IntTensor, Packing, Strategy, declare_matrix, pack_matrix,
+        Activations, Group, IntQuantization, IntTensor, Packing, SparseTensor, Strategy, declare_matrix, pack_matrix,
     },
     safetensors::{SafeTensors, Writer},
 };
@@ -26,7 +26,11 @@ fn blocks(format: IntFormat, [n, k]: [usize; 2], strategy: Strategy) -> Vec<u8> 
                 Strategy::Group(size) => row * 5 + block * 32 / size,
             };
             let range = i32::from(format.high()) - i32::from(format.low()) + 1;
-            let code = |i: usize| (i32::from(format.low()) + ((row * 7 + block * 11 + i * 13) as i32) % range) as i8;
+            let is_zero = |i: usize| format.is_sparse() && (i + i / 4 + row) % 4 < 2;
+            let code = |i: usize| match is_zero(i) {
+                true => 0,
+                false => (i32::from(format.low()) + ((row * 7 + block * 11 + i * 13) as i32) % range) as i8,
+            };
             let of_run = (i32::from(format.low()) + (run * 3) as i32 % range) as i8;
             let zero = if format.is_symmetric() { 0 } else { of_run };
             let scale = f16::from_f32(0.01 * (run % 9 + 1) as f32);
@@ -42,8 +46,9 @@ fn everything_that_is_packed_comes_back() {
     let path = folder.path().join("m.safetensors");
     let shape = [21, 128];
     for bits in 2..=8 {
-        for symmetric in [true, false] {
-            let Some(format) = IntFormat::new(bits, symmetric) else { continue };
+        for (symmetric, sparse) in [(true, false), (true, true), (false, false)] {
+            let Some(dense) = IntFormat::new(bits, symmetric) else { continue };
+            let Some(format) = (if sparse { dense.sparse() } else { Some(dense) }) else { continue };
             for strategy in [Strategy::Tensor, Strategy::Channel, Strategy::Group(64), Strategy::Group(32)] {
                 for (packing, activations) in [
                     (Packing::Words, Activations::Any),
@@ -58,9 +63,13 @@ fn everything_that_is_packed_comes_back() {
                         writer.write(&part).unwrap();
                     }
                     writer.finish().unwrap();
-                    let json = IntQuantization { groups: vec![group.clone()], ignore: Vec::new() }.to_json();
+                    let bitmask = sparse && packing == Packing::Bytes;
+                    let modules = if bitmask { group.targets.clone() } else { Vec::new() };
+                    let quantization =
+                        IntQuantization { groups: vec![group.clone()], ignore: Vec::new(), sparse: modules };
+                    let json = quantization.to_json();
                     let config = IntQuantization::from_json(&json, Path::new("config.json")).unwrap();
-                    assert_eq!(config.groups, std::slice::from_ref(&group));
+                    assert_eq!(config, quantization);
                     let file = SafeTensors::from_sources(vec![Source::open(&path).unwrap()]).unwrap();
                     let found = IntTensor::open(&file, "a.b", &config.groups[0]).unwrap().unwrap();
                     assert_eq!((found.shape(), found.dtype()), (shape, format.block_dtype()));
@@ -95,6 +104,38 @@ fn read(config: &Value, bytes: Vec<u8>) -> Result<usize, String> {
         }
     }
     Ok(count)
+}
+
+#[test]
+fn wrong_masks_of_sparse_weights_are_errors() {
+    let folder = Path::new(FIXTURE).with_file_name("sparse-24");
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let config = IntQuantization::from_json(&config["quantization_config"], &folder).unwrap();
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let entries: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let open = |bytes: &[u8], module: &str| {
+        let file = SafeTensors::from_sources(vec![Source::owned("m", bytes.to_vec())]).unwrap();
+        let group = config.group_of(module, "Linear").unwrap();
+        let ints = IntTensor::open(&file, module, group).map(|found| found.is_some());
+        ints.and_then(|found| Ok(found || SparseTensor::open(&file, module)?.is_some()))
+    };
+    for module in ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"] {
+        assert!(open(&bytes, module).unwrap());
+        let at = entries[format!("{module}.bitmask")]["data_offsets"][0].as_u64().unwrap() as usize;
+        for wrong in [0b0011_0111, 0b0111_0011, 0b0011_0001, 0] {
+            let mut altered = bytes.clone();
+            altered[header + at + 13] = wrong;
+            let error = open(&altered, module).unwrap_err().to_string();
+            assert!(error.contains(module) && error.contains("two of every four bits in row 1"), "{error}");
+        }
+        // Another shape than that of the values.
+        let at = entries[format!("{module}.shape")]["data_offsets"][0].as_u64().unwrap() as usize;
+        let mut altered = bytes.clone();
+        altered[header + at] += 1;
+        assert!(open(&altered, module).unwrap_err().to_string().contains("two of every four of"));
+    }
 }
 
 #[test]
@@ -134,7 +175,8 @@ fn what_is_not_supported_is_named() {
     for (path, value, part) in [
         ("/quant_method", json!("gptq"), "gptq"),
         ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
-        ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
+        ("/sparsity_config", json!({"format": "sparse-bitmask"}), "`sparsity_config`: format `sparse-bitmask`"),
+        ("/sparsity_config", json!({"format": "sparse-24-bitmask", "sparsity_structure": "4:8"}), "4:8"),
         ("/config_groups", json!({}), "config_groups"),
         ("/config_groups/group_0/targets", json!(["re:.*q_proj"]), "re:.*q_proj"),
         ("/config_groups/group_0/weights/type", json!("float"), "float"),

@@ -2,7 +2,8 @@
 
 use crate::TensorError;
 
-/// How the values of a tensor's rows are stored. Names, block sizes and ids are those of GGUF.
+/// How the values of a tensor's rows are stored. Names, block sizes and ids are those of GGUF, as far as it has them:
+/// `NF4` and `FP4` are those of bitsandbytes, `Q8_24` and `Q4_24` Q8_0 and Q4_0 with two of every four values left out.
 #[allow(non_camel_case_types)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -27,30 +28,40 @@ pub enum DType {
     IQ2_S,
     IQ3_XXS,
     IQ3_S,
+    NF4,
+    FP4,
+    Q8_24,
+    Q4_24,
 }
 
+type Row = (DType, &'static str, Option<u32>, usize, usize);
+
 /// (type, name, GGUF id, values per block, bytes per block)
-const TABLE: [(DType, &str, u32, usize, usize); 20] = [
-    (DType::F32, "F32", 0, 1, 4),
-    (DType::F16, "F16", 1, 1, 2),
-    (DType::BF16, "BF16", 30, 1, 2),
-    (DType::Q4_0, "Q4_0", 2, 32, 18),
-    (DType::Q4_1, "Q4_1", 3, 32, 20),
-    (DType::Q5_0, "Q5_0", 6, 32, 22),
-    (DType::Q5_1, "Q5_1", 7, 32, 24),
-    (DType::Q8_0, "Q8_0", 8, 32, 34),
-    (DType::Q2_K, "Q2_K", 10, 256, 84),
-    (DType::Q3_K, "Q3_K", 11, 256, 110),
-    (DType::Q4_K, "Q4_K", 12, 256, 144),
-    (DType::Q5_K, "Q5_K", 13, 256, 176),
-    (DType::Q6_K, "Q6_K", 14, 256, 210),
-    (DType::IQ4_NL, "IQ4_NL", 20, 32, 18),
-    (DType::IQ4_XS, "IQ4_XS", 23, 256, 136),
-    (DType::IQ2_XXS, "IQ2_XXS", 16, 256, 66),
-    (DType::IQ2_XS, "IQ2_XS", 17, 256, 74),
-    (DType::IQ2_S, "IQ2_S", 22, 256, 82),
-    (DType::IQ3_XXS, "IQ3_XXS", 18, 256, 98),
-    (DType::IQ3_S, "IQ3_S", 21, 256, 110),
+const TABLE: [Row; 24] = [
+    (DType::F32, "F32", Some(0), 1, 4),
+    (DType::F16, "F16", Some(1), 1, 2),
+    (DType::BF16, "BF16", Some(30), 1, 2),
+    (DType::Q4_0, "Q4_0", Some(2), 32, 18),
+    (DType::Q4_1, "Q4_1", Some(3), 32, 20),
+    (DType::Q5_0, "Q5_0", Some(6), 32, 22),
+    (DType::Q5_1, "Q5_1", Some(7), 32, 24),
+    (DType::Q8_0, "Q8_0", Some(8), 32, 34),
+    (DType::Q2_K, "Q2_K", Some(10), 256, 84),
+    (DType::Q3_K, "Q3_K", Some(11), 256, 110),
+    (DType::Q4_K, "Q4_K", Some(12), 256, 144),
+    (DType::Q5_K, "Q5_K", Some(13), 256, 176),
+    (DType::Q6_K, "Q6_K", Some(14), 256, 210),
+    (DType::IQ4_NL, "IQ4_NL", Some(20), 32, 18),
+    (DType::IQ4_XS, "IQ4_XS", Some(23), 256, 136),
+    (DType::IQ2_XXS, "IQ2_XXS", Some(16), 256, 66),
+    (DType::IQ2_XS, "IQ2_XS", Some(17), 256, 74),
+    (DType::IQ2_S, "IQ2_S", Some(22), 256, 82),
+    (DType::IQ3_XXS, "IQ3_XXS", Some(18), 256, 98),
+    (DType::IQ3_S, "IQ3_S", Some(21), 256, 110),
+    (DType::NF4, "NF4", None, 32, 18),
+    (DType::FP4, "FP4", None, 32, 18),
+    (DType::Q8_24, "Q8_24", None, 32, 22),
+    (DType::Q4_24, "Q4_24", None, 32, 14),
 ];
 
 impl DType {
@@ -59,7 +70,7 @@ impl DType {
         TABLE.iter().map(|row| row.0)
     }
 
-    fn row(self) -> &'static (DType, &'static str, u32, usize, usize) {
+    fn row(self) -> &'static Row {
         &TABLE[self as usize]
     }
 
@@ -77,14 +88,14 @@ impl DType {
             .ok_or_else(|| TensorError::UnknownName(name.to_owned()))
     }
 
-    /// The id that GGUF files store (`ggml_type`).
-    pub fn gguf_id(self) -> u32 {
+    /// The id that GGUF files store (`ggml_type`), `None` where GGUF has no such type.
+    pub fn gguf_id(self) -> Option<u32> {
         self.row().2
     }
 
     /// The type of a GGUF id, `None` where this crate does not know it.
     pub fn from_gguf_id(id: u32) -> Option<Self> {
-        TABLE.iter().find(|row| row.2 == id).map(|row| row.0)
+        TABLE.iter().find(|row| row.2 == Some(id)).map(|row| row.0)
     }
 
     /// Values per block; rows are whole blocks.
@@ -95,6 +106,11 @@ impl DType {
     /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.row().4
+    }
+
+    /// True if of every four values two are zero, and not stored.
+    pub fn is_sparse(self) -> bool {
+        matches!(self, Self::Q8_24 | Self::Q4_24)
     }
 
     /// True for everything but F32, F16 and BF16.
@@ -131,7 +147,9 @@ mod tests {
     fn table_is_in_order_of_declaration() {
         for dtype in DType::all() {
             assert_eq!(dtype.row().0, dtype);
-            assert_eq!(DType::from_gguf_id(dtype.gguf_id()), Some(dtype));
+            if let Some(id) = dtype.gguf_id() {
+                assert_eq!(DType::from_gguf_id(id), Some(dtype));
+            }
             assert_eq!(DType::from_name(&dtype.name().to_lowercase()), Ok(dtype));
         }
     }

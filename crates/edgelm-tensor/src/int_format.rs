@@ -1,11 +1,11 @@
 //! Integers with one scale for a run of values of any length: what int8, int4, int3 and int2 mean outside of GGUF.
 //!
 //! Kernels know blocks of 32. Such integers are blocks whose neighbours have equal scales, so a matrix of them is run as one
-//! of Q8_0, Q4_0 or Q4_1: [`IntFormat::block_dtype`] says which, `write_block` and `read_block` convert without loss.
+//! of Q8_0, Q4_0 or Q4_1 (of Q8_24 or Q4_24 where two of every four are zero): [`IntFormat::block_dtype`] says which, `write_block` and `read_block` convert without loss.
 
 use crate::{
     DType,
-    block::{Block, BlockQ4_0, BlockQ4_1, BlockQ8_0},
+    block::{Block, BlockQ4_0, BlockQ4_1, BlockQ4Sparse, BlockQ8_0, BlockQ8Sparse},
 };
 use half::f16;
 
@@ -43,6 +43,21 @@ impl IntFormat {
             _ => return None,
         };
         Some(Self { bits, symmetric, dtype })
+    }
+
+    /// The same with two zeros, which are not stored, in every four; `None` where it is not symmetric.
+    pub fn sparse(self) -> Option<Self> {
+        let dtype = match self.dtype {
+            DType::Q4_0 | DType::Q4_24 => DType::Q4_24,
+            DType::Q8_0 | DType::Q8_24 => DType::Q8_24,
+            _ => return None,
+        };
+        Some(Self { dtype, ..self })
+    }
+
+    /// True if of every four quants two are zero.
+    pub fn is_sparse(self) -> bool {
+        self.dtype.is_sparse()
     }
 
     /// Bits of a quant.
@@ -84,7 +99,8 @@ impl IntFormat {
         }
     }
 
-    /// Appends a block. Quants and zero must be those of the format.
+    /// Appends a block. Quants and zero must be those of the format; of a sparse one two quants of every four are kept, those
+    /// that are not zero first.
     pub fn write_block(self, block: &IntBlock, out: &mut Vec<u8>) {
         let IntBlock { scale, zero, codes } = *block;
         let nibbles = |from: i8| -> [u8; 16] {
@@ -96,6 +112,8 @@ impl IntFormat {
         match self.dtype {
             DType::Q8_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ8_0 { scale, codes })),
             DType::Q4_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ4_0 { scale, nibbles: nibbles(-8) })),
+            DType::Q8_24 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ8Sparse::from_quants(scale, &codes))),
+            DType::Q4_24 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ4Sparse::from_quants(scale, &codes))),
             _ => {
                 let block = BlockQ4_1 { scale, min: self.min(scale, zero), nibbles: nibbles(self.low()) };
                 out.extend_from_slice(bytemuck::bytes_of(&block));
@@ -117,6 +135,14 @@ impl IntFormat {
                 let block: BlockQ4_0 = bytemuck::pod_read_unaligned(bytes);
                 IntBlock { scale: block.scale, zero: 0, codes: split(block.nibbles, -8) }
             }
+            DType::Q8_24 => {
+                let block: BlockQ8Sparse = bytemuck::pod_read_unaligned(bytes);
+                IntBlock { scale: block.scale, zero: 0, codes: block.quants() }
+            }
+            DType::Q4_24 => {
+                let block: BlockQ4Sparse = bytemuck::pod_read_unaligned(bytes);
+                IntBlock { scale: block.scale, zero: 0, codes: block.quants() }
+            }
             _ => {
                 let block: BlockQ4_1 = bytemuck::pod_read_unaligned(bytes);
                 let steps = if block.scale > f16::ZERO { -block.min.to_f32() / block.scale.to_f32() } else { 0.0 };
@@ -133,6 +159,7 @@ impl IntFormat {
 }
 
 const _: () = assert!(BlockQ8_0::LEN == LEN && BlockQ4_0::LEN == LEN && BlockQ4_1::LEN == LEN);
+const _: () = assert!(BlockQ8Sparse::LEN == LEN && BlockQ4Sparse::LEN == LEN);
 
 #[cfg(test)]
 mod tests {
@@ -144,15 +171,25 @@ mod tests {
         (0..10).flat_map(|bits| [true, false].map(|symmetric| IntFormat::new(bits, symmetric))).flatten()
     }
 
+    fn all_and_sparse() -> impl Iterator<Item = IntFormat> {
+        all().chain(all().filter_map(IntFormat::sparse))
+    }
+
     #[test]
     fn blocks_hold_every_quant_scale_and_zero() {
         assert_eq!(all().count(), 7 + 3);
-        for format in all() {
+        assert_eq!(all_and_sparse().count(), 7 + 3 + 7);
+        for format in all_and_sparse() {
             let zeros = if format.is_symmetric() { 0..=0 } else { format.low()..=format.high() };
             for zero in zeros {
                 for scale in [f16::from_bits(1), f16::from_f32(3e-4), f16::from_f32(0.0371), f16::from_f32(900.0)] {
                     let range = i32::from(format.high()) - i32::from(format.low()) + 1;
-                    let code = |i: usize| (i32::from(format.low()) + (i as i32 * 37) % range) as i8;
+                    // Of every four two, other ones each time, and in one four only one.
+                    let is_kept = |i: usize| !format.is_sparse() || ((i + i / 4) % 4 < 2 && i != 9);
+                    let code = |i: usize| match is_kept(i) {
+                        true => (i32::from(format.low()) + (i as i32 * 37) % range) as i8,
+                        false => 0,
+                    };
                     let block = IntBlock { scale, zero, codes: std::array::from_fn(code) };
                     let mut bytes = Vec::new();
                     format.write_block(&block, &mut bytes);

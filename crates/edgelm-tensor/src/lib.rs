@@ -9,10 +9,12 @@
 pub mod block;
 mod dtype;
 mod int_format;
+mod lookup_format;
 mod rope_pairs;
 
 pub use dtype::DType;
 pub use int_format::{IntBlock, IntFormat};
+pub use lookup_format::LookupFormat;
 pub use rope_pairs::RopePairs;
 
 /// What can go wrong when bytes are read as a format or values are written in one.

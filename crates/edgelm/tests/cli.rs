@@ -161,7 +161,7 @@ fn logits_have_one_row_per_position() {
 }
 
 #[test]
-fn integers_are_written_to_folders() {
+fn formats_of_folders_are_written_to_folders() {
     let folder = tempfile::tempdir().unwrap();
     let sample = assets().join("demo/text.txt");
     let sample = sample.to_str().unwrap();
@@ -172,9 +172,13 @@ fn integers_are_written_to_folders() {
     };
     // Bounds are about three times what was measured.
     let calibrated: &[&str] = &["--activations", "static", "--calibration", sample, "--samples", "4"];
-    for (name, extra, bits, kl) in
-        [("int8", &[][..], 8.1, 0.01), ("int4", &["--group-size", "32"], 6.1, 0.3), ("w8a8", calibrated, 8.1, 0.1)]
-    {
+    for (name, extra, bits, kl) in [
+        ("int8", &[][..], 8.1, 0.01),
+        ("int4", &["--group-size", "32"], 6.1, 0.3),
+        ("w8a8", calibrated, 8.1, 0.1),
+        ("nf4", &[], 10.0, 0.3),
+        ("fp4", &["--group-size", "32"], 10.3, 0.5),
+    ] {
         let path = path(name);
         let report = json(&[&["quantize", "demo", "-o", &path, "--format", name], extra].concat());
         assert!(report["bits_per_weight"].as_f64().unwrap() <= bits, "{name}: {}", report["bits_per_weight"]);
@@ -193,12 +197,47 @@ fn integers_are_written_to_folders() {
         (&["--format", "w8a8", "--activations", "static"], "--calibration"),
         (&["--format", "w8a8", "--calibrator", "kl"], "calibrator"),
         (&["--format", "Q8_0"], ".gguf"),
+        (&["--format", "nf4", "--group-size", "96"], "32, 64, 128"),
+        (&["--format", "nf4", "--per", "channel"], "--per"),
+        (&["--format", "nf4", "--sparse", "2:4"], "--sparse"),
+        (&["--format", "int2", "--sparse", "2:4"], "--symmetric"),
     ] {
         let output = command().args(["quantize", "demo", "-o", &out]).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.contains(part), "{arguments:?}: {message}");
         assert!(!Path::new(&out).exists());
+    }
+    for (arguments, part) in [
+        (&["--format", "nf4"][..], "GGUF has no nf4"),
+        (&["--format", "F16", "--sparse", "2:4"], "GGUF has no 2:4 weights"),
+        (&["--format", "Q4_0", "--keep", "token_embd.weight=NF4"], "unknown format `NF4`"),
+    ] {
+        let out = path("none.gguf");
+        let output = command().args(["quantize", "demo", "-o", &out]).args(arguments).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && message.contains(part), "{arguments:?}: {message}");
+    }
+    // 2:4: refused where more is not zero, and stored in less where it is.
+    let output =
+        command().args(["quantize", "demo", "-o", &out, "--format", "int8", "--sparse", "2:4"]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && message.contains("--pattern 2:4"), "{message}");
+    let pruned = path("pruned");
+    json(&["prune", "demo", "-o", &pruned, "--pattern", "2:4", "--method", "magnitude"]);
+    let bytes = |name: &str, extra: &[&str]| {
+        let path = path(name);
+        let report = json(&[&["quantize", &pruned, "-o", &path], extra].concat());
+        let against = json(&["eval", &path, "--text", sample, "--windows", "1", "--against", &pruned]);
+        let got = against["kl_divergence"].as_f64().unwrap();
+        assert!(got < 0.3, "{name}: {got}");
+        report["output_bytes"].as_u64().unwrap()
+    };
+    let sparse = ["--sparse", "2:4"];
+    for format in ["int8", "int4", "F16"] {
+        let dense = if format == "F16" { 0 } else { bytes(&format!("{format}-dense"), &["--format", format]) };
+        let stored = bytes(&format!("{format}-24"), &[&["--format", format], &sparse[..]].concat());
+        assert!(dense == 0 || stored < dense, "{format}: {stored} {dense}");
     }
 }
 
@@ -413,7 +452,8 @@ fn a_model_can_be_calibrated_on_its_own_text() {
     let once = quantize("a.gguf", &[]);
     assert_eq!(quantize("b.gguf", &["--threads", "1"]), once);
     assert_ne!(quantize("c.gguf", &["--seed", "1"]), once);
-    let pruned = [&["prune", "demo", "-o", &path("p.gguf"), "--ffn", "0.25"], &own[..]].concat();
+    let output = path("p.gguf");
+    let pruned = [&["prune", "demo", "-o", &output, "--ffn", "0.25"], &own[..]].concat();
     let pruned = json(&pruned);
     assert!(pruned["parameters_after"].as_u64() < pruned["parameters_before"].as_u64());
 }

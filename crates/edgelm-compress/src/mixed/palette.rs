@@ -40,7 +40,10 @@ impl Palette {
     /// All of it.
     fn all(self) -> Vec<MatrixFormat> {
         match self {
-            Self::Blocks => DType::all().filter(|dtype| dtype.is_quantized()).map(MatrixFormat::Block).collect(),
+            Self::Blocks => {
+                let has_place = |dtype: &DType| dtype.is_quantized() && dtype.gguf_id().is_some();
+                DType::all().filter(has_place).map(MatrixFormat::Block).collect()
+            }
             Self::Ints => {
                 let mut formats = Vec::new();
                 // Zero points pay where there are few steps.

@@ -1,81 +1,29 @@
-//! Into a Hugging Face folder, with integers as the `compressed-tensors` library stores them.
+//! Into a Hugging Face folder.
 
-use super::{Out, Plan, Written};
+use super::{
+    Out, Plan, Written,
+    folder_scheme::{Storage, is_linear},
+};
 use crate::{
-    CompressError, IntSettings, MatrixFormat,
+    CompressError, MatrixFormat,
     layer_pass::{decode, decode_blocks},
     staged::Staged,
     tensor_pass::{Distortion, encode_rows},
 };
 use edgelm_format::{
-    compressed_tensors::{Activations, Group, IntQuantization, Packing, declare_matrix, pack_matrix},
+    bitsandbytes::FourBitConfig,
+    compressed_tensors::{Activations, Group, IntQuantization, Packing, declare_sparse, pack_sparse},
     safetensors::{Element, Writer},
 };
 use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
-use edgelm_tensor::DType;
+use edgelm_tensor::LookupFormat;
+use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
-
-/// How a whole model is stored as integers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IntScheme {
-    /// Linear layers.
-    pub linear: IntSettings,
-    /// Token embedding and output head.
-    pub table: IntSettings,
-    /// Inputs of the linear layers.
-    pub activations: Activations,
-}
-
-/// A format, and the one that was wanted where it does not fit.
-type Chosen = (MatrixFormat, Option<String>);
-
-impl IntScheme {
-    /// The format of a tensor with rows of `row_len`, stored as `dtype`. `keep`: what the user wants instead, which can only
-    /// be a format that is not quantized.
-    pub(super) fn choose(
-        &self,
-        id: TensorId,
-        row_len: usize,
-        dtype: DType,
-        keep: Option<DType>,
-    ) -> Result<Chosen, CompressError> {
-        let float = float(dtype);
-        if !id.is_matrix() {
-            return Ok((float, None));
-        }
-        match keep {
-            Some(dtype) if dtype.is_quantized() => return Err(CompressError::FolderFormat { dtype }),
-            Some(dtype) => return Ok((MatrixFormat::Block(dtype), None)),
-            None => {}
-        }
-        let settings = self.of(id);
-        match settings.fits(row_len) {
-            true => Ok((MatrixFormat::Int(settings), None)),
-            false => Ok((float, Some(settings.to_string()))),
-        }
-    }
-
-    fn of(&self, id: TensorId) -> IntSettings {
-        if let TensorId::Layer(..) = id { self.linear } else { self.table }
-    }
-}
-
-/// What is stored unquantized, of what was `dtype`.
-pub(super) fn float(dtype: DType) -> MatrixFormat {
-    MatrixFormat::Block(if dtype.is_quantized() { DType::F16 } else { dtype })
-}
-
-/// How a matrix is stored. `activations`: what happens to the inputs of linear layers.
-fn group(id: TensorId, settings: IntSettings, activations: Activations) -> Group {
-    let activations = if let TensorId::Layer(..) = id { activations } else { Activations::Any };
-    let packing = if activations == Activations::Any { Packing::Words } else { Packing::Bytes };
-    Group { targets: Vec::new(), format: settings.format, strategy: settings.strategy, activations, packing }
-}
 
 pub(super) struct FolderOut {
     folder: Staged,
     weights: Writer,
-    activations: Activations,
+    storage: Storage,
 }
 
 impl FolderOut {
@@ -83,58 +31,107 @@ impl FolderOut {
         checkpoint: &Checkpoint,
         output: &Path,
         plans: &[Plan],
-        activations: Activations,
+        storage: Storage,
     ) -> Result<Self, CompressError> {
         let mut declared = Vec::new();
-        // Matrices stored alike; tables apart, because the linear layers may be named by their class.
-        let mut groups: Vec<(Group, bool)> = Vec::new();
-        let mut ignore = Vec::new();
+        let mut config = ConfigParts::default();
         for plan in plans {
             let shape = checkpoint.describe(plan.id)?.1.to_vec();
+            let matrix = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
+            let name = module(&plan.name);
             match plan.format {
                 MatrixFormat::Block(dtype) => {
                     let element = Element::of(dtype).ok_or(CompressError::FolderFormat { dtype })?;
-                    declared.push((plan.name.clone(), element, shape));
-                    if plan.id.is_matrix() {
-                        ignore.push(module(&plan.name).to_owned());
-                    }
-                }
-                MatrixFormat::Int(settings) => {
-                    let shape = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
-                    let mut wanted = group(plan.id, settings, activations);
-                    declared.extend(declare_matrix(module(&plan.name), &wanted, shape));
-                    let is_linear = matches!(plan.id, TensorId::Layer(..));
-                    let name = module(&plan.name).to_owned();
-                    match groups.iter_mut().find(|(group, of)| *of == is_linear && is_stored_as(group, &wanted)) {
-                        Some((group, _)) => group.targets.push(name),
-                        None => {
-                            wanted.targets.push(name);
-                            groups.push((wanted, is_linear));
+                    if storage.is_sparse(plan.id, plan.format, matrix[1]) {
+                        declared.extend(declare_sparse(name, element, matrix));
+                        config.has_sparse_floats = true;
+                    } else {
+                        declared.push((plan.name.clone(), element, shape));
+                        if plan.id.is_matrix() {
+                            config.ignore.push(name.to_owned());
                         }
                     }
                 }
+                MatrixFormat::Int(_) | MatrixFormat::Lookup(_) => {
+                    let activations = storage.activations(plan.id);
+                    declared.extend(plan.format.declare(name, activations, matrix));
+                    config.add(name, plan.format, activations, is_linear(plan.id));
+                }
             }
         }
-        groups.sort_by_key(|(_, is_linear)| !is_linear);
-        if let [(linear, true)] | [(linear, true), (_, false), ..] = &mut groups[..] {
-            linear.targets = vec!["Linear".to_owned()];
-        }
-        let groups = groups.into_iter().map(|(group, _)| group).collect();
         // Where it is tied there is no such tensor, but still a module.
         if checkpoint.config().tie_word_embeddings {
-            ignore.push(module(&checkpoint.config().arch.hf_tensor_name(TensorId::Output)).to_owned());
+            config.ignore.push(module(&checkpoint.config().arch.hf_tensor_name(TensorId::Output)).to_owned());
         }
-        let quantization = IntQuantization { groups, ignore };
-        let quantization = (!quantization.groups.is_empty()).then(|| quantization.to_json());
         let layers: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
-        let files = checkpoint.hf_files_with(checkpoint.config(), &layers, quantization)?;
+        let files = checkpoint.hf_files_with(checkpoint.config(), &layers, config.finish())?;
         let folder = Staged::create(output)?;
         for (name, content) in files {
             folder.write(&name, &content)?;
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let weights = Writer::create_typed(&folder.path().join("model.safetensors"), &declared, &metadata)?;
-        Ok(Self { folder, weights, activations })
+        Ok(Self { folder, weights, storage })
+    }
+
+    /// Returns their bytes.
+    fn write_parts(&mut self, parts: &[Vec<u8>]) -> Result<u64, CompressError> {
+        parts.iter().try_for_each(|part| self.weights.write(part))?;
+        Ok(parts.iter().map(|part| part.len() as u64).sum())
+    }
+}
+
+/// What `quantization_config` is made of.
+#[derive(Default)]
+struct ConfigParts {
+    /// Matrices stored alike; tables apart from linear layers, because these may be named by their class.
+    groups: Vec<(Group, bool)>,
+    lookup: Option<LookupFormat>,
+    has_sparse_floats: bool,
+    /// Modules that are not quantized.
+    ignore: Vec<String>,
+}
+
+impl ConfigParts {
+    /// A matrix that is not floats.
+    fn add(&mut self, module: &str, format: MatrixFormat, activations: Activations, is_linear: bool) {
+        let settings = match format {
+            MatrixFormat::Block(_) => return,
+            MatrixFormat::Lookup(settings) => {
+                self.lookup = Some(settings.format);
+                return;
+            }
+            MatrixFormat::Int(settings) => settings,
+        };
+        let mut wanted = settings.group(activations);
+        match self.groups.iter_mut().find(|(group, of)| *of == is_linear && is_stored_as(group, &wanted)) {
+            Some((group, _)) => group.targets.push(module.to_owned()),
+            None => {
+                wanted.targets.push(module.to_owned());
+                self.groups.push((wanted, is_linear));
+            }
+        }
+    }
+
+    /// `None` where nothing is quantized.
+    fn finish(mut self) -> Option<Value> {
+        if let Some(format) = self.lookup {
+            return Some(FourBitConfig { format, skipped: self.ignore }.to_json());
+        }
+        self.groups.sort_by_key(|(_, is_linear)| !is_linear);
+        if let [(linear, true)] | [(linear, true), (_, false), ..] = &mut self.groups[..] {
+            linear.targets = vec!["Linear".to_owned()];
+        }
+        let groups: Vec<Group> = self.groups.into_iter().map(|(group, _)| group).collect();
+        // Of sparse integers in words their own packing says so itself.
+        let is_bitmask = |group: &&Group| group.format.is_sparse() && group.packing == Packing::Bytes;
+        let mut sparse: Vec<String> =
+            groups.iter().filter(is_bitmask).flat_map(|group| group.targets.clone()).collect();
+        if self.has_sparse_floats {
+            sparse.push("Linear".to_owned());
+        }
+        let is_any = !groups.is_empty() || !sparse.is_empty();
+        is_any.then(|| IntQuantization { groups, ignore: self.ignore, sparse }.to_json())
     }
 }
 
@@ -172,10 +169,14 @@ impl Out for FolderOut {
                 let sources: Vec<&[u8]> = bytes.chunks((bytes.len() / rows.max(1)).max(1)).collect();
                 let mut out = Vec::new();
                 let distortion = encode_rows(view.dtype, dtype, &sources, row_len, None, &mut out).map_err(named)?;
-                self.weights.write(&out)?;
-                Ok(Written { bytes: out.len() as u64, relative_rms_error: distortion.relative_rms() })
+                let parts = match self.storage.is_sparse(plan.id, plan.format, row_len) {
+                    true => pack_sparse(dtype.block_bytes(), [rows, row_len], &out).into(),
+                    false => vec![out],
+                };
+                let bytes = self.write_parts(&parts)?;
+                Ok(Written { bytes, relative_rms_error: distortion.relative_rms() })
             }
-            MatrixFormat::Int(settings) => {
+            MatrixFormat::Int(_) | MatrixFormat::Lookup(_) => {
                 let dtype = plan.format.dtype();
                 let (blocks, error) = if is_done {
                     (view.bytes.into_owned(), 0.0)
@@ -185,15 +186,10 @@ impl Out for FolderOut {
                     let decoded = decode_blocks(dtype, &blocks, row_len, values.len())?;
                     (blocks, Distortion::between(&values, &decoded).relative_rms())
                 };
-                let group = group(plan.id, settings, self.activations);
                 let scale = edited.input_scale(plan.id).unwrap_or_default();
-                let packed = pack_matrix(&group, [rows, row_len], &of_rows(&blocks), scale);
-                let mut bytes = 0;
-                for part in packed.parts {
-                    bytes += part.len() as u64;
-                    self.weights.write(&part)?;
-                }
-                Ok(Written { bytes, relative_rms_error: error })
+                let activations = self.storage.activations(plan.id);
+                let parts = plan.format.pack(activations, [rows, row_len], &of_rows(&blocks), scale);
+                Ok(Written { bytes: self.write_parts(&parts)?, relative_rms_error: error })
             }
         }
     }

@@ -21,6 +21,9 @@ pub struct IntOptions {
     pub calibrator: Option<CalibratorName>,
     /// Part of all values that `percentile` keeps.
     pub percentile: Option<f64>,
+    /// Two of every four weights of linear layers, which must have been pruned so.
+    #[serde(default)]
+    pub two_of_four: bool,
 }
 
 /// What shares a scale.
@@ -63,6 +66,8 @@ const PERCENTILE: f64 = 0.9999;
 /// A name and its settings, checked; what depends on the model is still open.
 struct Checked {
     format: IntFormat,
+    /// Of linear layers.
+    linear: IntFormat,
     /// `None`: groups of the largest usual size that fits.
     strategy: Option<Strategy>,
     activations: Activations,
@@ -84,6 +89,7 @@ impl IntOptions {
             ("activations", self.activations.is_some()),
             ("calibrator", self.calibrator.is_some()),
             ("percentile", self.percentile.is_some()),
+            ("sparse", self.two_of_four),
         ];
         given.into_iter().find(|setting| setting.1).map(|setting| setting.0)
     }
@@ -113,6 +119,11 @@ impl IntOptions {
         let Some(format) = IntFormat::new(bits, symmetric) else {
             return Err(format!("{name} weights are symmetric; int4, int3 and int2 can be asymmetric"));
         };
+        let linear = match (self.two_of_four, format.sparse()) {
+            (false, _) => format,
+            (true, Some(sparse)) => sparse,
+            (true, None) => return Err("2:4 weights are integers without a zero point (`symmetric`)".to_owned()),
+        };
         let strategy = match (self.per, self.group_size) {
             (Some(Per::Tensor | Per::Channel), Some(_)) => {
                 return Err("a group size has a meaning with `per` group only".to_owned());
@@ -126,7 +137,7 @@ impl IntOptions {
             (None, None) if bits == 8 => Some(Strategy::Channel),
             (_, None) => None,
         };
-        Ok(Checked { format, strategy, activations, calibrator })
+        Ok(Checked { format, linear, strategy, activations, calibrator })
     }
 
     fn named_calibrator(&self) -> Result<Calibrator, String> {
@@ -149,24 +160,21 @@ impl IntScheme {
     /// What the name and its settings mean for this model.
     pub fn of_name(name: &str, options: &IntOptions, checkpoint: &Checkpoint) -> Result<Self, CompressError> {
         let bad = |problem| CompressError::Setting { what: "format", value: name.to_owned(), problem };
-        let Checked { format, strategy, activations, .. } = options.checked(name).map_err(bad)?;
-        let strategy = strategy.unwrap_or_else(|| Strategy::Group(largest_group(format, checkpoint)));
+        let Checked { format, linear, strategy, activations, .. } = options.checked(name).map_err(bad)?;
+        let strategy = strategy.unwrap_or_else(|| Strategy::Group(largest_group(&GROUP_SIZES, checkpoint)));
         // Eight bits per row cost the tables nothing that could be measured.
         let table = IntSettings { format: IntFormat::new(8, true).unwrap_or(format), strategy: Strategy::Channel };
-        Ok(Self { linear: IntSettings { format, strategy }, table, activations })
+        Ok(Self { linear: IntSettings { format: linear, strategy }, table, activations })
     }
 }
 
-/// The largest usual size that divides the rows of all linear layers.
-fn largest_group(format: IntFormat, checkpoint: &Checkpoint) -> usize {
+/// The first of `sizes` that divides the rows of all linear layers, else the last.
+pub fn largest_group(sizes: &[usize], checkpoint: &Checkpoint) -> usize {
     let linear = |id: &&TensorId| id.is_matrix() && matches!(id, TensorId::Layer(..));
     let rows = checkpoint.tensor_ids().iter().filter(linear).filter_map(|&id| checkpoint.describe(id).ok());
     let rows: Vec<usize> = rows.filter_map(|(_, shape)| shape.last().copied()).collect();
-    let fits = |size: &usize| {
-        let settings = IntSettings { format, strategy: Strategy::Group(*size) };
-        rows.iter().all(|&row| settings.fits(row))
-    };
-    GROUP_SIZES.into_iter().find(fits).unwrap_or(32)
+    let fits = |size: &&usize| rows.iter().all(|row| row.is_multiple_of(**size));
+    sizes.iter().find(fits).or(sizes.last()).copied().unwrap_or(32)
 }
 
 fn bits(format: &str) -> Option<u32> {

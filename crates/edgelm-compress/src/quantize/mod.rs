@@ -2,29 +2,31 @@
 
 mod budget;
 mod folder;
+mod folder_scheme;
 mod gguf;
 mod ints;
 #[cfg(test)]
 mod tests;
 
 pub use budget::matrix_budget;
-pub use folder::IntScheme;
-pub use ints::{CalibratorName, Inputs, IntOptions, Per};
+pub use folder_scheme::{FolderScheme, IntScheme};
+pub use ints::{CalibratorName, Inputs, IntOptions, Per, largest_group};
 
 use crate::{
     CompressError, Importance, MatrixFormat, Walk,
     equalize::{Equalize, equalize_layer},
     go_on,
-    int_groups::Activations,
-    layer_pass::{Codes, MatrixErrors, quantize_layer, quantize_matrix},
+    layer_pass::{Codes, MatrixErrors, decode, quantize_layer, quantize_matrix},
     ranges::Calibrator,
     scheme::{Choice, Keep, Scheme, fit},
     store::LayerStore,
 };
+use edgelm_format::compressed_tensors::two_of_four;
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, TensorId};
 use edgelm_tensor::DType;
 use folder::FolderOut;
+use folder_scheme::Storage;
 use gguf::GgufOut;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -54,8 +56,8 @@ pub enum Formats<'a> {
     Scheme(Scheme),
     /// Matrix by matrix; it must name every one. In a folder they are integers or floats, else block formats.
     Mixed(&'a HashMap<TensorId, MatrixFormat>),
-    /// Integers, in a folder.
-    Ints(IntScheme),
+    /// Those of safetensors, in a folder.
+    Folder(FolderScheme),
 }
 
 impl Formats<'_> {
@@ -64,7 +66,7 @@ impl Formats<'_> {
         match self {
             Formats::Scheme(_) => false,
             Formats::Mixed(_) => !is_gguf(output),
-            Formats::Ints(_) => true,
+            Formats::Folder(_) => true,
         }
     }
 }
@@ -185,7 +187,7 @@ struct Written {
 pub type OnTensor<'a> = dyn FnMut(usize, usize, &str) -> ControlFlow<()> + 'a;
 
 /// Writes `output` (a temporary sibling until it is complete, removed on any error): a GGUF file, or a folder where the
-/// formats are integers. `on_tensor` is called before each tensor and every few million weights of a large one. The token
+/// formats are those of safetensors. `on_tensor` is called before each tensor and every few million weights of a large one. The token
 /// embedding comes last: where it is the output head as well, what it has to express is known only after all layers.
 ///
 /// Peak memory beyond mapped pages: some million decoded and encoded values, per-thread rows, and the importance; with
@@ -200,21 +202,27 @@ pub fn quantize(
     refuse_overwriting_input(checkpoint, output)?;
     let is_folder = options.formats.is_for_folder(output);
     let plans = plan(checkpoint, options, is_folder)?;
+    let storage = match options.formats {
+        Formats::Folder(scheme) => scheme.storage(),
+        _ => Storage::default(),
+    };
+    for plan in &plans {
+        let row_len = checkpoint.describe(plan.id)?.1.last().copied().unwrap_or_default();
+        if is_folder && storage.is_sparse(plan.id, plan.format, row_len) {
+            check_two_of_four(checkpoint, plan)?;
+        }
+    }
     let mut notes = Vec::new();
     let mut out: Box<dyn Out> = if is_folder {
         let table = plans.iter().find(|plan| {
             let is_table = !matches!(plan.id, TensorId::Layer(..));
-            is_table && matches!(plan.format, MatrixFormat::Int(_))
+            is_table && !matches!(plan.format, MatrixFormat::Block(_))
         });
         if let Some(table) = table {
             let keep = "`--keep token_embd.weight=F16 --keep output.weight=F16` leaves them floats";
             notes.push(format!("embedding and output head are {}; not all programs read that: {keep}", table.format));
         }
-        let activations = match options.formats {
-            Formats::Ints(scheme) => scheme.activations,
-            _ => Activations::Any,
-        };
-        Box::new(FolderOut::create(checkpoint, output, &plans, activations)?)
+        Box::new(FolderOut::create(checkpoint, output, &plans, storage)?)
     } else {
         notes.extend(checkpoint.gguf_notes());
         let file_type = match options.formats {
@@ -293,6 +301,16 @@ pub fn quantize(
     })
 }
 
+/// Errors if more than two of any four weights are not zero.
+fn check_two_of_four(checkpoint: &Checkpoint, plan: &Plan) -> Result<(), CompressError> {
+    let values = decode(checkpoint, plan.id)?;
+    checkpoint.release(plan.id);
+    match two_of_four(&values, |value| *value == 0.0) {
+        Some(_) => Ok(()),
+        None => Err(CompressError::NotTwoOfFour { name: checkpoint.stored_name(plan.id) }),
+    }
+}
+
 /// Quantizes the next layer of a walk and its parent's, or takes it from the store.
 fn next_layer(
     (walk, parent): (&mut Walk<'_>, Option<&mut Walk<'_>>),
@@ -360,8 +378,8 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>, is_folder: bool)
         let block =
             |choice: Choice| (MatrixFormat::Block(choice.dtype), choice.instead_of.map(|dtype| dtype.to_string()));
         let (format, instead_of) = match options.formats {
-            Formats::Ints(scheme) => scheme.choose(id, row_len, dtype, keep)?,
-            _ if is_folder && !id.is_matrix() => (folder::float(dtype), None),
+            Formats::Folder(scheme) => scheme.choose(id, row_len, dtype, keep)?,
+            _ if is_folder && !id.is_matrix() => (folder_scheme::float(dtype), None),
             // Gains and biases are a millionth of the weights; llama.cpp expects them in f32.
             _ if !id.is_matrix() => (MatrixFormat::Block(DType::F32), None),
             Formats::Scheme(scheme) => {

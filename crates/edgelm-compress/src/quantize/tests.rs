@@ -2,10 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::{Activations, FeedbackOptions, IntSettings, Strategy, layer_pass::decode};
+use crate::{
+    Activations, FeedbackOptions, IntSettings, LookupSettings, Strategy,
+    layer_pass::decode,
+    prune::{PruneMethod, PruneOptions, Sparsity, prune},
+};
 use edgelm_engine::{Engine, Step, Want, Workspace};
 use edgelm_model::LayerTensor;
-use edgelm_tensor::IntFormat;
+use edgelm_tensor::{IntFormat, LookupFormat};
 use std::{path::PathBuf, sync::Arc};
 
 fn parent(name: &str) -> Checkpoint {
@@ -46,7 +50,17 @@ fn write(
     method: Method<'_>,
     keep: &[Keep],
 ) -> Result<QuantizeReport, CompressError> {
-    let options = QuantizeOptions { formats: Formats::Ints(scheme), keep, method, store: None };
+    write_folder(parent, path, FolderScheme::Ints(scheme), method, keep)
+}
+
+fn write_folder(
+    parent: &Checkpoint,
+    path: &Path,
+    scheme: FolderScheme,
+    method: Method<'_>,
+    keep: &[Keep],
+) -> Result<QuantizeReport, CompressError> {
+    let options = QuantizeOptions { formats: Formats::Folder(scheme), keep, method, store: None };
     quantize(parent, path, &options, &mut |_, _, _| ControlFlow::Continue(()))
 }
 
@@ -152,7 +166,12 @@ fn what_a_folder_cannot_be_is_refused_and_leaves_nothing() {
     let error = write(&parent("llama-tied"), &path, ints, Method::Rtn, &keep("nothing=F16")).unwrap_err();
     assert!(matches!(error, CompressError::UnusedKeep(_)), "{error}");
     let mut steps = 0;
-    let options = QuantizeOptions { formats: Formats::Ints(ints), keep: &[], method: Method::Rtn, store: None };
+    let options = QuantizeOptions {
+        formats: Formats::Folder(FolderScheme::Ints(ints)),
+        keep: &[],
+        method: Method::Rtn,
+        store: None,
+    };
     let stopped = quantize(&parent("llama-tied"), &path, &options, &mut |_, _, _| {
         steps += 1;
         if steps < 9 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -214,4 +233,121 @@ fn a_mixture_of_integers_has_its_formats_in_the_folder() {
     let gguf = folder.path().join("mixed.gguf");
     let error = quantize(&model, &gguf, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, CompressError::GgufFormat { .. }) && !gguf.exists(), "{error}");
+}
+
+#[test]
+fn folders_of_table_codes_run_and_feedback_is_better_than_rounding() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cpu, windows) = (Cpu::new(Some(1), None).unwrap(), windows());
+    let feedback = Method::Layerwise(Layerwise {
+        cpu: &cpu,
+        windows: &windows,
+        equalize: None,
+        codes: Codes::Feedback(FeedbackOptions::default()),
+        static_inputs: None,
+    });
+    let model = "qwen3";
+    let was = logits(parent(model));
+    for format in LookupFormat::ALL {
+        for group_size in [64, 32] {
+            let settings = LookupSettings { format, group_size };
+            let path = folder.path().join(settings.to_string());
+            let report = write_folder(&parent(model), &path, FolderScheme::Lookup(settings), Method::Rtn, &[]).unwrap();
+            let back = Checkpoint::open(&path).unwrap();
+            let q = TensorId::Layer(0, LayerTensor::Q);
+            let (dtype, &[n, k]) = back.describe(q).unwrap() else { unreachable!() };
+            assert_eq!(dtype, format.block_dtype());
+            let stored = report.tensors.iter().find(|tensor| tensor.name.ends_with("layers.0.self_attn.q_proj.weight"));
+            // Codes, scales and the table; the rest is the size of a line of text.
+            let wanted = n * k / 2 + 4 * n * k / group_size + 64;
+            assert!((wanted..wanted + 200).contains(&(stored.unwrap().bytes as usize)), "{settings}");
+            let values = decode(&parent(model), q).unwrap();
+            let rounded = MatrixFormat::Lookup(settings).rounded(&values, k, None).unwrap();
+            assert_eq!(decode(&back, q).unwrap(), rounded, "{settings}");
+            let embedding = back.describe(TensorId::TokenEmbedding).unwrap().0;
+            assert_eq!(embedding, parent(model).describe(TensorId::TokenEmbedding).unwrap().0);
+            let error = relative(&logits(back), &was);
+            assert!(error < 0.4, "{settings}: {error}");
+
+            let path = folder.path().join(format!("{settings} fed"));
+            let fed = write_folder(&parent(model), &path, FolderScheme::Lookup(settings), feedback, &[]).unwrap();
+            let fed_error = relative(&logits(Checkpoint::open(&path).unwrap()), &was);
+            assert!(fed_error < error, "{settings}: {fed_error} {error}");
+            assert!(fed.tensors.iter().any(|tensor| tensor.relative_output_error.is_some()));
+        }
+    }
+    let out = folder.path().join("none");
+    let settings = LookupSettings { format: LookupFormat::Nf4, group_size: 64 };
+    let keep = ["token_embd.weight=Q8_0".parse::<Keep>().unwrap()];
+    let error = write_folder(&parent(model), &out, FolderScheme::Lookup(settings), Method::Rtn, &keep).unwrap_err();
+    assert!(matches!(error, CompressError::FolderFormat { .. }), "{error}");
+    // GGUF has no such type, so it is a name of none.
+    assert!("token_embd.weight=NF4".parse::<Keep>().is_err() && Scheme::from_name("nf4").is_err());
+}
+
+#[test]
+fn two_of_four_weights_stay_zero_and_are_not_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let pruned = folder.path().join("pruned");
+    let sparsity = Some(Sparsity::new(None, "2:4".parse().unwrap()).unwrap());
+    let options = PruneOptions { sparsity, method: PruneMethod::Magnitude, ..PruneOptions::default() };
+    let dense = parent("qwen3");
+    prune(&dense, &pruned, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+    let pruned = Checkpoint::open(&pruned).unwrap();
+    let was = logits(Checkpoint::open(pruned.path()).unwrap());
+    let (cpu, windows) = (Cpu::new(Some(1), None).unwrap(), windows());
+    let layerwise = |equalize, codes| {
+        Method::Layerwise(Layerwise { cpu: &cpu, windows: &windows, equalize, codes, static_inputs: None })
+    };
+    let feedback = Codes::Feedback(FeedbackOptions::default());
+    let methods = [
+        Method::Rtn,
+        layerwise(None, feedback),
+        layerwise(None, Codes::Feedback(FeedbackOptions { activation_order: true, ..FeedbackOptions::default() })),
+        layerwise(Some(Equalize::Awq), Codes::Weighted),
+    ];
+    for (bits, strategy, most) in [(8, Strategy::Channel, 0.05), (4, Strategy::Group(32), 0.3)] {
+        let linear = settings(bits, true, strategy);
+        let sparse = IntSettings { format: linear.format.sparse().unwrap(), strategy };
+        let mut errors = Vec::new();
+        for (index, method) in methods.into_iter().enumerate() {
+            let path = folder.path().join(format!("{bits}-{index}"));
+            let report = write(&pruned, &path, scheme(sparse, Activations::Any), method, &[]).unwrap();
+            let back = Checkpoint::open(&path).unwrap();
+            for &id in back.tensor_ids().iter().filter(|id| matches!(id, TensorId::Layer(_, t) if t.is_linear())) {
+                assert_eq!(back.describe(id).unwrap().0, sparse.format.block_dtype());
+                let (is, was) = (decode(&back, id).unwrap(), decode(&pruned, id).unwrap());
+                assert!(is.iter().zip(&was).all(|(is, was)| *was != 0.0 || *is == 0.0), "{sparse} {index} {id:?}");
+            }
+            // The same without leaving out zeros.
+            let path = folder.path().join(format!("{bits}-{index}-dense"));
+            let whole = write(&pruned, &path, scheme(linear, Activations::Any), method, &[]).unwrap();
+            let of = |report: &QuantizeReport| -> u64 {
+                report.tensors.iter().filter(|tensor| tensor.name.ends_with("proj.weight")).map(|t| t.bytes).sum()
+            };
+            let ratio = of(&report) as f64 / of(&whole) as f64;
+            assert!(ratio < if bits == 8 { 0.66 } else { 0.81 }, "{sparse}: {ratio}");
+            let error = relative(&logits(back), &was);
+            assert!(error < most, "{sparse} {index}: {error}");
+            errors.push(error);
+        }
+        assert!(errors[1] < errors[0], "{sparse}: {errors:?}");
+    }
+
+    // Floats.
+    let path = folder.path().join("f16");
+    write_folder(&pruned, &path, FolderScheme::TwoOfFour(DType::F16), Method::Rtn, &[]).unwrap();
+    let back = Checkpoint::open(&path).unwrap();
+    for &id in back.tensor_ids().iter().filter(|id| id.is_matrix()) {
+        let half = |values: Vec<f32>| values.into_iter().map(|value| half::f16::from_f32(value).to_f32());
+        assert!(decode(&back, id).unwrap().into_iter().eq(half(decode(&pruned, id).unwrap())), "{id:?}");
+    }
+    assert!((back.file_bytes() as f64) < 0.7 * pruned.file_bytes() as f64);
+
+    let sparse = settings(8, true, Strategy::Channel);
+    let sparse = IntSettings { format: sparse.format.sparse().unwrap(), ..sparse };
+    let out = folder.path().join("none");
+    let error = write(&dense, &out, scheme(sparse, Activations::Any), Method::Rtn, &[]).unwrap_err();
+    assert!(matches!(error, CompressError::NotTwoOfFour { .. }), "{error}");
+    assert!(!out.exists());
 }

@@ -2,9 +2,9 @@
 
 use super::{Gates, Job, PassReport, Settings};
 use crate::{
-    ActivationRounding, Calibrator, CalibratorName, Codes, CompressError, Equalize, FeedbackOptions, Formats,
-    Importance, Inputs, IntOptions, IntScheme, Keep, LayerStore, Layerwise, MatrixFormat, Method, OnTensor, Per,
-    QuantizeOptions, Scheme, go_on, measure_importance,
+    ActivationRounding, Calibrator, CalibratorName, Codes, CompressError, Equalize, FeedbackOptions, FolderScheme,
+    Formats, Importance, Inputs, IntOptions, IntScheme, Keep, LayerStore, Layerwise, MatrixFormat, Method, OnTensor,
+    Per, QuantizeOptions, Scheme, go_on, measure_importance,
     mixed::{Limit, Palette, ParetoFront, Target, choose_formats, quantize_within},
     parse_size, quantize,
 };
@@ -127,6 +127,7 @@ impl QuantizePass {
             activations: self.activations,
             calibrator: self.calibrator,
             percentile: self.percentile,
+            ..IntOptions::default()
         }
     }
 
@@ -325,7 +326,7 @@ impl Settings for QuantizePass {
         let formats = match (&mixture, &self.format) {
             (Some((formats, _)), _) => Formats::Mixed(formats),
             (None, Some(name)) if self.int_format().is_some() => {
-                Formats::Ints(IntScheme::of_name(name, &self.ints(), job.checkpoint)?)
+                Formats::Folder(FolderScheme::Ints(IntScheme::of_name(name, &self.ints(), job.checkpoint)?))
             }
             (None, name) => Formats::Scheme(Scheme::from_name(name.as_deref().unwrap_or_default())?),
         };

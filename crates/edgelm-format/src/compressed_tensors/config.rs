@@ -16,6 +16,8 @@ pub struct IntQuantization {
     pub groups: Vec<Group>,
     /// Modules that are left as they are.
     pub ignore: Vec<String>,
+    /// Classes or names of modules of which two of every four weights are stored (`sparse-24-bitmask`), floats or `int-quantized`.
+    pub sparse: Vec<String>,
 }
 
 /// Modules that are stored alike.
@@ -64,14 +66,11 @@ pub enum Packing {
     Bytes,
 }
 
-impl Packing {
-    fn name(self) -> &'static str {
-        match self {
-            Packing::Words => "pack-quantized",
-            Packing::Bytes => "int-quantized",
-        }
-    }
-}
+/// `pack-quantized` of two of every four quants.
+const PACKED_24: &str = "edgelm-pack-quantized-24";
+
+/// `sparsity_config` in these words.
+const BITMASK_24: &str = "sparse-24-bitmask";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,11 +78,12 @@ struct Stored {
     #[serde(rename = "quant_method")]
     _method: String,
     format: Option<String>,
+    #[serde(default)]
     config_groups: BTreeMap<String, StoredGroup>,
     #[serde(default)]
     ignore: Option<Vec<String>>,
     kv_cache_scheme: Option<Value>,
-    sparsity_config: Option<Value>,
+    sparsity_config: Option<StoredSparsity>,
     transform_config: Option<Value>,
     moe_sparsity_config: Option<Value>,
     #[serde(rename = "quantization_status")]
@@ -92,6 +92,21 @@ struct Stored {
     _ratio: Option<Value>,
     #[serde(rename = "version")]
     _version: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredSparsity {
+    format: Option<String>,
+    sparsity_structure: Option<String>,
+    targets: Option<Vec<String>>,
+    // Modules whose weights are stored as usual show that themselves.
+    #[serde(rename = "ignore")]
+    _ignore: Option<Vec<String>>,
+    #[serde(rename = "global_sparsity")]
+    _global_sparsity: Option<f64>,
+    #[serde(rename = "registry_requires_subclass")]
+    _registry: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -149,21 +164,28 @@ impl IntQuantization {
 
     /// The value for config.json.
     pub fn to_json(&self) -> Value {
-        let packings: Vec<Packing> = self.groups.iter().map(|group| group.packing).collect();
-        let format = match packings[..] {
-            [first, ..] if packings.iter().all(|packing| *packing == first) => first.name(),
+        let names: Vec<&str> = self.groups.iter().map(Group::format_name).collect();
+        let format = match names[..] {
+            [] => "dense",
+            [first, ..] if names.iter().all(|name| *name == first) => first,
             _ => "mixed-precision",
         };
         let groups: serde_json::Map<String, Value> =
             self.groups.iter().enumerate().map(|(index, group)| (format!("group_{index}"), group.to_json())).collect();
-        json!({
+        let mut out = json!({
             "quant_method": "compressed-tensors",
             "format": format,
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": self.ignore,
             "kv_cache_scheme": null,
-        })
+        });
+        if !self.sparse.is_empty() {
+            out["sparsity_config"] = json!({
+                "format": BITMASK_24, "sparsity_structure": "2:4", "targets": self.sparse, "ignore": self.ignore,
+            });
+        }
+        out
     }
 
     /// The group of a module of a class: one that names it, else one that names its class, else the only one.
@@ -175,6 +197,14 @@ impl IntQuantization {
 }
 
 impl Group {
+    fn format_name(&self) -> &'static str {
+        match self.packing {
+            Packing::Words if self.format.is_sparse() => PACKED_24,
+            Packing::Words => "pack-quantized",
+            Packing::Bytes => "int-quantized",
+        }
+    }
+
     fn to_json(&self) -> Value {
         let (strategy, group_size) = match self.strategy {
             Strategy::Tensor => ("tensor", None),
@@ -199,7 +229,7 @@ impl Group {
                 Activations::Static => input("tensor", false),
             },
             "output_activations": null,
-            "format": self.packing.name(),
+            "format": self.format_name(),
         })
     }
 }
@@ -218,7 +248,6 @@ fn read(value: &Value) -> Result<IntQuantization, Fault> {
     };
     for (key, value) in [
         ("kv_cache_scheme", &stored.kv_cache_scheme),
-        ("sparsity_config", &stored.sparsity_config),
         ("transform_config", &stored.transform_config),
         ("moe_sparsity_config", &stored.moe_sparsity_config),
     ] {
@@ -226,27 +255,41 @@ fn read(value: &Value) -> Result<IntQuantization, Fault> {
             return unsupported(format!("`{key}` is not supported"));
         }
     }
+    let sparsity = |fault: Fault| fault.within("`sparsity_config`");
+    let sparse = read_sparsity(stored.sparsity_config.unwrap_or_default()).map_err(sparsity)?;
     let mut groups = Vec::new();
     for (name, group) in stored.config_groups {
         let place = |fault: Fault| fault.within(format_args!("group {}", Name(&name)));
-        groups.push(read_group(group, stored.format.as_deref()).map_err(place)?);
+        groups.push(read_group(group, stored.format.as_deref(), !sparse.is_empty()).map_err(place)?);
     }
-    if groups.is_empty() {
+    if groups.is_empty() && sparse.is_empty() {
         return malformed!("`config_groups` is empty");
     }
-    Ok(IntQuantization { groups, ignore: stored.ignore.unwrap_or_default() })
+    Ok(IntQuantization { groups, ignore: stored.ignore.unwrap_or_default(), sparse })
 }
 
-fn read_group(group: StoredGroup, format: Option<&str>) -> Result<Group, Fault> {
+/// The modules of which two of every four weights are stored.
+fn read_sparsity(stored: StoredSparsity) -> Result<Vec<String>, Fault> {
+    match (stored.format.as_deref(), stored.sparsity_structure.as_deref()) {
+        (None | Some("dense"), _) => Ok(Vec::new()),
+        (Some(BITMASK_24), None | Some("2:4")) => Ok(stored.targets.unwrap_or_else(|| vec!["Linear".to_owned()])),
+        (Some(BITMASK_24), Some(other)) => unsupported(format!("structure {} is not supported", Name(other))),
+        (Some(other), _) => unsupported(format!("format {} is not supported", Name(other))),
+    }
+}
+
+/// `has_sparse`: of some modules two of every four weights are stored. Which they are, their tensors show.
+fn read_group(group: StoredGroup, format: Option<&str>, has_sparse: bool) -> Result<Group, Fault> {
     if let Some(pattern) = group.targets.iter().find(|target| target.starts_with("re:")) {
         return unsupported(format!("target {}: patterns are not supported", Name(pattern)));
     }
     if group.output_activations.is_some_and(|value| !value.is_null()) {
         return unsupported("`output_activations` are not supported".to_owned());
     }
-    let packing = match group.format.as_deref().or(format) {
-        Some("pack-quantized") => Packing::Words,
-        Some("int-quantized") => Packing::Bytes,
+    let (packing, is_sparse) = match group.format.as_deref().or(format) {
+        Some("pack-quantized") => (Packing::Words, false),
+        Some(PACKED_24) => (Packing::Words, true),
+        Some("int-quantized") => (Packing::Bytes, has_sparse),
         other => return unsupported(format!("format {} is not supported", Name(other.unwrap_or("none")))),
     };
     let Some(weights) = group.weights else { return unsupported("weights without quantization".to_owned()) };
@@ -262,6 +305,12 @@ fn read_group(group: StoredGroup, format: Option<&str>) -> Result<Group, Fault> 
     let Some(format) = IntFormat::new(weights.num_bits, weights.symmetric) else {
         let kind = if weights.symmetric { "symmetric" } else { "asymmetric" };
         return unsupported(format!("{kind} weights of {} bits are not supported", weights.num_bits));
+    };
+    let format = match (is_sparse, format.sparse()) {
+        (false, _) => format,
+        (true, Some(sparse)) => sparse,
+        (true, None) if packing == Packing::Bytes => format,
+        (true, None) => return unsupported("asymmetric weights that are sparse are not supported".to_owned()),
     };
     let strategy = match (weights.strategy.as_deref(), weights.group_size) {
         (Some("tensor"), _) | (None, None) => Strategy::Tensor,

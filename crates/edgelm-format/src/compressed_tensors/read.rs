@@ -1,12 +1,16 @@
 //! One matrix: its parts checked, and its rows as blocks.
 
-use super::{Activations, Bits, Group, Packing};
+use super::{
+    Activations, Bits, Group, Packing,
+    sparse::{bitmask, parts},
+    two_of_four::Bitmask,
+};
 use crate::{
     FormatError, Source, TensorInfo,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
 };
-use edgelm_tensor::{DType, IntBlock, block::decode_row};
+use edgelm_tensor::{DType, IntBlock, IntFormat, block::decode_row};
 use half::f16;
 use std::ops::Range;
 
@@ -15,9 +19,11 @@ const BLOCK: usize = 32;
 
 /// A matrix of integers, borrowed from the file.
 pub struct IntTensor<'a> {
-    group: &'a Group,
+    format: IntFormat,
     shape: [usize; 2],
     quants: Quants<'a>,
+    /// Where the quants belong, if they are two of every four.
+    bitmask: Option<Bitmask<'a>>,
     scales: Scales<'a>,
     zeros: Option<Zeros<'a>>,
     input_scale: Option<f32>,
@@ -50,8 +56,11 @@ impl<'a> IntTensor<'a> {
     ///
     /// Errors: parts that are missing, of another type or shape; rows or groups that are not whole blocks of 32.
     pub fn open(file: &'a SafeTensors, module: &str, group: &'a Group) -> Result<Option<Self>, FormatError> {
+        // Modules that a sparse group names may be dense.
+        let is_compressed = group.format.is_sparse() && file.info(&format!("{module}.compressed")).is_some();
         let name = match group.packing {
             Packing::Words => format!("{module}.weight_packed"),
+            Packing::Bytes if is_compressed => format!("{module}.compressed"),
             Packing::Bytes => format!("{module}.weight"),
         };
         let Some((info, source)) = file.info(&name).zip(file.source_of(&name)) else { return Ok(None) };
@@ -72,19 +81,33 @@ impl<'a> IntTensor<'a> {
         if part("weight_g_idx").is_some() {
             return Err(Fault::Unsupported("activation order (`weight_g_idx`) is not supported".to_owned()));
         }
-        let bits = group.format.bits();
+        let mut format = group.format;
+        let bits = format.bits();
         let bytes = weight.bytes.unwrap_or_default();
-        let (shape, quants) = match group.packing {
-            Packing::Bytes => (two(&weight)?, Quants::Bytes(bytes)),
+        let (shape, quants, bitmask) = match group.packing {
+            Packing::Bytes if format.is_sparse() && part("compressed").is_some() => {
+                let (shape, bitmask) = parts(file, module, &weight)?;
+                (shape, Quants::Bytes(bytes), Some(bitmask))
+            }
+            Packing::Bytes => {
+                // What a sparse group leaves out of its masks.
+                format = IntFormat::new(bits, format.is_symmetric()).unwrap_or(format);
+                (two(&weight)?, Quants::Bytes(bytes), None)
+            }
             Packing::Words => {
-                let shape = stored_shape(&needed("weight_shape")?)?;
+                let shape = stored_shape(&needed("weight_shape")?, "weight_shape")?;
+                let stored = if format.is_sparse() { shape[1] / 2 } else { shape[1] };
                 let [rows, words] = two(&weight)?;
-                let layout = Bits::of_words(bits, shape[1], words).filter(|_| rows == shape[0]);
+                let layout = Bits::of_words(bits, stored, words).filter(|_| rows == shape[0]);
                 let Some(layout) = layout.filter(|_| weight.type_name == "I32") else {
                     let (kind, stored) = (weight.type_name, weight.shape);
                     return malformed!("is {kind} {stored:?}, which does not hold {shape:?} numbers of {bits} bits");
                 };
-                (shape, Quants::Words(bytes, layout))
+                let bitmask = match format.is_sparse() {
+                    true => Some(bitmask(&needed("bitmask")?, shape)?),
+                    false => None,
+                };
+                (shape, Quants::Words(bytes, layout), bitmask)
             }
         };
         if !shape[1].is_multiple_of(BLOCK) {
@@ -92,7 +115,7 @@ impl<'a> IntTensor<'a> {
             return Err(Fault::Unsupported(what));
         }
         let scales = scales(&needed("weight_scale")?, shape)?;
-        let zeros = match (group.format.is_symmetric(), part("weight_zero_point")) {
+        let zeros = match (format.is_symmetric(), part("weight_zero_point")) {
             (false, Some(info)) => Some(zeros(&info, &scales, bits)?),
             (false, None) => return malformed!("`weight_zero_point` is missing"),
             // Zeros by definition.
@@ -103,7 +126,7 @@ impl<'a> IntTensor<'a> {
             _ => None,
         };
         let mut sources = Vec::new();
-        for suffix in ["weight_packed", "weight", "weight_scale", "weight_zero_point"] {
+        for suffix in ["weight_packed", "weight", "compressed", "bitmask", "weight_scale", "weight_zero_point"] {
             let name = format!("{module}.{suffix}");
             if let (Some(source), Some(TensorInfo { bytes: Some(bytes), .. })) =
                 (file.source_of(&name), file.info(&name))
@@ -111,7 +134,7 @@ impl<'a> IntTensor<'a> {
                 sources.push((source, bytes));
             }
         }
-        Ok(Self { group, shape, quants, scales, zeros, input_scale, sources })
+        Ok(Self { format, shape, quants, bitmask, scales, zeros, input_scale, sources })
     }
 
     /// `[N, K]`.
@@ -121,7 +144,7 @@ impl<'a> IntTensor<'a> {
 
     /// The block format of [`Self::blocks`].
     pub fn dtype(&self) -> DType {
-        self.group.format.block_dtype()
+        self.format.block_dtype()
     }
 
     /// The scale of its int8 inputs, where it is fixed.
@@ -137,7 +160,7 @@ impl<'a> IntTensor<'a> {
     /// Rows as blocks of [`Self::dtype`], with scales rounded to f16. Panics if there are no such rows.
     pub fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
         let columns = self.shape[1];
-        let format = self.group.format;
+        let format = self.format;
         let mut out = Vec::with_capacity(rows.len() * columns / BLOCK * format.block_bytes());
         let mut row_scales = vec![0.0; self.scales.columns];
         let group = columns / self.scales.columns.max(1);
@@ -155,18 +178,17 @@ impl<'a> IntTensor<'a> {
     }
 
     fn quants(&self, row: usize, start: usize, codes: &mut [i8; BLOCK]) {
-        let columns = self.shape[1];
-        match self.quants {
-            Quants::Bytes(bytes) => {
-                let bytes = &bytes[row * columns + start..][..BLOCK];
-                codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = *byte as i8);
-            }
+        let stored = if self.bitmask.is_some() { self.shape[1] / 2 } else { self.shape[1] };
+        let read = |at: usize| match self.quants {
+            Quants::Bytes(bytes) => bytes[row * stored + at] as i8,
             Quants::Words(bytes, layout) => {
-                let first = row * layout.words(columns);
-                for (i, code) in codes.iter_mut().enumerate() {
-                    *code = layout.read(|at| read_word(bytes, first + at), start + i);
-                }
+                let first = row * layout.words(stored);
+                layout.read(|word| read_word(bytes, first + word), at)
             }
+        };
+        match self.bitmask {
+            Some(bitmask) => bitmask.spread(row, start, codes, read),
+            None => codes.iter_mut().enumerate().for_each(|(i, code)| *code = read(start + i)),
         }
     }
 
@@ -203,9 +225,10 @@ fn two(info: &TensorInfo<'_>) -> Result<[usize; 2], Fault> {
     }
 }
 
-fn stored_shape(info: &TensorInfo<'_>) -> Result<[usize; 2], Fault> {
-    let (Some(bytes), [2]) = (info.bytes, info.shape) else {
-        return malformed!("`weight_shape` has shape {:?}, must be [2]", info.shape);
+/// Two sizes, `[2]` or `[2, 1]`.
+pub(super) fn stored_shape(info: &TensorInfo<'_>, name: &str) -> Result<[usize; 2], Fault> {
+    let (Some(bytes), [2] | [2, 1]) = (info.bytes, info.shape) else {
+        return malformed!("`{name}` has shape {:?}, must be [2]", info.shape);
     };
     let value = |at: usize| -> Option<usize> {
         match info.type_name {
@@ -216,7 +239,7 @@ fn stored_shape(info: &TensorInfo<'_>) -> Result<[usize; 2], Fault> {
     };
     match (value(0), value(1)) {
         (Some(rows), Some(columns)) if rows.checked_mul(columns).is_some() => Ok([rows, columns]),
-        _ => malformed!("`weight_shape` is not two sizes"),
+        _ => malformed!("`{name}` is not two sizes"),
     }
 }
 

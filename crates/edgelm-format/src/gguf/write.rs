@@ -24,7 +24,7 @@ pub struct Writer(Payload);
 impl Writer {
     /// `tensors`: name, format, row-major shape (reversed by the writer as GGUF wants it). Alignment is
     /// `general.alignment` if present in the metadata, else 32. What other readers would refuse is an error here:
-    /// repeated or empty keys, repeated or too long tensor names, more than four dimensions.
+    /// repeated or empty keys, repeated or too long tensor names, more than four dimensions, and types that GGUF does not have.
     pub fn create(
         path: &Path,
         metadata: &Metadata,
@@ -91,7 +91,11 @@ fn layout(metadata: &Metadata, tensors: &[(String, DType, Vec<usize>)]) -> Resul
         for &dimension in shape.iter().rev() {
             header.extend((dimension as u64).to_le_bytes());
         }
-        header.extend(dtype.gguf_id().to_le_bytes());
+        let Some(id) = dtype.gguf_id() else {
+            let what = format!("GGUF has no type {dtype}");
+            return Err(place(Fault::Unsupported(what)));
+        };
+        header.extend(id.to_le_bytes());
         header.extend(offset.to_le_bytes());
         let padded = size.checked_next_multiple_of(alignment);
         let Some(end) = padded.and_then(|padded| offset.checked_add(padded)) else {

@@ -178,6 +178,10 @@ impl Weights<'_> {
             DType::IQ2_S => Layout::quantized::<Iq2S>(rows, row_bytes),
             DType::IQ3_XXS => Layout::quantized::<Iq3Xxs>(rows, row_bytes),
             DType::IQ3_S => Layout::quantized::<Iq3S>(rows, row_bytes),
+            DType::NF4 => Layout::quantized::<Nf4>(rows, row_bytes),
+            DType::FP4 => Layout::quantized::<Fp4>(rows, row_bytes),
+            DType::Q8_24 => Layout::quantized::<Q8Sparse>(rows, row_bytes),
+            DType::Q4_24 => Layout::quantized::<Q4Sparse>(rows, row_bytes),
         })
     }
 }
@@ -249,6 +253,10 @@ kernel_names! {
     IQ2_S "iq2_sq8",
     IQ3_XXS "iq3_xxsq8",
     IQ3_S "iq3_sq8",
+    NF4 "nf4q8",
+    FP4 "fp4q8",
+    Q8_24 "q8_24q8",
+    Q4_24 "q4_24q8",
 }
 
 /// One product of a group that shares its input.
@@ -442,6 +450,10 @@ impl Work<'_> {
             DType::IQ2_S => self.blocks::<L, Iq2S>(l, tiles, many, scratch, buffers),
             DType::IQ3_XXS => self.blocks::<L, Iq3Xxs>(l, tiles, many, scratch, buffers),
             DType::IQ3_S => self.blocks::<L, Iq3S>(l, tiles, many, scratch, buffers),
+            DType::NF4 => self.blocks::<L, Nf4>(l, tiles, many, scratch, buffers),
+            DType::FP4 => self.blocks::<L, Fp4>(l, tiles, many, scratch, buffers),
+            DType::Q8_24 => self.blocks::<L, Q8Sparse>(l, tiles, many, scratch, buffers),
+            DType::Q4_24 => self.blocks::<L, Q4Sparse>(l, tiles, many, scratch, buffers),
         }
     }
 

@@ -32,6 +32,7 @@ fn half_fields(dtype: DType) -> &'static [usize] {
         DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4_NL | DType::IQ4_XS => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
         DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S => &[0],
+        DType::NF4 | DType::FP4 | DType::Q8_24 | DType::Q4_24 => &[0],
         DType::Q2_K => &[80, 82],
         DType::Q3_K => &[108],
         DType::Q6_K => &[208],
@@ -118,7 +119,10 @@ fn decoded(dtype: DType, row: &[u8], cols: usize) -> Vec<f64> {
         DType::Q4_0 => groups.flat_map(|group| with_steps(dtype, group, 2048.0)).collect(),
         DType::Q5_0 => groups.flat_map(|group| with_steps(dtype, group, 1024.0)).collect(),
         DType::IQ4_NL => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
-        DType::Q8_0 => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
+        DType::Q8_0 | DType::Q8_24 => groups.flat_map(|group| with_steps(dtype, group, 127.75)).collect(),
+        DType::Q4_24 => groups.flat_map(|group| with_steps(dtype, group, 2048.0)).collect(),
+        DType::NF4 => groups.flat_map(|group| with_table(dtype, group, 127.75, 112.03)).collect(),
+        DType::FP4 => groups.flat_map(|group| with_table(dtype, group, 127.75, 120.0)).collect(),
         DType::Q4_1 => groups.flat_map(|group| with_range(dtype, group, [15.0, 1.0], 0, 0x11)).collect(),
         DType::Q5_1 => groups.flat_map(|group| with_range(dtype, group, [31.0, 1.0], 0, 0x11)).collect(),
         DType::Q4_K => groups.flat_map(|group| with_range(dtype, group, [945.0, 63.0], 6, 0x11)).collect(),
@@ -155,6 +159,16 @@ fn field(dtype: DType, group: &[u8], index: usize) -> Vec<f32> {
 fn power_below(values: impl Iterator<Item = f32>) -> f32 {
     let largest = values.fold(2.0f32.powi(-24), f32::max);
     f32::from_bits(largest.to_bits() & 0x7f80_0000)
+}
+
+/// The largest scale has `steps` units for the power of two below it; values of the table are rounded to multiples of 1 / one.
+fn with_table(dtype: DType, group: &[u8], steps: f32, one: f64) -> Vec<f64> {
+    let exact = with_fields(dtype, group, &[1.0]);
+    let scaled = with_steps(dtype, group, steps);
+    let rounded = |(exact, scaled): (&f64, &f64)| {
+        if *exact == 0.0 { 0.0 } else { scaled / exact * ((exact * one).round() / one) }
+    };
+    exact.iter().zip(&scaled).map(rounded).collect()
 }
 
 /// The largest scale has `steps` units for the power of two below it.

@@ -1,10 +1,15 @@
 //! From a path to a checked checkpoint.
 
-use super::{Checkpoint, Store, Texts, files::Files, packed::PackedFolder, verify};
+use super::{
+    Checkpoint, Store, Texts,
+    files::Files,
+    packed::{PackedFolder, Quantization},
+    verify,
+};
 use crate::{
     GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer, config::GgufTensors, config::parse_object,
 };
-use edgelm_format::{FormatError, compressed_tensors::IntQuantization, gguf::GgufFile};
+use edgelm_format::{FormatError, gguf::GgufFile};
 use edgelm_tensor::DType;
 use serde_json::Value;
 use std::{io::Read, path::Path, sync::Arc};
@@ -56,7 +61,7 @@ pub(super) fn from_folder(name: String, files: Files) -> Result<Checkpoint, Mode
     let store = match parse_object(&text, &root.join("config.json"))?.get("quantization_config") {
         None | Some(Value::Null) => Store::Safetensors(weights),
         Some(value) => {
-            let quantization = IntQuantization::from_json(value, &root.join("config.json"))?;
+            let quantization = Quantization::from_json(value, &root.join("config.json"))?;
             let embedding = config.arch.hf_tensor_name(TensorId::TokenEmbedding);
             let class_of = |weight: &str| if weight == embedding { "Embedding" } else { "Linear" };
             Store::Packed(PackedFolder::open(weights, &quantization, class_of)?)

@@ -105,6 +105,10 @@ pub fn visit_coded<V: CodedVisitor>(dtype: DType, visitor: V) -> Option<V::Outpu
         DType::IQ2_S => visitor.visit::<BlockIq2S>(),
         DType::IQ3_XXS => visitor.visit::<BlockIq3Xxs>(),
         DType::IQ3_S => visitor.visit::<BlockIq3S>(),
+        DType::NF4 => visitor.visit::<BlockNf4>(),
+        DType::FP4 => visitor.visit::<BlockFp4>(),
+        DType::Q8_24 => visitor.visit::<BlockQ8Sparse>(),
+        DType::Q4_24 => visitor.visit::<BlockQ4Sparse>(),
     })
 }
 

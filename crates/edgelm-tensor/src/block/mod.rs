@@ -15,6 +15,7 @@ mod affine_super;
 mod codebook;
 mod codebook_super;
 mod float;
+mod fp4;
 mod grid;
 mod iq2_s;
 mod iq2_xs;
@@ -25,23 +26,29 @@ mod iq4_nl;
 mod iq4_xs;
 mod iq_grids;
 mod k_scales;
+mod lookup;
+mod nf4;
 mod packing;
 mod q2_k;
 mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_24;
 mod q4_k;
 mod q5_0;
 mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod q8_24;
+mod sparse;
 mod symmetric;
 mod symmetric_super;
 #[cfg(test)]
 mod tests;
 mod weights;
 
+pub use fp4::{BlockFp4, FP4};
 pub use grid::{Coded, CodedVisitor, Grid, visit_coded};
 pub use iq_grids::{
     IQ2_LEVELS, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_S_LEVELS, IQ3_XXS_GRID, IQ3_XXS_LEVELS,
@@ -54,16 +61,20 @@ pub use iq3_xxs::BlockIq3Xxs;
 pub use iq4_nl::{BlockIq4Nl, IQ4_VALUES};
 pub use iq4_xs::BlockIq4Xs;
 pub use k_scales::{pack_k_scales, unpack_k_scales};
+pub use lookup::{LookupGrid, LookupTable};
+pub use nf4::{BlockNf4, NF4};
 pub use q2_k::BlockQ2K;
 pub use q3_k::BlockQ3K;
 pub use q4_0::BlockQ4_0;
 pub use q4_1::BlockQ4_1;
+pub use q4_24::BlockQ4Sparse;
 pub use q4_k::BlockQ4K;
 pub use q5_0::BlockQ5_0;
 pub use q5_1::BlockQ5_1;
 pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
+pub use q8_24::BlockQ8Sparse;
 
 // Blocks are read and written as plain memory, and GGUF is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"), "block formats are little-endian");
@@ -118,6 +129,10 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Ten
         DType::IQ2_S => decode_blocks::<BlockIq2S>(bytes, out),
         DType::IQ3_XXS => decode_blocks::<BlockIq3Xxs>(bytes, out),
         DType::IQ3_S => decode_blocks::<BlockIq3S>(bytes, out),
+        DType::NF4 => decode_blocks::<BlockNf4>(bytes, out),
+        DType::FP4 => decode_blocks::<BlockFp4>(bytes, out),
+        DType::Q8_24 => decode_blocks::<BlockQ8Sparse>(bytes, out),
+        DType::Q4_24 => decode_blocks::<BlockQ4Sparse>(bytes, out),
     }
     Ok(())
 }
@@ -159,6 +174,10 @@ pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &m
         DType::IQ2_S => encode_blocks::<BlockIq2S>(row, importance, out),
         DType::IQ3_XXS => encode_blocks::<BlockIq3Xxs>(row, importance, out),
         DType::IQ3_S => encode_blocks::<BlockIq3S>(row, importance, out),
+        DType::NF4 => encode_blocks::<BlockNf4>(row, importance, out),
+        DType::FP4 => encode_blocks::<BlockFp4>(row, importance, out),
+        DType::Q8_24 => encode_blocks::<BlockQ8Sparse>(row, importance, out),
+        DType::Q4_24 => encode_blocks::<BlockQ4Sparse>(row, importance, out),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `edgelm quantize`: one-step quantization to a GGUF file, or of integers to a Hugging Face folder.
+//! `edgelm quantize`: one-step quantization to a GGUF file or a Hugging Face folder.
 
 use crate::{
     calibration::CalibrationArgs, failure::Usage, interrupt::Work, machine, options::Global, output, page, progress,
@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
     ActivationRounding, CalibrationSet, CalibrationSource, Codes, CompressError, Equalize, FeedbackOptions, Formats,
-    HELD_OUT_WINDOWS, Importance, IntOptions, IntScheme, Keep, Layerwise, Method as How, OnTensor, QuantizeOptions,
-    QuantizeReport, Scheme, count_formats, is_gguf, measure_importance,
+    HELD_OUT_WINDOWS, Importance, Keep, Layerwise, Method as How, OnTensor, QuantizeOptions, QuantizeReport, Scheme,
+    count_formats, is_gguf, measure_importance,
     mixed::{Allocation, Limit, Palette, ParetoFront, Target, choose_formats, quantize_within},
     parse_size, quantize,
     recipe::PassReport,
@@ -22,23 +22,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod folder_formats;
 mod ints;
 mod tables;
 
-use ints::IntArgs;
+use folder_formats::FolderArgs;
 
 const DEFAULT_FORMAT: &str = "Q4_K_M";
-const DEFAULT_INTS: &str = "int4";
+const DEFAULT_IN_FOLDERS: &str = "int4";
 
 #[derive(Args)]
 pub struct QuantizeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
     model: String,
-    /// What to write: a .gguf file, or for int formats a folder
+    /// What to write: a .gguf file, or a folder for the formats that GGUF does not have
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …; in a folder int8, int4, int3, int2, w8a8 [default:
-    /// Q4_K_M, in a folder int4]
+    /// Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K, Q4_0, IQ4_XS, Q3_K, Q2_K, …; in a folder int8, int4, int3, int2, w8a8, nf4, fp4
+    /// [default: Q4_K_M, in a folder int4]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["target_bpw", "target_size", "max_kl"])]
     format: Option<String>,
     /// The best mixture of formats with so many bits per weight, all weights counted; of integers if OUT is a folder
@@ -57,7 +58,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
     #[command(flatten)]
-    ints: IntArgs,
+    folder: FolderArgs,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
@@ -107,23 +108,20 @@ impl Method {
 pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let format = args.format.as_deref().unwrap_or(match args.output.extension().is_some() {
         true => DEFAULT_FORMAT,
-        false => DEFAULT_INTS,
+        false => DEFAULT_IN_FOLDERS,
     });
-    let is_int = IntOptions::is_int(format);
-    let ints = args.ints.options();
-    match is_int {
+    let is_for_folders = args.folder.has(format);
+    match is_for_folders {
         true if is_gguf(&args.output) => {
             let path = args.output.display();
-            return Err(Usage(format!("`{path}`: GGUF has no {format}; the output must be a folder")).into());
+            let what = if args.folder.is_sparse() { "2:4 weights" } else { format };
+            return Err(Usage(format!("`{path}`: GGUF has no {what}; the output must be a folder")).into());
         }
-        true if args.has_target() => args.ints.refuse()?,
-        true => ints.check(format).map_err(|what| Usage(format!("--format {format}: {what}")))?,
-        false => {
-            check_output(&args.output)?;
-            args.ints.refuse()?;
-        }
+        true => {}
+        false => check_output(&args.output)?,
     }
-    let static_inputs = ints.calibrator(format);
+    args.folder.check(format, args.has_target())?;
+    let static_inputs = args.folder.calibrator(format);
     if static_inputs.is_some() && args.calibration.is_none() {
         return Err(Usage("--activations static needs --calibration".into()).into());
     }
@@ -141,7 +139,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     if args.method == Method::Rtn && args.calibration.is_some() && !args.has_target() && static_inputs.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
-    let scheme = match is_int {
+    let scheme = match is_for_folders {
         true => None,
         false => Some(Scheme::from_name(format).map_err(|error| Usage(error.to_string()))?),
     };
@@ -197,7 +195,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         let formats = match (&mixture, scheme) {
             (Some((found, _)), _) => Formats::Mixed(&found.formats),
             (None, Some(scheme)) => Formats::Scheme(scheme),
-            (None, None) => Formats::Ints(IntScheme::of_name(format, &ints, &checkpoint)?),
+            (None, None) => Formats::Folder(args.folder.scheme(format, &checkpoint)?),
         };
         let options = QuantizeOptions { formats, keep: &keep, method, store: None };
         let mut report = write(&checkpoint, &args.output, &options, global)?;

@@ -1,6 +1,7 @@
 //! IQ4_NL: f16 scale, 4 words of nibbles that index a table of 16 values. value = scale · table[nibble].
 
 use super::*;
+use edgelm_tensor::block::IQ4_VALUES;
 
 pub(in crate::matmul) struct Iq4Nl;
 
@@ -18,7 +19,7 @@ impl Format for Iq4Nl {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, _: usize) -> [L::U; 8] {
-        iq4_quants(l, words)
+        table_quants(l, words, &IQ4_VALUES)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, _: &Self::Words, half: &[u16; ROWS], units: &Units<L>, _: usize) -> Scales<L::U> {

@@ -2,6 +2,7 @@
 //! 16 values. value = d · (scale − 32) · table[nibble], one scale per 32 values.
 
 use super::*;
+use edgelm_tensor::block::IQ4_VALUES;
 
 pub(in crate::matmul) struct Iq4Xs;
 
@@ -17,7 +18,7 @@ impl Format for Iq4Xs {
     }
     #[inline(always)]
     fn quants<L: Lanes>(l: L, words: &Self::Words, sub: usize) -> [L::U; 8] {
-        iq4_quants(l, &words[2 + 4 * sub..])
+        table_quants(l, &words[2 + 4 * sub..], &IQ4_VALUES)
     }
     #[inline(always)]
     fn scales<L: Lanes>(l: L, words: &Self::Words, _: &[u16; ROWS], _: &Units<L>, sub: usize) -> Scales<L::U> {

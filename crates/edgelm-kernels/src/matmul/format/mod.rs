@@ -8,6 +8,7 @@
 //! The byte layouts are those of GGUF; see `edgelm_tensor::block` for their definition.
 
 mod codebook;
+mod fp4;
 mod iq2_s;
 mod iq2_xs;
 mod iq2_xxs;
@@ -15,18 +16,22 @@ mod iq3_s;
 mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+mod nf4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_24;
 mod q4_k;
 mod q5_0;
 mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod q8_24;
 mod rule;
 
+pub(super) use fp4::Fp4;
 pub(super) use iq2_s::Iq2S;
 pub(super) use iq2_xs::Iq2Xs;
 pub(super) use iq2_xxs::Iq2Xxs;
@@ -34,21 +39,23 @@ pub(super) use iq3_s::Iq3S;
 pub(super) use iq3_xxs::Iq3Xxs;
 pub(super) use iq4_nl::Iq4Nl;
 pub(super) use iq4_xs::Iq4Xs;
+pub(super) use nf4::Nf4;
 pub(super) use q2_k::Q2K;
 pub(super) use q3_k::Q3K;
 pub(super) use q4_0::Q4_0;
 pub(super) use q4_1::Q4_1;
+pub(super) use q4_24::Q4Sparse;
 pub(super) use q4_k::Q4K;
 pub(super) use q5_0::Q5_0;
 pub(super) use q5_1::Q5_1;
 pub(super) use q5_k::Q5K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
+pub(super) use q8_24::Q8Sparse;
 pub(super) use rule::{Per16, Per16WithMins, Rule, Signed, SignedPer16, Unsigned, WithMins};
 
 use super::lanes::{Lanes, Line, ROWS};
 use codebook::*;
-use edgelm_tensor::block::IQ4_VALUES;
 
 /// The unit of a group, per row, and what turns its scales and mins, as they are stored, into integers of it.
 #[derive(Clone, Copy)]
@@ -338,11 +345,42 @@ fn scale_and_min<L: Lanes>(l: L, words: &[Line], sub: usize, units: &Units<L>) -
     Scales { scale: [low_half(l, both); 2], mins: both }
 }
 
+/// The units of `half_units` for quants of which `one` stand for 1.
 #[inline(always)]
-fn iq4_quants<L: Lanes>(l: L, words: &[Line]) -> [L::U; 8] {
+fn half_units_of_one<L: Lanes>(l: L, halves: &[[u16; ROWS]], steps: f32, one: f32) -> Units<L> {
+    let units = half_units(l, halves, steps);
+    Units { unit: l.mul(units.unit, l.splat_f32(1.0 / one)), ..units }
+}
+
+/// Values from −1 to 1 as bytes of which `one` stand for 1.
+const fn table_of_values(values: &[f32; 16], one: f32) -> [i8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        let value = values[i] * one;
+        table[i] = (if value < 0.0 { value - 0.5 } else { value + 0.5 }) as i8;
+        i += 1;
+    }
+    table
+}
+
+/// 32 nibbles of 4 words that index a table.
+#[inline(always)]
+fn table_quants<L: Lanes>(l: L, words: &[Line], table: &[i8; 16]) -> [L::U; 8] {
     let mut q = split_nibbles(l, words);
     for vector in &mut q {
-        *vector = l.signed(l.lookup(&IQ4_VALUES, *vector));
+        *vector = l.signed(l.lookup(table, *vector));
+    }
+    q
+}
+
+/// 32 bytes of the 16 that are kept, two of every four, in 4 vectors, and masks of four bits each; 0 for the others.
+#[inline(always)]
+fn spread_quants<L: Lanes>(l: L, kept: [L::U; 4], masks: L::U) -> [L::U; 8] {
+    let mut q = [masks; 8];
+    for w in 0..4 {
+        q[2 * w] = l.spread::<0>(kept[w], l.shr(masks, 8 * w as u32));
+        q[2 * w + 1] = l.spread::<1>(kept[w], l.shr(masks, 8 * w as u32 + 4));
     }
     q
 }

@@ -17,7 +17,8 @@ pub(in crate::matmul) trait Rule {
     const MINS: bool = false;
 }
 
-/// Signed bytes with one scale per 32.
+/// Signed bytes with one scale per 32. Scales are below 256: some lanes make bytes unsigned by 128, and take 128 · scale off
+/// again as a min, of 16 bits.
 pub(in crate::matmul) struct Signed;
 impl Rule for Signed {
     const KIND: Kind = Kind::Signed;

@@ -1,7 +1,7 @@
 //! What all families of 64-bit Arm share: four 128-bit registers per vector, rows 4i .. 4i + 4 of a tile in register i.
 //! They differ in [`Products`] alone.
 
-use super::{Job, Kind, Lanes, Line, ROWS};
+use super::{Job, Kind, Lanes, Line, ROWS, SPREAD};
 use std::arch::aarch64::*;
 
 // Every `unsafe` block below calls NEON intrinsics, which need only that the CPU has the instructions; a value that
@@ -181,6 +181,31 @@ impl<P: Products> Lanes for P {
         unsafe {
             let table = vld1q_s8(table.as_ptr());
             each(bytes, |bytes| vreinterpretq_u32_s8(vqtbl1q_s8(table, vreinterpretq_u8_u32(bytes))))
+        }
+    }
+    #[inline(always)]
+    fn spread<const HALF: usize>(self, pairs_of_bytes: Words, masks: Words) -> Words {
+        let table = bytemuck::cast_ref::<[u32; 16], [u8; 64]>(&SPREAD[HALF]);
+        let part = |i: usize| &table[16 * i..16 * i + 16];
+        // SAFETY: see above; each load reads the 16 bytes of its slice.
+        unsafe {
+            let table = uint8x16x4_t(
+                vld1q_u8(part(0).as_ptr()),
+                vld1q_u8(part(1).as_ptr()),
+                vld1q_u8(part(2).as_ptr()),
+                vld1q_u8(part(3).as_ptr()),
+            );
+            let first = vreinterpretq_u8_u64(vcombine_u64(
+                vcreate_u64(0x0404_0404_0000_0000),
+                vcreate_u64(0x0c0c_0c0c_0808_0808),
+            ));
+            pairs(pairs_of_bytes, masks, |bytes, masks| {
+                // Bytes 4 · mask .. 4 · mask + 4 of the table.
+                let mask = vandq_u32(masks, vdupq_n_u32(15));
+                let at = vmlaq_n_u32(vdupq_n_u32(0x0302_0100), mask, 0x0404_0404);
+                let from = vorrq_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(at)), first);
+                vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(bytes), from))
+            })
         }
     }
     #[inline(always)]

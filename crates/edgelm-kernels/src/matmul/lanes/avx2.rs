@@ -4,7 +4,7 @@
 //! An activation is at most 127, so one `vpmaddubsw` sum of two products is at most 2 · 127 · max. As many of them as
 //! stay below 2^15 are added in 16 bits before they are widened: 8 for 4-bit weights, 1 for 7-bit ones.
 
-use super::{Job, Kind, Lanes, Line, ROWS};
+use super::{Job, Kind, Lanes, Line, ROWS, SPREAD};
 use crate::isa::Avx2;
 use std::arch::x86_64::*;
 
@@ -139,6 +139,22 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             [_mm256_shuffle_epi8(table, bytes[0]), _mm256_shuffle_epi8(table, bytes[1])]
         }
+    }
+    #[inline(always)]
+    fn spread<const HALF: usize>(self, pairs: Words, masks: Words) -> Words {
+        // SAFETY: see above; each load reads eight words of the table.
+        let half = |i: usize| unsafe {
+            let low = _mm256_loadu_si256(SPREAD[HALF].as_ptr().cast());
+            let high = _mm256_loadu_si256(SPREAD[HALF][8..].as_ptr().cast());
+            let low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, masks[i]));
+            let high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, masks[i]));
+            let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(masks[i]));
+            let of_word = _mm256_castps_si256(_mm256_blendv_ps(low, high, is_high));
+            let first =
+                _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+            _mm256_shuffle_epi8(pairs[i], _mm256_or_si256(of_word, first))
+        };
+        [half(0), half(1)]
     }
     #[inline(always)]
     fn gather<const N: usize>(self, table: &[u32; N], index: Words) -> Words {

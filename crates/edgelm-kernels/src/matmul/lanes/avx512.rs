@@ -1,6 +1,6 @@
 //! One zmm register per vector; `vpdpbusd` for the products, and AMX tiles for many rows where there are any.
 
-use super::{Job, Kind, Lanes, Line, MatrixFour, ROWS};
+use super::{Job, Kind, Lanes, Line, MatrixFour, ROWS, SPREAD};
 use crate::amx;
 use crate::isa::Avx512;
 use std::arch::x86_64::*;
@@ -118,6 +118,16 @@ impl<const AMX: bool> Lanes for Avx512<AMX> {
     fn lookup(self, table: &[i8; 16], bytes: __m512i) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), bytes) }
+    }
+    #[inline(always)]
+    fn spread<const HALF: usize>(self, pairs: __m512i, masks: __m512i) -> __m512i {
+        // SAFETY: see above; the load reads the whole table.
+        unsafe {
+            let table = _mm512_loadu_si512(SPREAD[HALF].as_ptr().cast());
+            let first = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c));
+            // The permutation looks at the low four bits alone.
+            _mm512_shuffle_epi8(pairs, _mm512_or_si512(_mm512_permutexvar_epi32(masks, table), first))
+        }
     }
     #[inline(always)]
     fn gather<const N: usize>(self, table: &[u32; N], index: __m512i) -> __m512i {

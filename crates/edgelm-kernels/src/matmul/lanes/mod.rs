@@ -69,6 +69,30 @@ fn gather_words<const N: usize>(table: &[u32; N], line: &mut Line) {
     }
 }
 
+/// For [`Lanes::spread`] of either half: by mask, for each byte of the result the byte of the word that goes there, or 0x80.
+const SPREAD: [[u32; 16]; 2] = {
+    let mut tables = [[0; 16]; 2];
+    let mut half = 0;
+    while half < 2 {
+        let mut mask = 0;
+        while mask < 16 {
+            let mut bytes = [0x80; 4];
+            let (mut at, mut taken) = (0, 0);
+            while at < 4 {
+                if mask >> at & 1 == 1 && taken < 2 {
+                    bytes[at] = (2 * half + taken) as u8;
+                    taken += 1;
+                }
+                at += 1;
+            }
+            tables[half][mask] = u32::from_le_bytes(bytes);
+            mask += 1;
+        }
+        half += 1;
+    }
+    tables
+};
+
 /// Code that is generic over the instruction set, before one is chosen.
 pub(crate) trait LanesVisitor {
     type Output;
@@ -240,6 +264,9 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     }
     /// table[byte] for each byte, all of them below 16.
     fn lookup(self, table: &[i8; 16], bytes: Self::U) -> Self::U;
+    /// The bytes 2 · HALF and 2 · HALF + 1 of each word in the places of the first two bits that are set among the low four of
+    /// `masks`, and 0 in the others.
+    fn spread<const HALF: usize>(self, pairs: Self::U, masks: Self::U) -> Self::U;
     /// table[word mod N] for each word; N is a power of two.
     #[inline(always)]
     fn gather<const N: usize>(self, table: &[u32; N], index: Self::U) -> Self::U {

@@ -1,6 +1,6 @@
 //! The definition of every operation, for any CPU.
 
-use super::{Job, Kind, Lanes, Line, ROWS};
+use super::{Job, Kind, Lanes, Line, ROWS, SPREAD};
 use half::f16;
 
 /// Always there.
@@ -80,6 +80,15 @@ impl Lanes for Scalar {
     #[inline]
     fn lookup(self, table: &[i8; 16], bytes: Words) -> Words {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte & 15)] as u8)))
+    }
+    #[inline]
+    fn spread<const HALF: usize>(self, pairs: Words, masks: Words) -> Words {
+        let place = |word: u32, mask: u32| {
+            let from = SPREAD[HALF][(mask & 15) as usize].to_le_bytes();
+            let bytes = word.to_le_bytes();
+            u32::from_le_bytes(from.map(|at| if at < 4 { bytes[usize::from(at)] } else { 0 }))
+        };
+        std::array::from_fn(|i| place(pairs[i], masks[i]))
     }
     #[inline]
     fn signed(self, bytes: Words) -> Words {

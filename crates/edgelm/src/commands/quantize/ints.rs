@@ -1,12 +1,12 @@
 //! The settings of `--format int8`, `int4`, `int3`, `int2`, `w8a8`.
 
-use crate::failure::Usage;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{CalibratorName, Inputs as InputsOf, IntOptions, Per as PerOf};
 
 #[derive(Args)]
 pub struct IntArgs {
-    /// Values that share a scale, for int formats [default: 128, or less where rows are shorter; a row for int8 and w8a8]
+    /// Values that share a scale, for formats of folders [default: 128 for int4, int3 and int2, 64 for nf4 and fp4, or less
+    /// where rows are shorter; a row for int8 and w8a8]
     #[arg(long, value_name = "N")]
     group_size: Option<usize>,
     /// Integers without a zero point, for int formats [default: true for int8, w8a8 and int4]
@@ -48,16 +48,6 @@ enum Calibrate {
 }
 
 impl IntArgs {
-    /// Errors where a setting of int formats was given for another format.
-    pub fn refuse(&self) -> Result<(), Usage> {
-        match self.options().given() {
-            Some(setting) => {
-                Err(Usage(format!("--{setting} has a meaning with --format int8, int4, int3, int2 and w8a8 only")))
-            }
-            None => Ok(()),
-        }
-    }
-
     /// The settings as the library has them.
     pub fn options(&self) -> IntOptions {
         IntOptions {
@@ -79,6 +69,7 @@ impl IntArgs {
                 Calibrate::Kl => CalibratorName::Kl,
             }),
             percentile: self.percentile,
+            ..IntOptions::default()
         }
     }
 }
