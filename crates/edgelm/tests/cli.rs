@@ -413,8 +413,8 @@ fn a_model_can_be_calibrated_on_its_own_text() {
     let once = quantize("a.gguf", &[]);
     assert_eq!(quantize("b.gguf", &["--threads", "1"]), once);
     assert_ne!(quantize("c.gguf", &["--seed", "1"]), once);
-    let pruned = [&["prune", "demo", "-o", &path("p.gguf"), "--ffn", "0.25"], &own[..]].concat();
-    let pruned = json(&pruned);
+    let out = path("p.gguf");
+    let pruned = json(&[&["prune", "demo", "-o", &out, "--ffn", "0.25"], &own[..]].concat());
     assert!(pruned["parameters_after"].as_u64() < pruned["parameters_before"].as_u64());
 }
 
