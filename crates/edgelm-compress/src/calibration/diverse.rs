@@ -26,7 +26,7 @@ pub(super) fn choose(
         return Ok(windows);
     }
     let candidates = CANDIDATES.max(count.saturating_mul(16));
-    draw.to_front(&mut windows, candidates);
+    draw.move_to_front(&mut windows, candidates);
     windows.truncate(candidates);
     let points = embeddings(tensors, &windows)?;
     Ok(nearest_to_centres(&points, count, draw).into_iter().map(|index| std::mem::take(&mut windows[index])).collect())

@@ -20,7 +20,7 @@ impl Draw {
     }
 
     /// Puts `count` items that are drawn without replacement to the front, in the order in which they are drawn.
-    pub fn to_front<T>(&mut self, items: &mut [T], count: usize) {
+    pub fn move_to_front<T>(&mut self, items: &mut [T], count: usize) {
         for i in 0..count.min(items.len()) {
             let rest = items.len() - i;
             items.swap(i, i + self.below(rest));

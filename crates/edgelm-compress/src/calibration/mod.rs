@@ -163,13 +163,13 @@ impl CalibrationSet {
         let held = held_out(all, options);
         let (windows, held_out) = match options.select {
             Select::Random => {
-                draw.to_front(&mut windows, options.samples.saturating_add(held));
+                draw.move_to_front(&mut windows, options.samples.saturating_add(held));
                 windows.truncate(options.samples.saturating_add(held));
                 let held_out = windows.split_off(windows.len() - held);
                 (windows, held_out)
             }
             Select::Diverse => {
-                draw.to_front(&mut windows, held);
+                draw.move_to_front(&mut windows, held);
                 let rest = windows.split_off(held);
                 (diverse::choose(rest, checkpoint, options.samples, &mut draw)?, windows)
             }

@@ -186,10 +186,13 @@ struct Work {
     is_temporary: bool,
 }
 
+/// Format, bytes, and expected divergence.
+type StoredCosts = Vec<(MatrixFormat, u64, f64)>;
+
 /// A tensor's choices as they lie there: measuring them again would take as long as it did.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    tensors: Vec<(String, Vec<(MatrixFormat, u64, f64)>)>,
+    tensors: Vec<(String, StoredCosts)>,
 }
 
 impl Work {
@@ -250,7 +253,7 @@ impl Work {
         const NAME: &str = "sensitivity.json";
         let name = |id: TensorId| checkpoint.config().arch.gguf_tensor_name(id);
         if let Some(stored) = self.read::<Stored>(NAME)? {
-            let tensor = |(stored, formats): (String, Vec<(MatrixFormat, u64, f64)>)| {
+            let tensor = |(stored, formats): (String, StoredCosts)| {
                 let id = checkpoint.tensor_ids().iter().copied().find(|&id| name(id) == stored);
                 let id = id.ok_or_else(|| Self::damaged(&self.folder.join(NAME), format!("no tensor `{stored}`")))?;
                 let cost = |(format, bytes, kl)| FormatCost { format, bytes, kl };
