@@ -16,12 +16,14 @@ mod logits;
 mod matrix_format;
 pub mod mixed;
 mod moments;
+mod output;
 pub mod prune;
 mod quantize;
 #[cfg(test)]
 mod random;
 mod ranges;
 pub mod recipe;
+pub mod rotate;
 mod scheme;
 mod size;
 mod staged;

@@ -3,21 +3,24 @@
 use super::{
     Allocation, PruneCalibration, PruneMethod, PruneOptions, Score,
     columns::removal_order,
+    heads::choose_heads,
     layer_pass::{Before, LayerPass, LayerReport},
     layers::GoOn,
     likelihood::{Likelihood, PERPLEXITY_WINDOWS},
     widths::{LayerPlan, Widths, ffn_step, share_out, units_to_remove},
 };
 use crate::{CompressError, Walk, layer_pass::decode};
-use edgelm_model::{Edited, LayerTensor, TensorId, Tensors};
+use edgelm_kernels::Cpu;
+use edgelm_model::{Edited, LayerConfig, LayerTensor, Replaced, TensorId, Tensors};
 
 /// Most of a layer's units that go, as a multiple of the fraction asked for: beyond it, what a layer alone would lose says
 /// little about what the model loses.
 const MOST_OF_A_LAYER: f64 = 2.0;
 
 /// What of each layer stays. Uniform: the same fraction everywhere. Global: as much in all, from where it is missed least. The
-/// measure is the logarithm of the perplexity of a calibration text with that layer alone pruned and adjusted; what single
-/// steps of channels contribute to it is in the proportion of what they cost `down`. Heads are chosen by it in either case.
+/// measure is the loss on a calibration text ([`Score`]). Heads go one after another, in either case, on the model as it is by
+/// then; for channels it is the loss with that layer alone pruned and adjusted, to which single steps of them contribute in the
+/// proportion of what they cost `down`.
 pub(crate) fn plan<'a>(
     edited: &mut Edited<'a>,
     options: &'a PruneOptions<'a>,
@@ -26,7 +29,7 @@ pub(crate) fn plan<'a>(
 ) -> Result<Vec<LayerPlan>, CompressError> {
     let mut widths = options.widths(edited.config())?;
     let is_global = options.allocation == Allocation::Global;
-    let by_perplexity = options.score == Score::Perplexity && options.method != PruneMethod::Magnitude;
+    let by_perplexity = options.score != Score::Local && options.method != PruneMethod::Magnitude;
     let measures_heads = options.heads.is_some() && (is_global || by_perplexity);
     let measures_channels = options.ffn.is_some() && is_global;
     let mut kv_heads = vec![None; widths.len()];
@@ -37,19 +40,14 @@ pub(crate) fn plan<'a>(
             losses.measure(edited, layer, go_on)?;
         }
         if measures_heads {
-            let sorted: Vec<Vec<(f64, usize)>> = losses.heads.iter().map(|heads| by_loss(heads)).collect();
             let now: Vec<usize> = edited.config().layers.iter().map(|layer| layer.num_key_value_heads).collect();
-            let mut fewer: Vec<usize> = now.iter().zip(&widths).map(|(now, widths)| now - widths.kv_heads).collect();
-            if is_global {
-                // One stays in each layer.
-                let all_but_one =
-                    |heads: &Vec<(f64, usize)>| heads.iter().rev().skip(1).rev().map(|head| head.0).collect();
-                let candidates: Vec<Vec<f64>> = sorted.iter().map(all_but_one).collect();
-                fewer = share_out(&candidates, fewer.iter().sum());
-            }
-            for (layer, sorted) in sorted.iter().enumerate() {
-                let mut kept: Vec<usize> = sorted[fewer[layer]..].iter().map(|head| head.1).collect();
-                kept.sort_unstable();
+            let fewer: Vec<usize> = now.iter().zip(&widths).map(|(now, widths)| now - widths.kv_heads).collect();
+            let total = fewer.iter().sum();
+            // One stays in each layer.
+            let most = if is_global { now.iter().map(|now| now - 1).collect() } else { fewer };
+            let kept = choose_heads(&losses, edited, &losses.heads, &most, total, go_on)?;
+            for (layer, kept) in kept.into_iter().enumerate() {
+                losses.undo(edited, layer);
                 widths[layer].kv_heads = kept.len();
                 kv_heads[layer] = Some(kept);
             }
@@ -66,21 +64,17 @@ pub(crate) fn plan<'a>(
     Ok(widths.into_iter().zip(kv_heads).map(|(widths, kv_heads)| LayerPlan { widths, kv_heads }).collect())
 }
 
-/// Losses and places, the least first.
-fn by_loss(losses: &[f64]) -> Vec<(f64, usize)> {
-    let mut all: Vec<(f64, usize)> = losses.iter().copied().zip(0..).collect();
-    all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    all
-}
-
 /// What has been measured so far.
-struct Losses<'a> {
+pub(crate) struct Losses<'a> {
+    cpu: &'a Cpu,
     options: &'a PruneOptions<'a>,
     windows: &'a [Vec<u32>],
     likelihood: Likelihood<'a>,
     walk: Walk<'a>,
-    /// Logarithm of the perplexity with nothing gone.
+    /// With nothing gone.
     base: f64,
+    /// As they were.
+    layers: Vec<LayerConfig>,
     measures_heads: bool,
     measures_channels: bool,
     /// `[layer][KV head]`.
@@ -98,30 +92,47 @@ impl<'a> Losses<'a> {
         measures_channels: bool,
     ) -> Result<Self, CompressError> {
         let windows = &calibration.windows[..calibration.windows.len().min(PERPLEXITY_WINDOWS)];
-        let likelihood = Likelihood::load(edited, calibration.cpu)?;
-        let walk = Walk::begin(edited, calibration.cpu, windows)?;
-        let (heads, channels) = (Vec::new(), Vec::new());
-        let mut new =
-            Self { options, windows, likelihood, walk, base: 0.0, measures_heads, measures_channels, heads, channels };
-        new.base = new.log_perplexity_from(edited, 0)?;
+        let mut new = Self {
+            cpu: calibration.cpu,
+            options,
+            windows,
+            likelihood: Likelihood::load(edited, calibration.cpu)?,
+            walk: Walk::begin(edited, calibration.cpu, windows)?,
+            base: 0.0,
+            layers: edited.config().layers.clone(),
+            measures_heads,
+            measures_channels,
+            heads: Vec::new(),
+            channels: Vec::new(),
+        };
+        if options.score == Score::Divergence {
+            let parent = new.outputs(edited, &new.walk)?;
+            new.likelihood.compare_with(parent);
+        } else {
+            new.base = new.likelihood.loss(windows, &new.outputs(edited, &new.walk)?)?;
+        }
         Ok(new)
     }
 
-    /// With the walk's hidden states before `layer`, and all layers from there as they are in `edited`.
-    fn log_perplexity_from(&self, edited: &Edited<'_>, layer: usize) -> Result<f64, CompressError> {
-        let mut hidden =
-            (0..self.walk.windows()).map(|index| self.walk.hidden(index)).collect::<Result<Vec<_>, _>>()?;
-        for later in layer..edited.config().layers.len() {
+    /// Hidden states after the last layer, of a walk through the layers as they are in `edited`.
+    fn outputs(&self, edited: &Edited<'_>, walk: &Walk<'_>) -> Result<Vec<Vec<f32>>, CompressError> {
+        let mut hidden = (0..walk.windows()).map(|index| walk.hidden(index)).collect::<Result<Vec<_>, _>>()?;
+        for later in walk.layer()..edited.config().layers.len() {
             self.likelihood.run(edited, later, &mut hidden)?;
         }
-        Ok(self.likelihood.perplexity(self.windows, &hidden)?.ln())
+        Ok(hidden)
     }
 
-    fn before(&self, edited: &Edited<'_>, layer: usize, tensor: LayerTensor) -> Result<Before, CompressError> {
-        let moments = self.walk.moments(edited, tensor)?;
+    /// More than with nothing gone.
+    fn loss_from(&self, edited: &Edited<'_>, walk: &Walk<'_>) -> Result<f64, CompressError> {
+        Ok(self.likelihood.loss(self.windows, &self.outputs(edited, walk)?)? - self.base)
+    }
+
+    fn before(&self, edited: &Edited<'_>, walk: &Walk<'_>, tensor: LayerTensor) -> Result<Before, CompressError> {
+        let moments = walk.moments(edited, tensor)?;
         let order: Vec<usize> = (0..moments.columns()).collect();
         let h = moments.damped(self.options.damping, &order)?;
-        let weights = decode(edited, TensorId::Layer(layer, tensor))?;
+        let weights = decode(edited, TensorId::Layer(walk.layer(), tensor))?;
         Ok(Before { moments: Some(moments), h: Some(h), weights })
     }
 
@@ -132,22 +143,54 @@ impl<'a> Losses<'a> {
         layer: usize,
         change: impl FnOnce(&mut LayerPass<'_, 'a>) -> Result<(), CompressError>,
     ) -> Result<f64, CompressError> {
-        let was = edited.config().layers[layer].clone();
         let report = LayerReport::new(edited, layer);
         change(&mut LayerPass { edited, walk: None, options: self.options, layer, report })?;
-        let loss = self.log_perplexity_from(edited, layer)? - self.base;
-        edited.config_mut().layers[layer] = was;
-        LayerTensor::ALL.iter().for_each(|&tensor| drop(edited.take(TensorId::Layer(layer, tensor))));
+        let loss = self.loss_from(edited, &self.walk)?;
+        self.undo(edited, layer);
         Ok(loss)
+    }
+
+    /// A layer as it was.
+    fn undo(&self, edited: &mut Edited<'_>, layer: usize) {
+        edited.config_mut().layers[layer] = self.layers[layer].clone();
+        LayerTensor::ALL.iter().for_each(|&tensor| drop(edited.take(TensorId::Layer(layer, tensor))));
+    }
+
+    /// What the model as it is in `edited` would have lost in all if layer `layer` had only the KV heads `kept`.
+    pub fn without(&self, edited: &mut Edited<'a>, layer: usize, kept: &[usize]) -> Result<f64, CompressError> {
+        let was = edited.config().layers[layer].clone();
+        let replaced: Vec<(TensorId, Replaced)> = LayerTensor::ALL
+            .iter()
+            .map(|&tensor| TensorId::Layer(layer, tensor))
+            .filter_map(|id| Some((id, edited.take(id)?)))
+            .collect();
+        let walk = self.settle(edited, layer, kept)?;
+        let loss = self.loss_from(edited, &walk)?;
+        self.undo(edited, layer);
+        edited.config_mut().layers[layer] = was;
+        replaced.into_iter().for_each(|(id, tensor)| edited.replace(id, tensor));
+        Ok(loss)
+    }
+
+    /// Leaves layer `layer` with the KV heads `kept`, adjusted to what the layers before it, as they are in `edited`, produce;
+    /// returns the walk up to there.
+    pub fn settle(&self, edited: &mut Edited<'a>, layer: usize, kept: &[usize]) -> Result<Walk<'a>, CompressError> {
+        self.undo(edited, layer);
+        let mut walk = Walk::begin(edited, self.cpu, self.windows)?;
+        (0..layer).try_for_each(|_| walk.advance(edited))?;
+        let before = self.before(edited, &walk, LayerTensor::O)?;
+        let report = LayerReport::new(edited, layer);
+        LayerPass { edited, walk: None, options: self.options, layer, report }.keep_kv_heads(kept, &before)?;
+        Ok(walk)
     }
 
     fn measure(&mut self, edited: &mut Edited<'a>, layer: usize, go_on: &mut GoOn<'_>) -> Result<(), CompressError> {
         let now = Widths::of(&edited.config().layers[layer]);
         if self.measures_heads {
-            let before = self.before(edited, layer, LayerTensor::O)?;
+            let before = self.before(edited, &self.walk, LayerTensor::O)?;
             let mut losses = Vec::with_capacity(now.kv_heads);
             for head in 0..now.kv_heads {
-                go_on(&format!("perplexity without KV head {head} of layer {}", edited.layers()[layer]))?;
+                go_on(&format!("loss without KV head {head} of layer {}", edited.layers()[layer]))?;
                 let kept: Vec<usize> = (0..now.kv_heads).filter(|other| *other != head).collect();
                 losses.push(self.loss_of(edited, layer, |pass| pass.keep_kv_heads(&kept, &before))?);
             }
@@ -157,7 +200,7 @@ impl<'a> Losses<'a> {
             let step = ffn_step(now.intermediate);
             let units = now.intermediate / step;
             let count = units_to_remove("--ffn", fraction, units, "steps of FFN channels")?;
-            let before = self.before(edited, layer, LayerTensor::Down)?;
+            let before = self.before(edited, &self.walk, LayerTensor::Down)?;
             let most = ((fraction * MOST_OF_A_LAYER * units as f64).ceil() as usize).clamp(count, units - 1);
             let Some(h) = &before.h else { return Ok(()) };
             let order = removal_order(&before.weights, h, 1, step * most)?;

@@ -74,9 +74,17 @@ pub(crate) fn choose_layers(
             removed.truncate(count);
             Ok(removed)
         }
-        Score::Perplexity => {
-            let likelihood = Likelihood::load(checkpoint, cpu)?;
+        Score::Perplexity | Score::Divergence => {
+            let mut likelihood = Likelihood::load(checkpoint, cpu)?;
             let windows = &windows[..windows.len().min(PERPLEXITY_WINDOWS)];
+            if score == Score::Divergence {
+                let parent = windows.iter().map(|window| edgelm_engine::embed_window(checkpoint, window));
+                let mut parent = parent.collect::<Result<Vec<_>, _>>()?;
+                for layer in 0..checkpoint.config().layers.len() {
+                    likelihood.run(checkpoint, layer, &mut parent)?;
+                }
+                likelihood.compare_with(parent);
+            }
             let mut kept: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
             let mut removed = Vec::with_capacity(count);
             while removed.len() < count {
@@ -84,12 +92,15 @@ pub(crate) fn choose_layers(
                 kept.retain(|&layer| layer != worst.layer);
                 removed.push(worst);
             }
+            if score == Score::Perplexity {
+                removed.iter_mut().for_each(|removed| removed.score = removed.score.exp());
+            }
             Ok(removed)
         }
     }
 }
 
-/// The layer of `kept` without which perplexity is least. Layers before a candidate run once for all candidates.
+/// The layer of `kept` without which the loss is least. Layers before a candidate run once for all candidates.
 fn least_missed(
     likelihood: &Likelihood<'_>,
     checkpoint: &Checkpoint,
@@ -101,12 +112,12 @@ fn least_missed(
     let mut before = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let mut best: Option<RemovedLayer> = None;
     for (place, &layer) in kept.iter().enumerate() {
-        go_on(&format!("perplexity without layer {layer}"))?;
+        go_on(&format!("loss without layer {layer}"))?;
         let mut hidden = before.clone();
         for &later in &kept[place + 1..] {
             likelihood.run(checkpoint, later, &mut hidden)?;
         }
-        let score = likelihood.perplexity(windows, &hidden)?;
+        let score = likelihood.loss(windows, &hidden)?;
         if best.is_none_or(|best| score < best.score) {
             best = Some(RemovedLayer { layer, score });
         }

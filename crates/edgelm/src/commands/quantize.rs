@@ -10,6 +10,7 @@ use edgelm_compress::{
     mixed::{Allocation, ParetoFront, Target, choose_formats},
     parse_size, quantize,
     recipe::PassReport,
+    rotate::{Parts, RotateOptions, Rotated},
 };
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
@@ -49,6 +50,11 @@ pub struct QuantizeArgs {
     /// or of weights and int8 activations; best: gptq after whichever scaling, or none, leaves the least error
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
+    /// Turn the model into a basis without outlier channels first (a randomized Hadamard transform, exact up to rounding).
+    /// all: the residual stream and the values of each head, which unties an output head that is the embedding; values: the
+    /// latter alone. Takes room for the model in F32 beside the output
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all")]
+    rotate: Option<Rotate>,
     #[command(flatten)]
     ints: IntArgs,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
@@ -80,6 +86,12 @@ enum Method {
     Awq,
     Smoothquant,
     Best,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rotate {
+    All,
+    Values,
 }
 
 impl QuantizeArgs {
@@ -122,13 +134,12 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     if static_inputs.is_some() && args.calibration.is_none() {
         return Err(Usage("--activations static needs --calibration".into()).into());
     }
-    let target = args.target_bpw.map(Target::BitsPerWeight).or(args.target_size.map(Target::FileBytes));
     if let Some(bits) = args.target_bpw
         && !(bits.is_finite() && bits > 0.0)
     {
         return Err(Usage(format!("--target-bpw {bits}: must be more than 0")).into());
     }
-    if args.method == Method::Rtn && args.calibration.is_some() && target.is_none() && static_inputs.is_none() {
+    if args.method == Method::Rtn && args.calibration.is_some() && !args.has_target() && static_inputs.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
     let scheme = match is_int {
@@ -137,18 +148,23 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     };
     let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let original = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
+    let rotated = args.rotate.map(|parts| rotated(&original, parts, &args, global)).transpose()?;
+    let checkpoint = rotated.as_ref().map_or(&*original, |rotated| &rotated.checkpoint);
+    // Bits are counted by the weights of the model that was asked for.
+    let growth = checkpoint.parameters() as f64 / original.parameters() as f64;
     let windows = match &args.calibration {
-        Some(path) => windows(&checkpoint, path, &args)?,
+        Some(path) => windows(checkpoint, path, &args)?,
         None => Vec::new(),
     };
-    let mixture = match target {
-        Some(target) => Some(mixture(&checkpoint, &cpu, &windows, &keep, target, global)?),
+    let bits = args.target_bpw.map(|bits| Target::BitsPerWeight(bits / growth));
+    let mixture = match bits.or(args.target_size.map(Target::FileBytes)) {
+        Some(target) => Some(mixture(checkpoint, &cpu, &windows, &keep, target, global)?),
         None => None,
     };
     let importance = match args.method {
-        Method::Imatrix => measure(&checkpoint, &cpu, &windows, global)?,
+        Method::Imatrix => measure(checkpoint, &cpu, &windows, global)?,
         _ => Importance::default(),
     };
     let layerwise =
@@ -167,10 +183,12 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let formats = match (&mixture, scheme) {
         (Some((found, _)), _) => Formats::Mixed(&found.formats),
         (None, Some(scheme)) => Formats::Scheme(scheme),
-        (None, None) => Formats::Ints(args.ints.scheme(format, &checkpoint)?),
+        (None, None) => Formats::Ints(args.ints.scheme(format, checkpoint)?),
     };
     let options = QuantizeOptions { formats, keep: &keep, method, store: None };
-    let mut report = write(&checkpoint, &args.output, &options, global)?;
+    let mut report = write(checkpoint, &args.output, &options, global)?;
+    report.bits_per_weight *= growth;
+    report.notes.extend(rotated.iter().flat_map(|rotated| rotated.notes.clone()));
     if let Some((allocation, _)) = &mixture {
         report
             .notes
@@ -181,9 +199,10 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         (None, Some(bytes)) => output::bytes(bytes),
         (None, None) => scheme.map_or(format, |scheme| scheme.name()).to_owned(),
     };
-    let title = format!("quantize to {wanted} ({})", args.method.name());
+    let turned = if rotated.is_some() { ", rotated" } else { "" };
+    let title = format!("quantize to {wanted} ({}{turned})", args.method.name());
     let front = mixture.map(|(_, front)| front);
-    let pass = PassReport::of_quantization(title, checkpoint.parameters(), report, front);
+    let pass = PassReport::of_quantization(title, original.parameters(), report, front);
     if let Some(path) = &args.report {
         let page = page::Page {
             model: checkpoint.name(),
@@ -199,6 +218,27 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         return output::json(&document(&pass));
     }
     print_pass(&format!("{}: ", args.output.display()), &pass)
+}
+
+/// The rotated model, with a progress bar.
+fn rotated(checkpoint: &Checkpoint, parts: Rotate, args: &QuantizeArgs, global: &Global) -> anyhow::Result<Rotated> {
+    let parts = match parts {
+        Rotate::All => Parts::All,
+        Rotate::Values => Parts::Values,
+    };
+    let pool = edgelm_compress::thread_pool(machine::cpu(global)?.threads()).context("cannot start threads")?;
+    let bar = progress::bar(0, "rotate", global.quiet);
+    let work = Work::begin();
+    let rotated = pool.install(|| {
+        let options = RotateOptions { parts, seed: args.seed };
+        Rotated::beside(&args.output, checkpoint, &options, &mut |done, total, _| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            if work.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    });
+    bar.finish_and_clear();
+    Ok(rotated?)
 }
 
 /// Block formats are written to GGUF files.
