@@ -18,12 +18,14 @@ mod lookup_groups;
 mod matrix_format;
 pub mod mixed;
 mod moments;
+mod output;
 pub mod prune;
 mod quantize;
 #[cfg(test)]
 mod random;
 mod ranges;
 pub mod recipe;
+pub mod rotate;
 mod scheme;
 mod size;
 mod staged;

@@ -27,6 +27,11 @@ enum SelectBy {
 }
 
 impl CalibrationArgs {
+    /// What everything random begins with.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The windows out of `source`, with a progress bar while the model writes them; `held_out` further ones at most.
     pub fn load(
         &self,

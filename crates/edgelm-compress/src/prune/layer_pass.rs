@@ -5,7 +5,6 @@ use super::{
     PruneMethod, PruneOptions,
     alps::alps,
     columns::{compensate, removal_order},
-    output::stored_dtype,
     pattern::{Scope, Sparsity},
     refit::refit,
     sparsegpt::sparsegpt,
@@ -15,6 +14,7 @@ use crate::{
     CompressError, Walk,
     layer_pass::{GROUPS, decode},
     moments::{Factor, Moments},
+    output::stored_dtype,
 };
 use edgelm_linalg::Mat;
 use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};

@@ -1,4 +1,4 @@
-//! Pruning: whole layers, KV heads with their query heads, FFN channels, single weights.
+//! Pruning: whole layers, KV heads with their query heads, FFN channels, hidden dimensions, single weights.
 //!
 //! Order: layers are chosen first; then the model is walked once, each layer losing heads, channels and weights, in that
 //! order of computation, on the inputs that the layers before it, pruned, produce. A layer's tensors go to the output as soon
@@ -8,15 +8,16 @@
 //! mica-40m, 64 windows, FFN −25 % +25.0 % instead of +23.2 %, two layers left out +37.7 % instead of +32.6 %, SparseGPT 50 % +17.7 %
 //! instead of +16.3 %.
 //!
-//! The hidden size stays: taking out its dimensions would touch every matrix and norm at once.
+//! The hidden size is pruned by itself (`hidden.rs`): it is the same for all layers, and touches every matrix and norm.
 
 mod allocation;
 mod alps;
+mod basis;
 mod columns;
+mod hidden;
 mod layer_pass;
 mod layers;
 mod likelihood;
-mod output;
 mod pattern;
 mod refit;
 mod sparsegpt;
@@ -25,18 +26,22 @@ mod tests;
 mod widths;
 
 pub use alps::alps;
+pub use basis::HiddenBasis;
 pub use columns::{Removal, compensate, removal_order};
+pub use hidden::HiddenReport;
 pub use layer_pass::{LayerReport, MatrixReport};
 pub use layers::RemovedLayer;
 pub use pattern::{Pattern, Sparsity};
 pub use refit::refit;
 pub use sparsegpt::sparsegpt;
 
-use crate::{CompressError, OnTensor, Walk, go_on, is_gguf};
+use crate::{
+    CompressError, OnTensor, Walk, go_on, is_gguf,
+    output::{Output, stored_dtype},
+};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, Edited, LayerTensor, ModelConfig, TensorId, Tensors};
 use layer_pass::LayerPass;
-use output::Output;
 use serde::{Deserialize, Serialize};
 use std::{path::Path, time::Instant};
 use widths::{LayerPlan, Widths, ffn_step, units_to_remove};
@@ -108,6 +113,11 @@ pub struct PruneOptions<'a> {
     pub ffn: Option<f64>,
     /// Where these fractions are taken.
     pub allocation: Allocation,
+    /// Fraction of the hidden size. By itself: it changes every tensor, and what goes elsewhere depends on it.
+    pub hidden: Option<f64>,
+    /// What is kept of it. `None`: what leaves the least perplexity on calibration windows kept out of the fit; where the output
+    /// head is tied, channels.
+    pub hidden_basis: Option<HiddenBasis>,
     /// Zeros in all linear layers but the output head.
     pub sparsity: Option<Sparsity>,
     /// How.
@@ -127,6 +137,8 @@ impl Default for PruneOptions<'_> {
             heads: None,
             ffn: None,
             allocation: Allocation::default(),
+            hidden: None,
+            hidden_basis: None,
             sparsity: None,
             method: PruneMethod::default(),
             damping: 0.01,
@@ -154,6 +166,8 @@ pub struct PruneReport {
     pub layers_removed: Vec<RemovedLayer>,
     /// Those that stay.
     pub layers: Vec<LayerReport>,
+    /// The hidden size, where it changed.
+    pub hidden: Option<HiddenReport>,
     /// What the user should know.
     pub notes: Vec<String>,
     /// Wall time.
@@ -163,6 +177,13 @@ pub struct PruneReport {
 impl PruneOptions<'_> {
     /// What needs neither model nor data to be wrong.
     fn check(&self) -> Result<(), CompressError> {
+        let others = self.layers > 0 || self.heads.is_some() || self.ffn.is_some() || self.sparsity.is_some();
+        if let Some(fraction) = self.hidden
+            && others
+        {
+            let problem = "takes no other kind of pruning beside it; prune one after the other".to_owned();
+            return Err(CompressError::Setting { what: "--hidden", value: fraction.to_string(), problem });
+        }
         match &self.calibration {
             Some(calibration) if calibration.windows.iter().all(Vec::is_empty) => {
                 Err(CompressError::NeedsCalibration { what: "pruning by activations (this set is empty)" })
@@ -220,6 +241,9 @@ pub fn prune<'a>(
 ) -> Result<PruneReport, CompressError> {
     let begin = Instant::now();
     options.check()?;
+    if let Some(fraction) = options.hidden {
+        return hidden::prune_hidden(checkpoint, output, options, fraction, on_step);
+    }
     let count = checkpoint.config().layers.len();
     if options.layers >= count {
         let problem = format!("the model has {count} layers, one must stay");
@@ -250,7 +274,11 @@ pub fn prune<'a>(
     };
     let mut config = edited.config().clone();
     config.layers.iter_mut().zip(&plans).for_each(|(layer, plan)| plan.widths.apply(layer));
-    let mut writer = Output::create(output, &edited, &config, |id| options.changes(id))?;
+    let stored = |id| {
+        let was = checkpoint.describe(edited.source(id))?.0;
+        Ok(if options.changes(id) { stored_dtype(was) } else { was })
+    };
+    let mut writer = Output::create(output, &edited, &config, stored)?;
     let mut walk = match options.calibration {
         Some(PruneCalibration { cpu, windows }) => Some(Walk::begin(&edited, cpu, windows)?),
         None => None,
@@ -291,6 +319,7 @@ pub fn prune<'a>(
         output_bytes,
         layers_removed,
         layers,
+        hidden: None,
         notes: if is_gguf(output) { checkpoint.gguf_notes_with(&config) } else { Vec::new() },
         seconds: begin.elapsed().as_secs_f64(),
     })

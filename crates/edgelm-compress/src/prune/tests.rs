@@ -503,6 +503,12 @@ fn what_cannot_be_done_says_why_and_leaves_nothing() {
         (PruneOptions { heads: Some(0.9), ..with.clone() }, "removes all of 4 KV heads"),
         (PruneOptions { ffn: Some(0.01), ..with.clone() }, "removes none of 4 steps"),
         (PruneOptions { layers: 3, ..with.clone() }, "one must stay"),
+        (PruneOptions { hidden: Some(0.5), heads: Some(0.25), ..with.clone() }, "no other kind of pruning"),
+        (PruneOptions { hidden: Some(0.999), ..with.clone() }, "removes all of 32 steps of 1"),
+        (
+            PruneOptions { hidden: Some(0.5), method: PruneMethod::Magnitude, ..PruneOptions::default() },
+            "--hidden needs calibration data",
+        ),
         (PruneOptions { ffn: Some(0.25), ..PruneOptions::default() }, "needs calibration data"),
         (
             PruneOptions { layers: 1, method: PruneMethod::Magnitude, ..PruneOptions::default() },
@@ -563,4 +569,87 @@ fn outputs_are_never_half_written_nor_in_the_way() {
     std::fs::create_dir(fixture.path("free")).unwrap();
     fixture.prune("free", &options).unwrap();
     assert_eq!(std::fs::read_dir(fixture.path("free")).unwrap().count(), 2);
+}
+
+/// Changes channels of the residual stream, of which there are 32, where it is written.
+fn with_stream(change: impl Fn(&mut [f32])) -> impl Fn(&str, &mut Vec<f32>) {
+    move |name, values| {
+        if name.contains("embed_tokens") {
+            values.chunks_mut(32).for_each(&change);
+        } else if name.contains("o_proj") || name.contains("down_proj") {
+            let columns = values.len() / 32;
+            for column in 0..columns {
+                let mut channels: Vec<f32> = (0..32).map(|row| values[row * columns + column]).collect();
+                change(&mut channels);
+                channels.iter().enumerate().for_each(|(row, value)| values[row * columns + column] = *value);
+            }
+        }
+    }
+}
+
+#[test]
+fn hidden_dimensions_that_carry_nothing_are_not_missed() {
+    let silence = |stream: &mut [f32]| [3, 8, 21, 30].iter().for_each(|&channel| stream[channel] = 0.0);
+    let fixture = Fixture::new(DType::F32, with_stream(silence));
+    let wanted = fixture.logits("parent");
+    let options = PruneOptions { hidden: Some(0.125), ..fixture.options() };
+    let report = fixture.prune("channels", &options).unwrap();
+    let hidden = report.hidden.unwrap();
+    assert_eq!((hidden.hidden_size_before, hidden.hidden_size, hidden.basis), (32, 28, HiddenBasis::Channels));
+    assert!(hidden.tried.iter().all(|(basis, perplexity)| *basis == HiddenBasis::Channels && perplexity.is_finite()));
+    let narrow = fixture.checkpoint("channels");
+    assert!(narrow.config().tie_word_embeddings);
+    assert_eq!(narrow.parameters(), report.parameters_after);
+    let is = fixture.logits("channels");
+    assert!(largest_difference(&is, &wanted) < 2e-3, "{}", largest_difference(&is, &wanted));
+    // In another basis no channel is silent, but four directions are.
+    let turned = fixture.path("turned");
+    let options_of_turn = crate::rotate::RotateOptions::default();
+    crate::rotate::rotate(&fixture.checkpoint("parent"), &turned, &options_of_turn, &mut |_, _, _| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    for (name, basis) in [("asked.gguf", Some(HiddenBasis::Principal)), ("chosen", None)] {
+        let options = PruneOptions { hidden_basis: basis, ..options.clone() };
+        let path = fixture.path(name);
+        let report =
+            prune(&fixture.checkpoint("turned"), &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+        assert_eq!(report.hidden.unwrap().basis, HiddenBasis::Principal);
+        let is = fixture.logits(name);
+        assert!(largest_difference(&is, &wanted) < 2e-3, "{name}: {}", largest_difference(&is, &wanted));
+    }
+    // A tied head is untied where principal components are asked for.
+    let principal = PruneOptions { hidden_basis: Some(HiddenBasis::Principal), ..options };
+    let report = fixture.prune("untied", &principal).unwrap();
+    assert!(report.notes.iter().any(|note| note.contains("no longer the embedding")), "{:?}", report.notes);
+    assert!(!fixture.checkpoint("untied").config().tie_word_embeddings);
+    let is = fixture.logits("untied");
+    assert!(largest_difference(&is, &wanted) < 2e-3, "{}", largest_difference(&is, &wanted));
+}
+
+#[test]
+fn narrower_models_make_up_for_what_went() {
+    let repeat = |stream: &mut [f32]| [0, 8, 16, 24].iter().for_each(|&channel| stream[channel + 1] = stream[channel]);
+    let fixture = Fixture::new(DType::BF16, with_stream(repeat));
+    let parent = fixture.logits("parent");
+    let distance = |name: &str, damping: f32| {
+        let options = PruneOptions { hidden: Some(0.125), damping, ..fixture.options() };
+        fixture.prune(name, &options).unwrap();
+        fixture.logits(name).iter().zip(&parent).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+    };
+    // So much damping that nothing is solved for: the channels that stay are read as they were.
+    let (adjusted, plain) = (distance("adjusted", 0.01), distance("plain", 1e6));
+    assert!(adjusted < plain / 2.0, "{adjusted} after {plain}");
+    let options = PruneOptions { hidden: Some(0.125), ..fixture.options() };
+    fixture.prune("adjusted.gguf", &options).unwrap();
+    let difference = largest_difference(&fixture.logits("adjusted"), &fixture.logits("adjusted.gguf"));
+    assert!(difference < 1e-2, "{difference}");
+}
+
+#[test]
+fn hidden_sizes_stay_whole_blocks_where_that_is_near() {
+    let narrower = |size, part| hidden::narrower(size, part).unwrap();
+    assert_eq!([narrower(512, 0.125), narrower(512, 0.25), narrower(256, 0.25)], [448, 384, 192]);
+    assert_eq!([narrower(2048, 0.125), narrower(4096, 0.3), narrower(896, 0.25)], [1792, 2816, 672]);
+    assert!(hidden::narrower(4096, 0.01).unwrap_err().to_string().contains("removes none of 16 steps of 256"));
 }

@@ -3,7 +3,7 @@
 use super::{Fraction, Gates, Job, PassReport, Settings};
 use crate::{
     CompressError, OnTensor,
-    prune::{Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, Score, Sparsity, prune},
+    prune::{Allocation, HiddenBasis, Pattern, PruneCalibration, PruneMethod, PruneOptions, Score, Sparsity, prune},
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,10 @@ pub struct PrunePass {
     pub heads: Option<Fraction>,
     /// Part of each layer's FFN channels.
     pub ffn: Option<Fraction>,
+    /// Part of the hidden size; by itself.
+    pub hidden: Option<Fraction>,
+    /// What is kept of it.
+    pub basis: Option<HiddenBasis>,
     /// Part of zeros in the linear layers.
     pub sparsity: Option<Fraction>,
     /// Where they may stand.
@@ -52,10 +56,18 @@ impl PrunePass {
 impl Settings for PrunePass {
     fn check(&self) -> Result<(), String> {
         let sparsity = self.sparsity().map_err(|error| error.to_string())?;
-        if self.layers == 0 && self.heads.is_none() && self.ffn.is_none() && sparsity.is_none() {
-            return Err("needs one of `layers`, `heads`, `ffn`, `sparsity` and `pattern`".to_owned());
+        let others = self.layers > 0 || self.heads.is_some() || self.ffn.is_some() || sparsity.is_some();
+        match (others, self.hidden) {
+            (false, None) => {
+                return Err("needs one of `layers`, `heads`, `ffn`, `hidden`, `sparsity` and `pattern`".to_owned());
+            }
+            (true, Some(_)) => return Err("`hidden` takes no other kind beside it; make two passes".to_owned()),
+            _ => {}
         }
-        for (key, value) in [("heads", self.heads), ("ffn", self.ffn)] {
+        if self.basis.is_some() && self.hidden.is_none() {
+            return Err("`basis` belongs to `hidden`".to_owned());
+        }
+        for (key, value) in [("heads", self.heads), ("ffn", self.ffn), ("hidden", self.hidden)] {
             if let Some(Fraction(part)) = value
                 && !(part > 0.0 && part < 1.0)
             {
@@ -81,6 +93,7 @@ impl Settings for PrunePass {
     fn calibration_for(&self) -> Option<&'static str> {
         match self.method {
             PruneMethod::Magnitude if self.layers > 0 => Some("layers"),
+            PruneMethod::Magnitude if self.hidden.is_some() => Some("hidden"),
             PruneMethod::Magnitude if self.allocation == Some(Allocation::Global) => Some("allocation"),
             PruneMethod::Magnitude => None,
             PruneMethod::Wanda => Some("wanda"),
@@ -98,6 +111,7 @@ impl Settings for PrunePass {
         parts.extend((self.layers > 0).then(|| format!("{} layers", self.layers)));
         parts.extend(self.heads.map(|part| format!("{part} of heads")));
         parts.extend(self.ffn.map(|part| format!("{part} of channels")));
+        parts.extend(self.hidden.map(|part| format!("{part} of the hidden size")));
         parts.extend(self.sparsity.map(|part| format!("{part} of weights")));
         parts.extend(self.pattern.clone());
         format!("prune {}", parts.join(", "))
@@ -112,6 +126,8 @@ impl Settings for PrunePass {
             heads: self.heads.map(|part| part.0),
             ffn: self.ffn.map(|part| part.0),
             allocation: self.allocation.unwrap_or(Allocation::usual(!windows.is_empty())),
+            hidden: self.hidden.map(|part| part.0),
+            hidden_basis: self.basis,
             sparsity: self.sparsity()?,
             method: self.method,
             damping: self.damping.unwrap_or(defaults.damping),
@@ -124,6 +140,7 @@ impl Settings for PrunePass {
             ("sparsity", serde_json::json!(report.sparsity)),
             ("layers_removed", serde_json::json!(report.layers_removed)),
             ("layers", serde_json::json!(report.layers)),
+            ("hidden", serde_json::json!(report.hidden)),
         ];
         Ok(PassReport {
             title: self.title(),

@@ -25,8 +25,8 @@ pub type HfFile = (String, Cow<'static, [u8]>);
 
 impl Checkpoint {
     /// Name and content of every file but the weights, for this model with config `config`: layers left out (`layers`
-    /// says which of this checkpoint's are there), widths changed. Widths that differ between layers become lists.
-    /// `quantization` becomes the `quantization_config`; without it the weights are floats.
+    /// says which of this checkpoint's are there), widths changed, the output head untied. Widths that differ between
+    /// layers become lists. `quantization` becomes the `quantization_config`; without it the weights are floats.
     ///
     /// Errors for models from GGUF files: their tokenizer has no such form here.
     pub fn hf_files_with(
@@ -44,6 +44,8 @@ impl Checkpoint {
         let mut map = parse_object(&text, &path)?;
         set_widths(&mut map, config);
         set_layers(&mut map, layers);
+        map.insert("hidden_size".to_owned(), json!(config.hidden_size));
+        map.insert("tie_word_embeddings".to_owned(), json!(config.tie_word_embeddings));
         map.remove("quantization_config");
         if let Some(quantization) = quantization {
             map.insert("quantization_config".to_owned(), quantization);
@@ -51,8 +53,9 @@ impl Checkpoint {
         let text = format!("{:#}\n", Value::Object(map)).into_bytes();
         // What is written is what this program reads back, or nothing is written.
         let back = ModelConfig::from_hf(&text, &path)?;
-        if back.layers != config.layers {
-            return Err(ModelError::Export("config.json has no words for the changed layers".to_owned()));
+        let shape = |config: &ModelConfig| (config.hidden_size, config.tie_word_embeddings, config.layers.clone());
+        if shape(&back) != shape(config) {
+            return Err(ModelError::Export("config.json has no words for the changed sizes".to_owned()));
         }
         let mut out = vec![("config.json".to_owned(), Cow::Owned(text))];
         for &name in COPIED {

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use edgelm_compress::{
     CalibrationSet, CalibrationSource, is_gguf,
     prune::{
-        self, Allocation, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport, Score as ScoreBy, Sparsity,
+        self, Allocation, HiddenBasis, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport,
+        Score as ScoreBy, Sparsity,
     },
 };
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ pub struct PruneArgs {
     /// Layers to leave out
     #[arg(long, value_name = "N", default_value_t = 0)]
     layers: usize,
-    /// How layers and heads are chosen: by the perplexity of the calibration text without them; or by what is missed right
+    /// How layers and heads are chosen: by the perplexity of the calibration text without them, or by what is missed right
     /// there (layers: block influence; heads: by the method)
     #[arg(long, value_enum, default_value = "perplexity")]
     score: Score,
@@ -37,6 +38,14 @@ pub struct PruneArgs {
     /// Fraction of each layer's FFN channels to take out. Widths that are multiples of 32 stay so
     #[arg(long, value_name = "F")]
     ffn: Option<f64>,
+    /// Fraction of the hidden size to take out, in all layers alike; needs --calibration and goes by itself
+    #[arg(long, value_name = "F", conflicts_with_all = ["layers", "heads", "ffn", "sparsity", "pattern"])]
+    hidden: Option<f64>,
+    /// What is kept of the hidden size: some channels; or the principal components of the residual stream, which unties an
+    /// output head that is the embedding [default: what does better on calibration windows kept out of the fit; channels
+    /// where the head is tied]
+    #[arg(long, value_enum, requires = "hidden")]
+    basis: Option<Basis>,
     /// uniform: --heads and --ffn take the same fraction of every layer; global: as much in all, from the layers that miss it
     /// least (llama.cpp does not load layers of different widths) [default: global with --calibration, else uniform]
     #[arg(long, value_enum)]
@@ -68,6 +77,12 @@ enum Method {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Basis {
+    Channels,
+    Principal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Share {
     Uniform,
     Global,
@@ -84,8 +99,9 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         (None, None) => None,
         (fraction, pattern) => Some(Sparsity::new(fraction, pattern.unwrap_or(Pattern::Unstructured))?),
     };
-    if args.layers == 0 && args.heads.is_none() && args.ffn.is_none() && sparsity.is_none() {
-        return Err(Usage("nothing to prune: give --layers, --heads, --ffn, --sparsity or --pattern".into()).into());
+    if args.layers == 0 && args.heads.is_none() && args.ffn.is_none() && sparsity.is_none() && args.hidden.is_none() {
+        let what = "nothing to prune: give --layers, --heads, --ffn, --hidden, --sparsity or --pattern";
+        return Err(Usage(what.into()).into());
     }
     let method = match args.method {
         Method::Magnitude => PruneMethod::Magnitude,
@@ -93,8 +109,9 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         Method::Sparsegpt => PruneMethod::SparseGpt,
         Method::Alps => PruneMethod::Alps,
     };
-    if args.calibration.is_none() && (method != PruneMethod::Magnitude || args.layers > 0) {
-        return Err(Usage("--calibration is needed by --layers and by every method but magnitude".into()).into());
+    if args.calibration.is_none() && (method != PruneMethod::Magnitude || args.layers > 0 || args.hidden.is_some()) {
+        let what = "--calibration is needed by --layers, --hidden and every method but magnitude";
+        return Err(Usage(what.into()).into());
     }
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
@@ -116,6 +133,11 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
             Some(Share::Uniform) => Allocation::Uniform,
             None => Allocation::usual(args.calibration.is_some()),
         },
+        hidden: args.hidden,
+        hidden_basis: args.basis.map(|basis| match basis {
+            Basis::Channels => HiddenBasis::Channels,
+            Basis::Principal => HiddenBasis::Principal,
+        }),
         sparsity,
         method,
         calibration: args
@@ -154,6 +176,7 @@ fn document(report: &PruneReport) -> Value {
         "output_bytes": report.output_bytes,
         "layers_removed": report.layers_removed,
         "layers": report.layers,
+        "hidden": report.hidden,
         "notes": report.notes,
         "seconds": report.seconds,
         "peak_rss_bytes": machine::peak_rss_bytes(),
@@ -163,6 +186,15 @@ fn document(report: &PruneReport) -> Value {
 fn print(report: &PruneReport, path: &Path) -> anyhow::Result<()> {
     for removed in &report.layers_removed {
         output::line(format!("layer {} left out (score {:.4})", removed.layer, removed.score))?;
+    }
+    if let Some(hidden) = &report.hidden {
+        for (basis, perplexity) in &hidden.tried {
+            output::line(format!(
+                "tried {basis:?}: perplexity {perplexity:.4} on calibration windows kept out of the fit"
+            ))?;
+        }
+        let (before, now) = (hidden.hidden_size_before, hidden.hidden_size);
+        output::line(format!("hidden size {before} → {now} ({:?})", hidden.basis))?;
     }
     let mut table = output::table(&["layer", "heads", "ffn", "largest relative output error"]);
     for layer in &report.layers {

@@ -13,6 +13,7 @@ use edgelm_compress::{
     mixed::{Allocation, Limit, Palette, ParetoFront, Target, choose_formats, quantize_within},
     parse_size, quantize,
     recipe::PassReport,
+    rotate::{Parts, RotateOptions, Rotated},
 };
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
@@ -57,6 +58,11 @@ pub struct QuantizeArgs {
     /// or of weights and int8 activations; best: gptq after whichever scaling, or none, leaves the least error
     #[arg(long, value_enum, default_value = "rtn")]
     method: Method,
+    /// Turn the model into a basis without outlier channels first (a randomized Hadamard transform, exact up to rounding).
+    /// all: the residual stream and the values of each head, which unties an output head that is the embedding; values: the
+    /// latter alone. Takes room for the model in F32 beside the output
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all")]
+    rotate: Option<Rotate>,
     #[command(flatten)]
     folder: FolderArgs,
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
@@ -84,6 +90,12 @@ enum Method {
     Awq,
     Smoothquant,
     Best,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rotate {
+    All,
+    Values,
 }
 
 impl QuantizeArgs {
@@ -125,7 +137,6 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     if static_inputs.is_some() && args.calibration.is_none() {
         return Err(Usage("--activations static needs --calibration".into()).into());
     }
-    let target = args.target_bpw.map(Target::BitsPerWeight).or(args.target_size.map(Target::FileBytes));
     if let Some(bits) = args.target_bpw
         && !(bits.is_finite() && bits > 0.0)
     {
@@ -145,26 +156,31 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     };
     let keep = args.keep.iter().map(|text| text.parse::<Keep>()).collect::<Result<Vec<_>, _>>();
     let keep = keep.map_err(|error| Usage(format!("--keep: {error}")))?;
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let original = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
     let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
+    let rotated = args.rotate.map(|parts| rotated(&original, parts, &args, global)).transpose()?;
+    let checkpoint = rotated.as_ref().map_or(&original, |rotated| &rotated.checkpoint);
+    // Bits are counted by the weights of the model that was asked for.
+    let growth = checkpoint.parameters() as f64 / original.parameters() as f64;
     let calibration = match &args.calibration {
         Some(source) => {
             let held_out = if args.max_kl.is_some() { HELD_OUT_WINDOWS } else { 0 };
-            pool.install(|| args.which.load(source, held_out, &checkpoint, &cpu, global))?
+            pool.install(|| args.which.load(source, held_out, checkpoint, &cpu, global))?
         }
         None => CalibrationSet::default(),
     };
     let windows = &calibration.windows[..];
-    let mixture = match target {
+    let bits = args.target_bpw.map(|bits| Target::BitsPerWeight(bits / growth));
+    let mixture = match bits.or(args.target_size.map(Target::FileBytes)) {
         Some(target) => {
             let target = (target, Palette::of(&args.output));
-            Some(pool.install(|| mixture(&checkpoint, &cpu, windows, &keep, target, global))?)
+            Some(pool.install(|| mixture(checkpoint, &cpu, windows, &keep, target, global))?)
         }
         None => None,
     };
     let importance = match args.method {
-        Method::Imatrix => measure(&checkpoint, &cpu, windows, global)?,
+        Method::Imatrix => measure(checkpoint, &cpu, windows, global)?,
         _ => Importance::default(),
     };
     let layerwise = |equalize, codes| How::Layerwise(Layerwise { cpu: &cpu, windows, equalize, codes, static_inputs });
@@ -185,20 +201,21 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         (None, None, Some(max_kl)) => format!("KL {max_kl}"),
         (None, None, None) => scheme.map_or(format, |scheme| scheme.name()).to_owned(),
     };
-    let title = format!("quantize to {wanted} ({})", args.method.name());
+    let turned = if rotated.is_some() { ", rotated" } else { "" };
+    let title = format!("quantize to {wanted} ({}{turned})", args.method.name());
     let mut pass = if let Some(max_kl) = args.max_kl {
         let held_out = &calibration.held_out[..];
         let limit = Limit { max_kl, held_out, windows, keep: &keep, method, work: None };
-        let within = with_bar(global, |on_step| quantize_within(&checkpoint, &cpu, &args.output, &limit, on_step))?;
-        PassReport::of_limit(title, checkpoint.parameters(), max_kl, within)
+        let within = with_bar(global, |on_step| quantize_within(checkpoint, &cpu, &args.output, &limit, on_step))?;
+        PassReport::of_limit(title, original.parameters(), max_kl, within)
     } else {
         let formats = match (&mixture, scheme) {
             (Some((found, _)), _) => Formats::Mixed(&found.formats),
             (None, Some(scheme)) => Formats::Scheme(scheme),
-            (None, None) => Formats::Folder(args.folder.scheme(format, &checkpoint)?),
+            (None, None) => Formats::Folder(args.folder.scheme(format, checkpoint)?),
         };
         let options = QuantizeOptions { formats, keep: &keep, method, store: None };
-        let mut report = write(&checkpoint, &args.output, &options, global)?;
+        let mut report = write(checkpoint, &args.output, &options, global)?;
         if let Some((allocation, _)) = &mixture {
             report.notes.push(format!(
                 "mixed formats: expected KL divergence {:.4} before error feedback",
@@ -206,9 +223,11 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
             ));
         }
         let front = mixture.map(|(_, front)| front);
-        PassReport::of_quantization(title, checkpoint.parameters(), report, front)
+        PassReport::of_quantization(title, original.parameters(), report, front)
     };
+    pass.bits_per_weight *= growth;
     pass.notes.splice(0..0, calibration.notes.iter().cloned());
+    pass.notes.extend(rotated.iter().flat_map(|rotated| rotated.notes.clone()));
     if let Some(path) = &args.report {
         let page = page::Page {
             model: checkpoint.name(),
@@ -224,6 +243,27 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
         return output::json(&document(&pass));
     }
     print_pass(&format!("{}: ", args.output.display()), &pass)
+}
+
+/// The rotated model, with a progress bar.
+fn rotated(checkpoint: &Checkpoint, parts: Rotate, args: &QuantizeArgs, global: &Global) -> anyhow::Result<Rotated> {
+    let parts = match parts {
+        Rotate::All => Parts::All,
+        Rotate::Values => Parts::Values,
+    };
+    let pool = edgelm_compress::thread_pool(machine::cpu(global)?.threads()).context("cannot start threads")?;
+    let bar = progress::bar(0, "rotate", global.quiet);
+    let work = Work::begin();
+    let rotated = pool.install(|| {
+        let options = RotateOptions { parts, seed: args.which.seed() };
+        Rotated::beside(&args.output, checkpoint, &options, &mut |done, total, _| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            if work.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    });
+    bar.finish_and_clear();
+    Ok(rotated?)
 }
 
 /// Block formats are written to GGUF files.

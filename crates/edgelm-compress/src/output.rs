@@ -1,9 +1,10 @@
-//! The pruned model on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
+//! A model of changed shape on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
 use crate::{CompressError, is_gguf, quantize::refuse_overwriting_input, staged::Staged, tensor_pass::encode_rows};
 use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
-use edgelm_tensor::DType;
+use edgelm_tensor::{DType, block::encode_row};
+use rayon::prelude::*;
 use std::{collections::BTreeMap, path::Path};
 
 /// A model in the making. Dropped before `finish`, it leaves nothing behind.
@@ -11,6 +12,7 @@ pub(crate) struct Output {
     writer: Writer,
     /// Of the tensors still to come.
     dtypes: std::vec::IntoIter<DType>,
+    hidden_size: usize,
 }
 
 enum Writer {
@@ -18,19 +20,22 @@ enum Writer {
     Folder { weights: safetensors::Writer, folder: Staged },
 }
 
-/// Format in which a tensor of the output is stored: as it was, F16 where it was quantized and is changed now.
+/// Format in which a tensor that is changed is stored: as it was, F16 where it was quantized.
 pub(crate) fn stored_dtype(was: DType) -> DType {
     if was.is_quantized() { DType::F16 } else { was }
 }
 
+/// Takes some rows of a matrix.
+pub(crate) type WriteRows<'a> = dyn FnMut(&[f32]) -> Result<(), CompressError> + 'a;
+
 impl Output {
-    /// Declares every tensor of `config`. `edited` has the layers of the output already, `changes` says which tensors will
-    /// be written with values of their own.
+    /// Declares every tensor of `config`. `edited` has the layers of the output already, `stored` says in which format a tensor
+    /// will be.
     pub fn create(
         path: &Path,
         edited: &Edited<'_>,
         config: &ModelConfig,
-        changes: impl Fn(TensorId) -> bool,
+        stored: impl Fn(TensorId) -> Result<DType, CompressError>,
     ) -> Result<Self, CompressError> {
         let checkpoint = edited.base();
         refuse_overwriting_input(checkpoint, path)?;
@@ -42,18 +47,13 @@ impl Output {
             tensors.push((name.clone(), DType::F32, shape.clone()));
         }
         for id in config.tensor_ids() {
-            let was = checkpoint.describe(edited.source(id))?.0;
-            let dtype = match is_gguf {
-                // Gains and biases are few; llama.cpp expects them in f32.
-                true if !id.is_matrix() => DType::F32,
-                _ if changes(id) => stored_dtype(was),
-                _ => was,
-            };
+            // Gains and biases are few; llama.cpp expects them in f32.
+            let dtype = if is_gguf && !id.is_matrix() { DType::F32 } else { stored(id)? };
             let name = if is_gguf { config.arch.gguf_tensor_name(id) } else { config.arch.hf_tensor_name(id) };
             tensors.push((name, dtype, config.tensor_shape(id).unwrap_or_default()));
             dtypes.push(dtype);
         }
-        let dtypes = dtypes.into_iter();
+        let (dtypes, hidden_size) = (dtypes.into_iter(), config.hidden_size);
         if !is_gguf {
             let files = checkpoint.hf_files_with(config, edited.layers(), None)?;
             let folder = Staged::create(path)?;
@@ -62,14 +62,14 @@ impl Output {
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
             let weights = safetensors::Writer::create(&folder.path().join("model.safetensors"), &tensors, &metadata)?;
-            return Ok(Self { writer: Writer::Folder { weights, folder }, dtypes });
+            return Ok(Self { writer: Writer::Folder { weights, folder }, dtypes, hidden_size });
         }
         let metadata = checkpoint.gguf_metadata_with(config)?;
         let mut writer = gguf::Writer::create(path, &metadata, &tensors)?;
         for (_, _, values) in &extras {
             writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
         }
-        Ok(Self { writer: Writer::Gguf(writer), dtypes })
+        Ok(Self { writer: Writer::Gguf(writer), dtypes, hidden_size })
     }
 
     /// Writes the next tensor, in the order of `config.tensor_ids()`; returns how many of its values are zero.
@@ -96,6 +96,28 @@ impl Output {
             Writer::Folder { weights, .. } => weights.write(&bytes)?,
         }
         Ok(zeros(dtype, &bytes))
+    }
+
+    /// Writes the next tensor, an embedding or output head, whose rows `give` passes on in their order.
+    pub fn write_table(
+        &mut self,
+        id: TensorId,
+        give: &mut dyn FnMut(&mut WriteRows<'_>) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let dtype = self.dtypes.next().unwrap_or(DType::F32);
+        let columns = self.hidden_size;
+        give(&mut |values| {
+            let row_bytes = dtype.row_bytes(columns)?;
+            let mut bytes = vec![0; values.len() / columns.max(1) * row_bytes];
+            let rows = bytes.par_chunks_mut(row_bytes.max(1)).zip(values.par_chunks(columns.max(1)));
+            rows.try_for_each(|(bytes, values)| encode_row(dtype, values, None, bytes))
+                .map_err(|source| CompressError::Tensor { name: format!("{id:?}"), source })?;
+            match &mut self.writer {
+                Writer::Gguf(writer) => writer.write(&bytes)?,
+                Writer::Folder { weights, .. } => weights.write(&bytes)?,
+            }
+            Ok(())
+        })
     }
 
     /// Puts it under its name; returns the bytes of the weights' file.
