@@ -94,7 +94,7 @@ fn what_is_not_supported_is_named() {
         ("nf4", "\"blocksize\": 32", "\"blocksize\": 00", "quant_state"),
         ("nf4", "\"blocksize\": 32", "\"blocksize\": 64", "`absmax` is F32 [8], must be F32 [4]"),
         ("nf4", "\"shape\": [4, 64]", "\"shape\": [5, 64]", "does not hold [5, 64]"),
-        ("nf4", "\"shape\": [4, 64]", "\"shape\": [400] ", "not that of a matrix"),
+        ("nf4", "\"shape\": [4, 64]", "\"shape\": [4000] ", "not that of a matrix"),
         ("nf4", "\"quant_type\": \"nf4\"", "\"quant_type\": \"fp4\"", "must be `nf4`"),
         ("nf4", "w.quant_map", "w.quant_mop", "`quant_map` is missing"),
         ("nf4-double", "w.nested_absmax", "w.nested_absmox", "`nested_absmax` is missing"),
