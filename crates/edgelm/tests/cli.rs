@@ -200,7 +200,7 @@ fn formats_of_folders_are_written_to_folders() {
         (&["--format", "nf4", "--group-size", "96"], "32, 64, 128"),
         (&["--format", "nf4", "--per", "channel"], "--per"),
         (&["--format", "nf4", "--sparse", "2:4"], "--sparse"),
-        (&["--format", "int2", "--sparse", "2:4"], "--symmetric"),
+        (&["--format", "int2", "--sparse", "2:4"], "`symmetric`"),
     ] {
         let output = command().args(["quantize", "demo", "-o", &out]).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
