@@ -46,7 +46,7 @@ pub use matrix_format::MatrixFormat;
 pub use moments::{Factor, Moments};
 pub use quantize::{
     CalibratorName, FolderScheme, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per,
-    QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, largest_group, matrix_budget, quantize,
+    QuantizeOptions, QuantizeReport, TensorReport, count_formats, is_gguf, largest_group, quantize,
 };
 pub use ranges::{Calibrator, Histogram};
 pub use scheme::{Choice, Keep, Scheme};

@@ -1,10 +1,11 @@
 //! A model of changed shape on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
-use crate::{CompressError, is_gguf, quantize::refuse_overwriting_input, staged::Staged, tensor_pass::encode_rows};
+use crate::{
+    CompressError, MatrixFormat, is_gguf, quantize::refuse_overwriting_input, staged::Staged, tensor_pass::encode_rows,
+};
 use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
-use edgelm_tensor::{DType, block::encode_row};
-use rayon::prelude::*;
+use edgelm_tensor::DType;
 use std::{collections::BTreeMap, path::Path};
 
 /// A model in the making. Dropped before `finish`, it leaves nothing behind.
@@ -18,6 +19,16 @@ pub(crate) struct Output {
 enum Writer {
     Gguf(gguf::Writer),
     Folder { weights: safetensors::Writer, folder: Staged },
+}
+
+impl Writer {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CompressError> {
+        match self {
+            Self::Gguf(writer) => writer.write(bytes)?,
+            Self::Folder { weights, .. } => weights.write(bytes)?,
+        }
+        Ok(())
+    }
 }
 
 /// Format in which a tensor that is changed is stored: as it was, F16 where it was quantized.
@@ -91,10 +102,7 @@ impl Output {
         let dtype = self.dtypes.next().unwrap_or(view.dtype);
         let mut bytes = Vec::with_capacity(view.bytes.len());
         encode_rows(view.dtype, dtype, &sources, row_len, None, &mut bytes).map_err(named)?;
-        match &mut self.writer {
-            Writer::Gguf(writer) => writer.write(&bytes)?,
-            Writer::Folder { weights, .. } => weights.write(&bytes)?,
-        }
+        self.writer.write(&bytes)?;
         Ok(zeros(dtype, &bytes))
     }
 
@@ -107,16 +115,9 @@ impl Output {
         let dtype = self.dtypes.next().unwrap_or(DType::F32);
         let columns = self.hidden_size;
         give(&mut |values| {
-            let row_bytes = dtype.row_bytes(columns)?;
-            let mut bytes = vec![0; values.len() / columns.max(1) * row_bytes];
-            let rows = bytes.par_chunks_mut(row_bytes.max(1)).zip(values.par_chunks(columns.max(1)));
-            rows.try_for_each(|(bytes, values)| encode_row(dtype, values, None, bytes))
-                .map_err(|source| CompressError::Tensor { name: format!("{id:?}"), source })?;
-            match &mut self.writer {
-                Writer::Gguf(writer) => writer.write(&bytes)?,
-                Writer::Folder { weights, .. } => weights.write(&bytes)?,
-            }
-            Ok(())
+            let named = |source| CompressError::Tensor { name: format!("{id:?}"), source };
+            let bytes = MatrixFormat::Block(dtype).encode(values, columns, None).map_err(named)?;
+            self.writer.write(&bytes)
         })
     }
 

@@ -2,16 +2,13 @@
 //! gives, logits against torch.
 #![allow(clippy::unwrap_used)]
 
-use edgelm_engine::{Engine, Step, Want, Workspace};
-use edgelm_format::safetensors::SafeTensors;
-use edgelm_kernels::{Cpu, Isa};
-use edgelm_model::{Checkpoint, TensorId};
+mod packed;
+
+use edgelm_kernels::Isa;
+use edgelm_model::Checkpoint;
 use edgelm_tensor::{DType, block::decode_row};
-use serde_json::Value;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use packed::{decoded, dequantized, difference};
+use std::path::{Path, PathBuf};
 
 const FOLDERS: [(&str, DType); 3] = [("nf4", DType::NF4), ("nf4-double", DType::NF4), ("fp4", DType::FP4)];
 
@@ -19,23 +16,11 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/bitsandbytes").join(name)
 }
 
-fn decoded(checkpoint: &Checkpoint, id: TensorId) -> Vec<f32> {
-    let view = checkpoint.tensor(id).unwrap();
-    let mut values = vec![0.0; view.elements()];
-    let row_bytes = view.dtype.row_bytes(view.row_len()).unwrap();
-    for (row, bytes) in values.chunks_mut(view.row_len()).zip(view.bytes.chunks(row_bytes)) {
-        decode_row(view.dtype, bytes, row).unwrap();
-    }
-    values
-}
-
 #[test]
 fn weights_are_those_of_the_formula() {
     for (name, dtype) in FOLDERS {
         let checkpoint = Checkpoint::open(&folder(name)).unwrap();
-        let reference = std::fs::read(folder(name).join("dequantized.safetensors")).unwrap();
-        let reference =
-            SafeTensors::from_sources(vec![edgelm_format::Source::owned("dequantized", reference)]).unwrap();
+        let reference = dequantized(&folder(name));
         let mut compared = 0;
         for &id in checkpoint.tensor_ids() {
             let Some(want) = reference.get(&checkpoint.stored_name(id)).unwrap() else { continue };
@@ -57,24 +42,6 @@ fn weights_are_those_of_the_formula() {
         }
         assert_eq!(compared, 14, "{name}");
     }
-}
-
-/// Root of Σ difference² / Σ reference².
-fn difference(folder: &Path, isa: Isa) -> f64 {
-    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
-    let numbers =
-        |value: &Value| -> Vec<f64> { value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
-    let ids: Vec<u32> = numbers(&expected["ids"]).iter().map(|id| *id as u32).collect();
-    let want: Vec<f64> = expected["logits"].as_array().unwrap().iter().flat_map(numbers).collect();
-    let cpu = Arc::new(Cpu::new(Some(1), Some(isa)).unwrap());
-    let engine = Engine::load(Arc::new(Checkpoint::open(folder).unwrap()), cpu).unwrap();
-    let mut sequence = engine.sequence(engine.default_kv());
-    let mut workspace = Workspace::default();
-    engine.forward(&mut [Step { sequence: &mut sequence, tokens: &ids, want: Want::All }], &mut workspace).unwrap();
-    let got = workspace.logits();
-    assert_eq!(got.len(), want.len());
-    let error: f64 = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();
-    (error / want.iter().map(|value| value * value).sum::<f64>()).sqrt()
 }
 
 #[test]

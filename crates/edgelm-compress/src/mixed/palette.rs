@@ -1,7 +1,10 @@
 //! The formats that a mixture may be made of.
 
 use crate::{CompressError, IntSettings, MatrixFormat, Strategy, quantize::is_gguf};
-use edgelm_format::safetensors::{Element, Writer};
+use edgelm_format::{
+    gguf::{Value, header_bytes},
+    safetensors::{Element, Writer},
+};
 use edgelm_model::{Checkpoint, TensorId};
 use edgelm_tensor::{DType, IntFormat};
 use std::{collections::BTreeMap, path::Path};
@@ -99,19 +102,42 @@ impl Palette {
         vectors.map(bytes).sum()
     }
 
-    /// Bytes of a folder's weight file that are no tensors, at most: its directory if all matrices had zero points.
-    pub(super) fn folder_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
-        let mut declared = Vec::new();
-        for &id in checkpoint.tensor_ids() {
-            let (name, shape) = (checkpoint.config().arch.hf_tensor_name(id), checkpoint.describe(id)?.1.to_vec());
-            let parts: &[&str] = match id.is_matrix() {
-                true => &["_packed", "_scale", "_zero_point", "_shape"],
-                false => &[""],
-            };
-            declared.extend(parts.iter().map(|part| (format!("{name}{part}"), Element::I64, shape.clone())));
+    /// Bytes of the weight file that are no tensors: metadata, directory and padding; of a folder at most, its directory if all
+    /// matrices had zero points.
+    pub(super) fn header_bytes(self, checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+        match self {
+            Self::Blocks => gguf_header_bytes(checkpoint),
+            Self::Ints => folder_header_bytes(checkpoint),
         }
-        Ok(Writer::header_bytes(&declared, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
     }
+}
+
+fn gguf_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+    let mut declared = Vec::new();
+    for (name, shape, _) in checkpoint.gguf_extra_tensors() {
+        declared.push((name, DType::F32, shape));
+    }
+    for &id in checkpoint.tensor_ids() {
+        let shape = checkpoint.describe(id)?.1.to_vec();
+        declared.push((checkpoint.config().arch.gguf_tensor_name(id), DType::F32, shape));
+    }
+    let mut metadata = checkpoint.gguf_metadata()?;
+    metadata.push(("general.file_type".into(), Value::U32(0)));
+    let (header, padding) = header_bytes(&metadata, &declared)?;
+    Ok(header + padding)
+}
+
+fn folder_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+    let mut declared = Vec::new();
+    for &id in checkpoint.tensor_ids() {
+        let (name, shape) = (checkpoint.config().arch.hf_tensor_name(id), checkpoint.describe(id)?.1.to_vec());
+        let parts: &[&str] = match id.is_matrix() {
+            true => &["_packed", "_scale", "_zero_point", "_shape"],
+            false => &[""],
+        };
+        declared.extend(parts.iter().map(|part| (format!("{name}{part}"), Element::I64, shape.clone())));
+    }
+    Ok(Writer::header_bytes(&declared, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
 }
 
 /// Bits per weight in long rows.

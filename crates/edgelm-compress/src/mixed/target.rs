@@ -1,7 +1,7 @@
 //! From a target size to formats: measures, allocates, and draws the front on which the choice lies.
 
 use super::{Allocation, Palette, ProbeOptions, Sensitivity, allocate_formats, measure_sensitivity};
-use crate::{CompressError, Keep, MatrixFormat, matrix_budget};
+use crate::{CompressError, Keep, MatrixFormat};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, TensorId};
 use rayon::prelude::*;
@@ -42,20 +42,14 @@ const POINTS: u64 = 12;
 impl Target {
     /// Bytes that the matrices may have.
     fn budget(self, checkpoint: &Checkpoint, palette: Palette) -> Result<u64, CompressError> {
-        match (self, palette) {
-            (Target::BitsPerWeight(bits), _) if !(bits.is_finite() && bits > 0.0) => {
-                Err(CompressError::BadTarget(bits))
+        let (bytes, others) = match self {
+            Target::BitsPerWeight(bits) if !(bits.is_finite() && bits > 0.0) => {
+                return Err(CompressError::BadTarget(bits));
             }
-            (Target::BitsPerWeight(bits), _) => {
-                let bytes = (bits * checkpoint.parameters() as f64 / 8.0).floor() as u64;
-                Ok(bytes.saturating_sub(palette.vector_bytes(checkpoint)?))
-            }
-            (Target::FileBytes(bytes), Palette::Blocks) => matrix_budget(checkpoint, bytes),
-            (Target::FileBytes(bytes), Palette::Ints) => {
-                let others = palette.vector_bytes(checkpoint)? + Palette::folder_header_bytes(checkpoint)?;
-                Ok(bytes.saturating_sub(others))
-            }
-        }
+            Target::BitsPerWeight(bits) => ((bits * checkpoint.parameters() as f64 / 8.0).floor() as u64, 0),
+            Target::FileBytes(bytes) => (bytes, palette.header_bytes(checkpoint)?),
+        };
+        Ok(bytes.saturating_sub(others + palette.vector_bytes(checkpoint)?))
     }
 }
 

@@ -9,11 +9,10 @@ use super::{
     LayerReport, PruneCalibration, PruneOptions, PruneReport,
     basis::{Basis, HiddenBasis, choose_channels, expressed, principal, product, tied_gain},
     likelihood::Likelihood,
-    parameters,
     widths::units_to_remove,
 };
 use crate::{
-    CompressError, Moments, OnTensor, Walk,
+    CompressError, MatrixFormat, Moments, OnTensor, Walk,
     activations::Activations,
     go_on, is_gguf,
     layer_pass::decode,
@@ -23,8 +22,6 @@ use edgelm_engine::{Block, embed_window};
 use edgelm_kernels::Cpu;
 use edgelm_linalg::{Mat, MatRef, product_f32};
 use edgelm_model::{Checkpoint, Edited, LayerTensor, Replaced, TensorId, Tensors};
-use edgelm_tensor::block::encode_row;
-use rayon::prelude::*;
 use serde::Serialize;
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
@@ -126,7 +123,7 @@ pub(crate) fn prune_hidden(
         }
     }
     let output_bytes = writer.finish()?;
-    let parameters_after = parameters(&config);
+    let parameters_after = config.parameters();
     let mut notes = if is_gguf(output) { checkpoint.gguf_notes_with(&config) } else { Vec::new() };
     if is_tied && !config.tie_word_embeddings {
         notes.push(format!("the output head is no longer the embedding: {} weights more", config.vocab_size * width));
@@ -135,7 +132,7 @@ pub(crate) fn prune_hidden(
         notes.push(format!("rows of {width} are not whole blocks of 256: Q2_K to Q6_K and IQ formats do not fit them"));
     }
     Ok(PruneReport {
-        parameters_before: parameters(checkpoint.config()),
+        parameters_before: checkpoint.parameters(),
         parameters_after,
         nonzero_parameters: parameters_after - zeros,
         sparsity: 0.0,
@@ -466,10 +463,7 @@ fn put(
 ) -> Result<(), CompressError> {
     let named = |error| CompressError::Tensor { name: edited.base().stored_name(source), source: error };
     let dtype = stored_dtype(edited.base().describe(source)?.0);
-    let row_bytes = dtype.row_bytes(columns).map_err(named)?;
-    let mut bytes = vec![0; values.len() / columns.max(1) * row_bytes];
-    let rows = bytes.par_chunks_mut(row_bytes.max(1)).zip(values.par_chunks(columns.max(1)));
-    rows.try_for_each(|(bytes, values)| encode_row(dtype, values, None, bytes)).map_err(named)?;
+    let bytes = MatrixFormat::Block(dtype).encode(values, columns, None).map_err(named)?;
     edited.replace(id, Replaced { dtype, shape: vec![values.len() / columns.max(1), columns], bytes });
     Ok(())
 }

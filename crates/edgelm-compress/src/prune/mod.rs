@@ -309,9 +309,9 @@ pub fn prune<'a>(
         checkpoint.release(edited.source(id));
     }
     let output_bytes = writer.finish()?;
-    let parameters_after = parameters(&config);
+    let parameters_after = config.parameters();
     Ok(PruneReport {
-        parameters_before: parameters(checkpoint.config()),
+        parameters_before: checkpoint.parameters(),
         parameters_after,
         nonzero_parameters: parameters_after - all_zeros,
         sparsity: zeros as f64 / linear.max(1) as f64,
@@ -323,9 +323,4 @@ pub fn prune<'a>(
         notes: if is_gguf(output) { checkpoint.gguf_notes_with(&config) } else { Vec::new() },
         seconds: begin.elapsed().as_secs_f64(),
     })
-}
-
-fn parameters(config: &ModelConfig) -> u64 {
-    let elements = |id: TensorId| config.tensor_shape(id).map_or(0, |shape| shape.iter().product::<usize>() as u64);
-    config.tensor_ids().into_iter().map(elements).sum()
 }

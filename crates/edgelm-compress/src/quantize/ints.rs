@@ -7,7 +7,7 @@ use edgelm_tensor::IntFormat;
 use serde::{Deserialize, Serialize};
 
 /// Settings beside the name. What is not given follows from it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct IntOptions {
     /// Values that share a scale.
     pub group_size: Option<usize>,
@@ -22,7 +22,6 @@ pub struct IntOptions {
     /// Part of all values that `percentile` keeps.
     pub percentile: Option<f64>,
     /// Two of every four weights of linear layers, which must have been pruned so.
-    #[serde(default)]
     pub two_of_four: bool,
 }
 

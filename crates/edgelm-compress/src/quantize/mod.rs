@@ -1,6 +1,5 @@
 //! Quantization of a whole model: tensor by tensor from the mapped input to the output, a GGUF file or a Hugging Face folder.
 
-mod budget;
 mod folder;
 mod folder_scheme;
 mod gguf;
@@ -8,7 +7,6 @@ mod ints;
 #[cfg(test)]
 mod tests;
 
-pub use budget::matrix_budget;
 pub use folder_scheme::{FolderScheme, IntScheme};
 pub use ints::{CalibratorName, Inputs, IntOptions, Per, largest_group};
 

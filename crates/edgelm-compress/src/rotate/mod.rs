@@ -14,10 +14,14 @@ mod tests;
 
 pub use hadamard::Rotation;
 
-use crate::{CompressError, OnTensor, go_on, layer_pass::decode, output::Output};
+use crate::{
+    CompressError, OnTensor, go_on,
+    layer_pass::{decode, decode_blocks},
+    output::Output,
+};
 use edgelm_format::FormatError;
 use edgelm_model::{Checkpoint, Edited, Replaced, StorageKind, TensorId, Tensors};
-use edgelm_tensor::{DType, block::decode_row};
+use edgelm_tensor::DType;
 use layer::{read_turned, turn_layer};
 use serde::{Deserialize, Serialize};
 use std::{ffi::OsStr, path::Path, sync::Arc};
@@ -123,9 +127,7 @@ pub fn rotate(
             }
         }
     }
-    let elements = |id: &TensorId| config.tensor_shape(*id).map_or(0, |shape| shape.iter().product::<usize>() as u64);
-    let parameters = ids.iter().map(elements).sum();
-    Ok(RotateReport { parameters, output_bytes: writer.finish()?, notes })
+    Ok(RotateReport { parameters: config.parameters(), output_bytes: writer.finish()?, notes })
 }
 
 /// A rotated model in a temporary folder, for a pass that reads checkpoints. The folder goes when this does.
@@ -170,11 +172,8 @@ fn each_part(
     let row_bytes = view.dtype.row_bytes(row_len)?;
     let rows = (VALUES_AT_A_TIME / row_len.max(1)).max(1);
     for bytes in view.bytes.chunks(rows * row_bytes.max(1)) {
-        let mut values = vec![0.0; bytes.len() / row_bytes.max(1) * row_len];
-        for (values, bytes) in values.chunks_mut(row_len.max(1)).zip(bytes.chunks(row_bytes.max(1))) {
-            decode_row(view.dtype, bytes, values)?;
-        }
-        use_part(values)?;
+        let count = bytes.len() / row_bytes.max(1) * row_len;
+        use_part(decode_blocks(view.dtype, bytes, row_len, count)?)?;
         checkpoint.release_part(id, bytes);
     }
     Ok(())

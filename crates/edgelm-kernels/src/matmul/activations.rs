@@ -261,7 +261,7 @@ impl<L: Lanes> Job<L> for Quantize<'_> {
 
 /// (scale, 1 / scale) for the largest magnitude; a factor of 0 stands for "all quants are zero".
 #[inline(always)]
-fn scale_of(max: f32) -> (f32, f32) {
+pub(super) fn scale_of(max: f32) -> (f32, f32) {
     let factor = 127.0 / max;
     if !max.is_finite() {
         (f32::NAN, 0.0)

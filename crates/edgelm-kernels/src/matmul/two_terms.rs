@@ -1,6 +1,9 @@
 //! Inputs of two int8 terms instead of one, for the rows that one would round more coarsely than the weights are.
 
-use super::{Linear, Scratch, activations::GROUP};
+use super::{
+    Linear, Scratch,
+    activations::{GROUP, scale_of},
+};
 use crate::{
     Cpu, Work,
     disjoint::Disjoint,
@@ -206,13 +209,11 @@ impl Kernel for Rest<'_> {
     fn run<L: Lanes>(self) {
         for (x, rest) in self.x.chunks(GROUP).zip(self.rest.chunks_mut(GROUP)) {
             let x = x.as_chunks::<LANES>().0;
-            let largest = largest::<L>(x);
-            let factor = 127.0 / largest;
-            let is_rounded = largest.is_finite() && factor.is_finite();
+            let (scale, factor) = scale_of(largest::<L>(x));
             for (x, rest) in x.iter().zip(rest.as_chunks_mut::<LANES>().0) {
                 let x = L::load(x);
-                let rounded = x.mul(L::splat(factor)).round().mul(L::splat(largest / 127.0));
-                let difference = if is_rounded { x.sub(rounded) } else { L::splat(0.0) };
+                let rounded = x.mul(L::splat(factor)).round().mul(L::splat(scale));
+                let difference = if factor != 0.0 { x.sub(rounded) } else { L::splat(0.0) };
                 difference.store(rest);
             }
         }

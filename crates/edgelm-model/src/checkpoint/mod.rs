@@ -217,8 +217,7 @@ impl Checkpoint {
 
     /// Total weights. A tied embedding counts once.
     pub fn parameters(&self) -> u64 {
-        let elements = |id: &TensorId| self.config.tensor_shape(*id).map_or(0, |shape| shape.iter().product::<usize>());
-        self.ids.iter().map(|id| elements(id) as u64).sum()
+        self.config.parameters()
     }
 
     /// Bytes of the weight files.

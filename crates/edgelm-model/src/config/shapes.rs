@@ -47,4 +47,10 @@ impl ModelConfig {
             .filter(|&id| self.tensor_shape(id).is_some())
             .collect()
     }
+
+    /// Total weights. A tied embedding counts once.
+    pub fn parameters(&self) -> u64 {
+        let elements = |id: TensorId| self.tensor_shape(id).map_or(0, |shape| shape.iter().product::<usize>() as u64);
+        self.tensor_ids().into_iter().map(elements).sum()
+    }
 }
