@@ -6,12 +6,14 @@
 //! The one thing a reader would get wrong: formats are *byte-compatible with GGUF*, so a block's field order and
 //! nibble order are those of the GGUF files in the wild, not the most convenient ones.
 
+mod activation;
 pub mod block;
 mod dtype;
 mod int_format;
 mod lookup_format;
 mod rope_pairs;
 
+pub use activation::Activation;
 pub use dtype::DType;
 pub use int_format::{IntBlock, IntFormat};
 pub use lookup_format::LookupFormat;
