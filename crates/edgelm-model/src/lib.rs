@@ -13,7 +13,10 @@ pub mod tokenizer;
 pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Edited, Embedded, HfFile, Replaced, StorageKind, Tensors, Texts};
-pub use config::{AttentionBias, GenerationConfig, LayerConfig, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use config::{
+    Alibi, AttentionBias, GenerationConfig, LayerConfig, LayerRope, ModelConfig, NormKind, Norms, QkNorm, Residual,
+    RopeConfig, RopePairs, RopeScaling, Style,
+};
 pub use tensors::{LayerTensor, TensorId};
 pub use tokenizer::{DecodeStream, Tokenizer};
 

@@ -1,34 +1,63 @@
 //! Llama decoders (Touvron et al. 2023, arXiv:2302.13971 and 2307.09288): the baseline.
 
-use super::{Arch, BiasRule, Defaults, HfNames, WindowRule, names::llama_layer};
-use crate::{AttentionBias, RopePairs};
+use super::{
+    Arch, BiasRule, Defaults, MlpBiasRule, WindowRule,
+    names::{GGUF, LLAMA_NAMES},
+};
+use crate::{AttentionBias, NormKind, Norms, QkNorm, Residual, RopePairs, Style};
+use edgelm_tensor::Activation;
 
 pub(super) const LLAMA: Arch = Arch {
     name: "llama",
     hf_name: "LlamaForCausalLM",
     hf_model_type: "llama",
-    gguf_name: "llama",
-    hf_names: HfNames {
-        token_embedding: "model.embed_tokens.weight",
-        output_norm: "model.norm.weight",
-        output: "lm_head.weight",
-        layers: "model.layers.",
-        layer: llama_layer,
-    },
+    gguf_name: Some("llama"),
+    hf_names: LLAMA_NAMES,
+    gguf_names: GGUF,
     hf_ignored: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.masked_bias"],
-    qk_norm: false,
-    attention_bias: BiasRule::Key(AttentionBias::Qkvo),
-    mlp_bias: true,
+    aliases: &[],
+    only: &[],
+    harmless: &[],
+    style: Style {
+        norm: NormKind::Rms,
+        norms: Norms { attn: true, post_attn: false, ffn: true, post_ffn: false },
+        residual: Residual::Sequential,
+        qk_norm: QkNorm::None,
+        rope_before_norm: false,
+        activation: Activation::Silu,
+        gated: true,
+        alibi: None,
+        sinks: false,
+        attention_scale: None,
+        scale_by_layer: false,
+        attention_softcap: None,
+        clip_qkv: None,
+        embedding_scale: 1.0,
+        embedding_norm: false,
+        position_embedding: None,
+        residual_scale: 1.0,
+        output_norm: true,
+        output_bias: false,
+        logit_scale: 1.0,
+        logit_softcap: None,
+    },
+    attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),
+    mlp_bias: MlpBiasRule::Key("mlp_bias", false),
     window: WindowRule::Never,
     defaults: Defaults {
         head_dim: None,
+        intermediate_ratio: None,
         max_position_embeddings: 2048,
-        rms_norm_eps: 1e-6,
+        norm_eps: 1e-6,
         rope_theta: 10000.0,
+        local_rope_theta: None,
+        partial_rotary_factor: None,
         sliding_window: None,
         max_window_layers: 0,
         tie_word_embeddings: false,
     },
+    hf_rope_pairs: RopePairs::Halves,
     gguf_rope_pairs: RopePairs::Interleaved,
     gguf_rope_factors: true,
+    read_hf: |_, _| Ok(()),
 };

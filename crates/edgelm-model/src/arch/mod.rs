@@ -3,18 +3,96 @@
 //! The one thing a reader would get wrong: an `Arch` says what a family *may* do; what one model does is in its
 //! `ModelConfig`. A new idea is a new field or enum variant whose value in `LLAMA` means "not here".
 
+mod arcee;
+mod bloom;
+mod codegen;
+mod cohere;
+mod cohere2;
+mod ernie4_5;
+mod exaone4;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod glm;
+mod glm4;
+mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
+mod gpt_neox;
+mod gptj;
+mod granite;
+mod helium;
+mod hunyuan;
+mod hyperclovax;
 mod llama;
 mod mistral;
+mod mpt;
 mod names;
+mod nemotron;
+mod olmo;
+mod olmo2;
+mod olmo3;
+mod opt;
+mod persimmon;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
+mod vaultgemma;
 
-pub use names::HfNames;
+pub use names::{Names, Order, Prefix, Rows, Stored};
 
-use crate::{AttentionBias, LayerTensor, TensorId, config::RopePairs};
+use crate::{
+    AttentionBias, LayerTensor, ModelConfig, ModelError, Style, TensorId,
+    config::{Keys, RopePairs},
+};
 
 /// Every architecture known. Where two share a GGUF name, the simpler one stands first.
-pub const ARCHS: &[&Arch] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub const ARCHS: &[&Arch] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &phi::PHI,
+    &phi3::PHI3,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &vaultgemma::VAULTGEMMA,
+    &gpt_neox::GPT_NEOX,
+    &persimmon::PERSIMMON,
+    &bloom::BLOOM,
+    &gpt2::GPT2,
+    &gpt_bigcode::GPT_BIGCODE,
+    &gpt_neo::GPT_NEO,
+    &gptj::GPTJ,
+    &codegen::CODEGEN,
+    &opt::OPT,
+    &mpt::MPT,
+    &stablelm::STABLELM,
+    &starcoder2::STARCODER2,
+    &olmo::OLMO,
+    &olmo2::OLMO2,
+    &olmo3::OLMO3,
+    &exaone4::EXAONE4,
+    &granite::GRANITE,
+    &hyperclovax::HYPERCLOVAX,
+    &smollm3::SMOLLM3,
+    &cohere::COHERE,
+    &cohere2::COHERE2,
+    &glm::GLM,
+    &glm4::GLM4,
+    &nemotron::NEMOTRON,
+    &arcee::ARCEE,
+    &helium::HELIUM,
+    &ernie4_5::ERNIE4_5,
+    &hunyuan::HUNYUAN,
+    &seed_oss::SEED_OSS,
+];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.
 pub struct Arch {
@@ -24,26 +102,38 @@ pub struct Arch {
     pub hf_name: &'static str,
     /// `model_type` of config.json.
     pub hf_model_type: &'static str,
-    /// `general.architecture` of GGUF.
-    pub gguf_name: &'static str,
+    /// `general.architecture` of GGUF; `None` where llama.cpp does not know the family.
+    pub gguf_name: Option<&'static str>,
     /// Tensor names in safetensors files.
-    pub hf_names: HfNames,
+    pub hf_names: Names,
+    /// Tensor names in GGUF files.
+    pub gguf_names: Names,
     /// Buffers that old exports stored and that no forward pass reads; matched as the end of a name.
     pub hf_ignored: &'static [&'static str],
-    /// RMSNorm on each query and key head.
-    pub qk_norm: bool,
+    /// Keys of config.json that this family calls otherwise: the usual name, its own.
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// Further keys of which one value (JSON) is supported; null is too.
+    pub only: &'static [(&'static str, &'static str)],
+    /// Further keys that cannot change the forward pass.
+    pub harmless: &'static [&'static str],
+    /// What its layers compute.
+    pub style: Style,
     /// Which attention projections have biases.
     pub attention_bias: BiasRule,
-    /// gate/up/down may have biases (`mlp_bias`).
-    pub mlp_bias: bool,
+    /// Whether gate/up/down have biases.
+    pub mlp_bias: MlpBiasRule,
     /// Which layers see a sliding window.
     pub window: WindowRule,
     /// What config.json means where it leaves a key out.
     pub defaults: Defaults,
-    /// How GGUF files of this architecture store Q and K (Hugging Face files always store halves).
+    /// How files from Hugging Face store Q and K.
+    pub hf_rope_pairs: RopePairs,
+    /// How GGUF files of this architecture store Q and K.
     pub gguf_rope_pairs: RopePairs,
     /// llama.cpp reads `rope_freqs.weight` for this architecture.
     pub gguf_rope_factors: bool,
+    /// Keys of config.json that no other family has, read after all others.
+    pub(crate) read_hf: fn(&mut Keys<'_>, &mut ModelConfig) -> Result<(), ModelError>,
 }
 
 /// Where biases of the attention projections come from.
@@ -51,8 +141,17 @@ pub struct Arch {
 pub enum BiasRule {
     /// Every model of the family has these.
     Always(AttentionBias),
-    /// These where config.json says `attention_bias: true`, else none.
-    Key(AttentionBias),
+    /// The second where config.json says this key is `true`, the first where it says `false`; the flag is the default.
+    Key(&'static str, bool, AttentionBias, AttentionBias),
+}
+
+/// Where biases of the feed-forward network come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpBiasRule {
+    /// Every model of the family has them, or none.
+    Always(bool),
+    /// As this key says; the flag is the default.
+    Key(&'static str, bool),
 }
 
 /// Where sliding windows come from.
@@ -64,6 +163,9 @@ pub enum WindowRule {
     EveryLayer,
     /// `sliding_window` where `layer_types` says so, else from layer `max_window_layers` on; only if `use_sliding_window`.
     SomeLayers,
+    /// `sliding_window`, unless null, where `layer_types` says so, else in every layer but each n-th (n from
+    /// `sliding_window_pattern`, else this).
+    AllButEach(usize),
 }
 
 /// Values that transformers assumes for keys that config.json leaves out. Sizes have none: they must be stated.
@@ -72,9 +174,15 @@ pub enum WindowRule {
 pub struct Defaults {
     /// `None` = `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// Times `hidden_size`; `None` = it must be stated.
+    pub intermediate_ratio: Option<usize>,
     pub max_position_embeddings: usize,
-    pub rms_norm_eps: f64,
+    pub norm_eps: f64,
     pub rope_theta: f64,
+    /// Of rope_theta on layers with a window, where they have their own.
+    pub local_rope_theta: Option<f64>,
+    /// Share of a head that rotates; `None` = all of it, and the key may say nothing else.
+    pub partial_rotary_factor: Option<f64>,
     pub sliding_window: Option<usize>,
     pub max_window_layers: usize,
     pub tie_word_embeddings: bool,
@@ -101,7 +209,7 @@ impl Arch {
 
     /// By `general.architecture` of GGUF. Mistral files call themselves `llama`: a window tells them apart.
     pub fn from_gguf(name: &str, has_window: bool) -> Option<&'static Arch> {
-        let mut named = ARCHS.iter().copied().filter(|arch| arch.gguf_name == name);
+        let mut named = ARCHS.iter().copied().filter(|arch| arch.gguf_name == Some(name));
         let first = named.next()?;
         if has_window && first.window == WindowRule::Never {
             return named.find(|arch| arch.window != WindowRule::Never).or(Some(first));
@@ -109,14 +217,14 @@ impl Arch {
         Some(first)
     }
 
-    /// Hugging Face name, e.g. `model.layers.0.self_attn.q_proj.weight`.
+    /// Hugging Face name, e.g. `model.layers.0.self_attn.q_proj.weight`; of the tensor it is a part of, where it is one.
     pub fn hf_tensor_name(&self, id: TensorId) -> String {
-        self.hf_names.name(id)
+        self.hf_names.name(self.hf_names.prefixes[0], id)
     }
 
-    /// GGUF name, e.g. `blk.0.attn_q.weight`.
+    /// GGUF name, e.g. `blk.0.attn_q.weight`; likewise.
     pub fn gguf_tensor_name(&self, id: TensorId) -> String {
-        names::gguf_name(id)
+        self.gguf_names.name(self.gguf_names.prefixes[0], id)
     }
 
     /// Linear layers of a block that read the same input (calibration statistics are shared).

@@ -1,86 +1,238 @@
-//! Tensor names: Hugging Face's differ by family, GGUF's do not.
+//! Where the tensors of a model are stored: Hugging Face's names differ by family, GGUF's mostly do not.
 
-use crate::{LayerTensor, TensorId};
+use crate::{LayerTensor, ModelConfig, TensorId};
 
-/// Names in safetensors files.
+/// Names in files of one kind.
 #[derive(Debug, Clone, Copy)]
-pub struct HfNames {
+pub struct Names {
     /// [`TensorId::TokenEmbedding`].
     pub token_embedding: &'static str,
-    /// [`TensorId::OutputNorm`].
+    /// [`TensorId::PositionEmbedding`].
+    pub position_embedding: &'static str,
+    /// What [`TensorId::EmbeddingNorm`] and its bias begin with.
+    pub embedding_norm: &'static str,
+    /// What [`TensorId::OutputNorm`] and its bias begin with.
     pub output_norm: &'static str,
-    /// [`TensorId::Output`].
+    /// What [`TensorId::Output`] and its bias begin with.
     pub output: &'static str,
-    /// What stands before a layer's number, e.g. `model.layers.`.
+    /// What stands before a layer's number, e.g. `layers.`.
     pub layers: &'static str,
-    /// What stands after a layer's number and a dot.
+    /// What stands after a layer's number and a dot, without `.weight` or `.bias`; for a bias, what its weight has.
     pub layer: fn(LayerTensor) -> &'static str,
+    /// Matrices that share one tensor (their names are the same), and how. Their biases do likewise.
+    pub fused: &'static [(&'static [LayerTensor], Order)],
+    /// Linear layers are stored [in, out].
+    pub transposed: bool,
+    /// What names begin with, and those of the output head: the usual first, then what other exports have.
+    pub prefixes: &'static [Prefix],
 }
 
-impl HfNames {
-    pub(super) fn name(&self, id: TensorId) -> String {
+/// What the names of the decoder begin with, and what those of its output head do.
+pub type Prefix = (&'static str, &'static str);
+
+/// How rows of several matrices lie in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// All rows of the first, then all of the second, ….
+    Stacked,
+    /// For each KV head: the rows of its query heads, its key head, its value head.
+    PerKvHead,
+    /// In four parts, each a quarter of the rows of queries, values and keys, in this order (CodeGen, trained on four TPUs).
+    CodeGen,
+}
+
+/// Which part of a stored tensor is a tensor of the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Of the tensor in the file.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Which of its rows, in order; `None` = all of them, as they are.
+    pub rows: Option<Rows>,
+    /// The rows are columns in the file.
+    pub transposed: bool,
+}
+
+/// Rows of a stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Rows {
+    Range(std::ops::Range<usize>),
+    List(Vec<usize>),
+}
+
+impl Names {
+    /// Name of the stored tensor that is, or holds, a tensor of the model.
+    pub fn name(&self, prefix: Prefix, id: TensorId) -> String {
+        let (body, head) = prefix;
         match id {
-            TensorId::TokenEmbedding => self.token_embedding.to_owned(),
-            TensorId::OutputNorm => self.output_norm.to_owned(),
-            TensorId::Output => self.output.to_owned(),
-            TensorId::Layer(index, tensor) => format!("{}{index}.{}", self.layers, (self.layer)(tensor)),
+            TensorId::TokenEmbedding => format!("{body}{}.weight", self.token_embedding),
+            TensorId::PositionEmbedding => format!("{body}{}.weight", self.position_embedding),
+            TensorId::EmbeddingNorm => format!("{body}{}.weight", self.embedding_norm),
+            TensorId::EmbeddingNormBias => format!("{body}{}.bias", self.embedding_norm),
+            TensorId::OutputNorm => format!("{body}{}.weight", self.output_norm),
+            TensorId::OutputNormBias => format!("{body}{}.bias", self.output_norm),
+            TensorId::Output => format!("{head}{}.weight", self.output),
+            TensorId::OutputBias => format!("{head}{}.bias", self.output),
+            TensorId::Layer(index, tensor) => {
+                let end = match tensor {
+                    // Hugging Face has it as a bare parameter.
+                    LayerTensor::Sinks if self.layers != GGUF.layers => "",
+                    _ if tensor.is_bias() => ".bias",
+                    _ => ".weight",
+                };
+                format!("{body}{}{index}.{}{end}", self.layers, (self.layer)(tensor))
+            }
+        }
+    }
+
+    /// Where a tensor that `config` implies is stored.
+    pub fn stored(&self, prefix: Prefix, config: &ModelConfig, id: TensorId) -> Stored {
+        let shape = config.tensor_shape(id).unwrap_or_default();
+        let mut stored = Stored { name: self.name(prefix, id), shape, rows: None, transposed: false };
+        let TensorId::Layer(index, tensor) = id else { return stored };
+        if let Some((parts, order)) = self.fused_with(config, index, tensor) {
+            let rows: Vec<usize> = parts.iter().map(|&part| rows_of(config, index, part)).collect();
+            if let Some(part) = parts.iter().position(|&part| part == tensor) {
+                stored.shape[0] = rows.iter().sum();
+                stored.rows = Some(order.rows(config, index, &rows, part));
+            }
+        }
+        if self.transposed && tensor.is_linear() {
+            stored.shape.reverse();
+            stored.transposed = true;
+        }
+        stored
+    }
+
+    /// The tensors that are stored as one with this one, in order; none where it is stored alone.
+    pub fn fused_with(
+        &self,
+        config: &ModelConfig,
+        index: usize,
+        tensor: LayerTensor,
+    ) -> Option<(Vec<LayerTensor>, Order)> {
+        let of = |part: LayerTensor| if tensor.is_bias() { part.bias().unwrap_or(part) } else { part };
+        self.fused.iter().find_map(|(parts, order)| {
+            let parts: Vec<LayerTensor> = parts
+                .iter()
+                .map(|&part| of(part))
+                .filter(|&part| config.tensor_shape(TensorId::Layer(index, part)).is_some())
+                .collect();
+            (parts.len() > 1 && parts.contains(&tensor)).then_some((parts, *order))
+        })
+    }
+}
+
+fn rows_of(config: &ModelConfig, index: usize, tensor: LayerTensor) -> usize {
+    config.tensor_shape(TensorId::Layer(index, tensor)).map_or(0, |shape| shape[0])
+}
+
+impl Order {
+    /// Rows of part `part` of a tensor whose parts have these numbers of rows.
+    fn rows(self, config: &ModelConfig, index: usize, rows: &[usize], part: usize) -> Rows {
+        let layer = &config.layers[index];
+        let (heads, kv_heads, width) = (layer.num_attention_heads, layer.num_key_value_heads, layer.head_dim);
+        match self {
+            Self::Stacked => {
+                let start = rows[..part].iter().sum();
+                Rows::Range(start..start + rows[part])
+            }
+            Self::PerKvHead => {
+                let group = heads / kv_heads;
+                let first = |head: usize| match part {
+                    0 => (head / group) * (group + 2) + head % group,
+                    _ => head * (group + 2) + group + part - 1,
+                };
+                let count = if part == 0 { heads } else { kv_heads };
+                Rows::List((0..count * width).map(|row| first(row / width) * width + row % width).collect())
+            }
+            Self::CodeGen => {
+                const PARTS: usize = 4;
+                let local = (rows[part] / PARTS).max(1);
+                let place = [0, 2, 1][part.min(2)];
+                Rows::List((0..rows[part]).map(|row| (row / local * 3 + place) * local + row % local).collect())
+            }
         }
     }
 }
 
-/// The Llama family's names inside a layer, which most later families took over.
+/// The Llama family's names, which most later families took over.
+pub(super) const LLAMA_NAMES: Names = Names {
+    token_embedding: "embed_tokens",
+    position_embedding: "",
+    embedding_norm: "",
+    output_norm: "norm",
+    output: "lm_head",
+    layers: "layers.",
+    layer: llama_layer,
+    fused: &[],
+    transposed: false,
+    prefixes: &[("model.", ""), ("", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")],
+};
+
+/// The Llama family's names inside a layer.
 pub(super) fn llama_layer(tensor: LayerTensor) -> &'static str {
     use LayerTensor::*;
     match tensor {
-        AttnNorm => "input_layernorm.weight",
-        Q => "self_attn.q_proj.weight",
-        QBias => "self_attn.q_proj.bias",
-        K => "self_attn.k_proj.weight",
-        KBias => "self_attn.k_proj.bias",
-        V => "self_attn.v_proj.weight",
-        VBias => "self_attn.v_proj.bias",
-        QNorm => "self_attn.q_norm.weight",
-        KNorm => "self_attn.k_norm.weight",
-        O => "self_attn.o_proj.weight",
-        OBias => "self_attn.o_proj.bias",
-        FfnNorm => "post_attention_layernorm.weight",
-        Gate => "mlp.gate_proj.weight",
-        GateBias => "mlp.gate_proj.bias",
-        Up => "mlp.up_proj.weight",
-        UpBias => "mlp.up_proj.bias",
-        Down => "mlp.down_proj.weight",
-        DownBias => "mlp.down_proj.bias",
+        AttnNorm | AttnNormBias => "input_layernorm",
+        Q | QBias => "self_attn.q_proj",
+        K | KBias => "self_attn.k_proj",
+        V | VBias => "self_attn.v_proj",
+        QNorm | QNormBias => "self_attn.q_norm",
+        KNorm | KNormBias => "self_attn.k_norm",
+        Sinks => "self_attn.sinks",
+        O | OBias => "self_attn.o_proj",
+        PostAttnNorm => "post_self_attn_layernorm",
+        FfnNorm | FfnNormBias => "post_attention_layernorm",
+        Gate | GateBias => "mlp.gate_proj",
+        Up | UpBias => "mlp.up_proj",
+        Down | DownBias => "mlp.down_proj",
+        PostFfnNorm => "post_feedforward_layernorm",
     }
 }
 
 /// Names in GGUF files, as llama.cpp spells them.
-pub(super) fn gguf_name(id: TensorId) -> String {
+pub(super) const GGUF: Names = Names {
+    token_embedding: "token_embd",
+    position_embedding: "position_embd",
+    embedding_norm: "token_embd_norm",
+    output_norm: "output_norm",
+    output: "output",
+    layers: "blk.",
+    layer: gguf_layer,
+    fused: &[],
+    transposed: false,
+    prefixes: &[("", "")],
+};
+
+/// The same with queries, keys and values in one tensor.
+pub(super) const GGUF_QKV: Names = Names {
+    layer: |tensor| match tensor.weight() {
+        LayerTensor::Q | LayerTensor::K | LayerTensor::V => "attn_qkv",
+        _ => gguf_layer(tensor),
+    },
+    fused: &[(&[LayerTensor::Q, LayerTensor::K, LayerTensor::V], Order::Stacked)],
+    ..GGUF
+};
+
+pub(super) fn gguf_layer(tensor: LayerTensor) -> &'static str {
     use LayerTensor::*;
-    let (index, tensor) = match id {
-        TensorId::TokenEmbedding => return "token_embd.weight".to_owned(),
-        TensorId::OutputNorm => return "output_norm.weight".to_owned(),
-        TensorId::Output => return "output.weight".to_owned(),
-        TensorId::Layer(index, tensor) => (index, tensor),
-    };
-    let suffix = match tensor {
-        AttnNorm => "attn_norm.weight",
-        Q => "attn_q.weight",
-        QBias => "attn_q.bias",
-        K => "attn_k.weight",
-        KBias => "attn_k.bias",
-        V => "attn_v.weight",
-        VBias => "attn_v.bias",
-        QNorm => "attn_q_norm.weight",
-        KNorm => "attn_k_norm.weight",
-        O => "attn_output.weight",
-        OBias => "attn_output.bias",
-        FfnNorm => "ffn_norm.weight",
-        Gate => "ffn_gate.weight",
-        GateBias => "ffn_gate.bias",
-        Up => "ffn_up.weight",
-        UpBias => "ffn_up.bias",
-        Down => "ffn_down.weight",
-        DownBias => "ffn_down.bias",
-    };
-    format!("blk.{index}.{suffix}")
+    match tensor {
+        AttnNorm | AttnNormBias => "attn_norm",
+        Q | QBias => "attn_q",
+        K | KBias => "attn_k",
+        V | VBias => "attn_v",
+        QNorm | QNormBias => "attn_q_norm",
+        KNorm | KNormBias => "attn_k_norm",
+        Sinks => "attn_sinks",
+        O | OBias => "attn_output",
+        PostAttnNorm => "post_attention_norm",
+        FfnNorm | FfnNormBias => "ffn_norm",
+        Gate | GateBias => "ffn_gate",
+        Up | UpBias => "ffn_up",
+        Down | DownBias => "ffn_down",
+        PostFfnNorm => "post_ffw_norm",
+    }
 }

@@ -22,7 +22,7 @@ impl Checkpoint {
             Store::Gguf(file) if *config == self.config => copied(file.metadata()),
             Store::Gguf(file) => {
                 let mut out = config.gguf_metadata()?;
-                let keys = format!("{}.", config.arch.gguf_name);
+                let keys = format!("{}.", config.arch.gguf_name.unwrap_or(config.arch.name));
                 let is_config = |key: &str| {
                     key.starts_with(&keys) || key.starts_with("edgelm.rope.") || key == "general.architecture"
                 };

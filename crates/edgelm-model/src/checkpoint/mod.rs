@@ -9,6 +9,7 @@ mod export_hf;
 mod files;
 mod open;
 mod packed;
+mod part;
 mod texts;
 mod verify;
 
@@ -16,6 +17,7 @@ pub use edited::{Edited, Replaced, Tensors};
 pub use export_hf::HfFile;
 pub use texts::Texts;
 
+use crate::arch::{Names, Prefix, Stored};
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
 use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
 use edgelm_tensor::DType;
@@ -23,6 +25,7 @@ use files::Files;
 use packed::PackedFolder;
 use std::{
     borrow::Cow,
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -95,6 +98,8 @@ pub struct Checkpoint {
     generation: GenerationConfig,
     store: Store,
     ids: Vec<TensorId>,
+    shapes: HashMap<TensorId, Vec<usize>>,
+    prefix: Prefix,
     texts: Texts,
 }
 
@@ -145,11 +150,14 @@ impl Checkpoint {
 
     /// A tensor's bytes. Errors if absent.
     pub fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
-        let name = self.stored_name(id);
-        match self.store.get(&name)? {
-            Some(view) if self.has(id) => Ok(view),
-            _ => Err(ModelError::MissingTensor { path: self.path.clone(), name }),
-        }
+        let Some(shape) = self.shapes.get(&id) else { return Err(self.missing(id)) };
+        let stored = self.stored(id);
+        let view = self.store.get(&stored.name)?.ok_or_else(|| self.missing(id))?;
+        Ok(part::of(view, &stored, shape))
+    }
+
+    fn missing(&self, id: TensorId) -> ModelError {
+        ModelError::MissingTensor { path: self.path.clone(), name: self.stored_name(id) }
     }
 
     /// True if the model has it (biases, output head and q/k norms are optional).
@@ -157,23 +165,27 @@ impl Checkpoint {
         self.config.tensor_shape(id).is_some()
     }
 
-    /// Name as stored in the file.
+    /// Name as stored in the file; of the tensor it is a part of, where it is one.
     pub fn stored_name(&self, id: TensorId) -> String {
-        stored_name(&self.config, self.storage(), id)
+        names(&self.config, self.storage()).name(self.prefix, id)
+    }
+
+    fn stored(&self, id: TensorId) -> Stored {
+        names(&self.config, self.storage()).stored(self.prefix, &self.config, id)
     }
 
     /// Format and shape of a tensor, without reading its values. Errors if absent.
     pub fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
-        let name = self.stored_name(id);
-        match self.store.describe(&name)? {
-            Some(found) if self.has(id) => Ok(found),
-            _ => Err(ModelError::MissingTensor { path: self.path.clone(), name }),
+        match (self.store.describe(&self.stored_name(id))?, self.shapes.get(&id)) {
+            (Some((dtype, _)), Some(shape)) => Ok((dtype, shape)),
+            _ => Err(self.missing(id)),
         }
     }
 
     /// Format and bytes of one row of a matrix, without reading the others. Errors if absent.
     pub fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
         if let Store::Packed(folder) = &self.store
+            && self.stored(id).rows.is_none()
             && let Some(bytes) = folder.row(&self.stored_name(id), row)?
         {
             return Ok((self.describe(id)?.0, bytes.into()));
@@ -256,9 +268,9 @@ fn row_of(view: TensorView<'_>, row: usize) -> (DType, Cow<'_, [u8]>) {
     (view.dtype, bytes)
 }
 
-fn stored_name(config: &ModelConfig, storage: StorageKind, id: TensorId) -> String {
+fn names(config: &ModelConfig, storage: StorageKind) -> &Names {
     match storage {
-        StorageKind::Safetensors => config.arch.hf_tensor_name(id),
-        StorageKind::Gguf => config.arch.gguf_tensor_name(id),
+        StorageKind::Safetensors => &config.arch.hf_names,
+        StorageKind::Gguf => &config.arch.gguf_names,
     }
 }

@@ -87,8 +87,10 @@ fn finish(
     store: Store,
     texts: Texts,
 ) -> Result<Checkpoint, ModelError> {
-    let ids = verify::tensors(&config, &store, path)?;
-    Ok(Checkpoint { path: path.to_owned(), name, config, generation, store, ids, texts })
+    let prefix = verify::prefix(&config, &store);
+    let ids = verify::tensors(&config, &store, prefix, path)?;
+    let shapes = ids.iter().filter_map(|&id| Some((id, config.tensor_shape(id)?))).collect();
+    Ok(Checkpoint { path: path.to_owned(), name, config, generation, store, ids, shapes, prefix, texts })
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.

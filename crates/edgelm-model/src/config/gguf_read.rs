@@ -4,7 +4,7 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, ModelConfig, RopeConfig, RopeScaling,
+    AttentionBias, LayerConfig, LayerRope, ModelConfig, NormKind, RopeConfig, RopeScaling,
     limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
     rope::yarn_mscale,
 };
@@ -139,7 +139,7 @@ impl ModelConfig {
             .ok_or_else(|| fail("key `general.architecture` is missing"))?;
         let has_window = find(&format!("{name}.attention.sliding_window")).is_some();
         let arch = Arch::from_gguf(name, has_window).ok_or_else(|| {
-            let mut supported: Vec<_> = ARCHS.iter().map(|arch| arch.gguf_name).collect();
+            let mut supported: Vec<_> = ARCHS.iter().filter_map(|arch| arch.gguf_name).collect();
             supported.dedup();
             ModelError::UnknownArchitecture {
                 path: path.to_owned(),
@@ -164,9 +164,9 @@ impl ModelConfig {
             }
         };
         let max_position_embeddings = keys.required("context_length", keys.size("context_length", MAX_CONTEXT))?;
-        let epsilon = "attention.layer_norm_rms_epsilon";
-        let rms_norm_eps = keys.required(epsilon, keys.positive(epsilon))?;
-        if rms_norm_eps > 1.0 {
+        let epsilon = gguf_epsilon(arch.style.norm);
+        let norm_eps = keys.required(epsilon, keys.positive(epsilon))?;
+        if norm_eps > 1.0 {
             return Err(keys.bad(epsilon, "must be from 0 to 1"));
         }
         let layers = read_layers(&keys, arch, hidden_size, &tensors)?;
@@ -185,9 +185,11 @@ impl ModelConfig {
             hidden_size,
             vocab_size,
             max_position_embeddings,
-            rms_norm_eps: rms_norm_eps as f32,
+            norm_eps: norm_eps as f32,
             tie_word_embeddings: (tensors.shape)(&arch.gguf_tensor_name(TensorId::Output)).is_none(),
+            style: arch.style,
             rope,
+            local_rope: None,
             layers,
             bos_token_id: id("tokenizer.ggml.bos_token_id"),
             eos_token_ids,
@@ -195,6 +197,14 @@ impl ModelConfig {
         config.check().map_err(|what| keys.fail(what))?;
         keys.finish()?;
         Ok(config)
+    }
+}
+
+/// The key of ε.
+pub(super) fn gguf_epsilon(norm: NormKind) -> &'static str {
+    match norm {
+        NormKind::Rms | NormKind::RmsPlusOne | NormKind::RmsPlain => "attention.layer_norm_rms_epsilon",
+        _ => "attention.layer_norm_epsilon",
     }
 }
 
@@ -235,9 +245,11 @@ fn read_layers(
             // A family that always has biases is checked for them with all other tensors.
             let attention_bias = match arch.attention_bias {
                 BiasRule::Always(bias) if bias != AttentionBias::None => bias,
-                _ if stored(index, &[OBias]) => AttentionBias::Qkvo,
-                _ if stored(index, &[QBias, KBias, VBias]) => AttentionBias::Qkv,
-                _ => AttentionBias::None,
+                _ => match (stored(index, &[QBias, KBias, VBias]), stored(index, &[OBias])) {
+                    (false, false) => AttentionBias::None,
+                    (true, false) => AttentionBias::Qkv,
+                    (_, true) => AttentionBias::Qkvo,
+                },
             };
             LayerConfig {
                 num_attention_heads: heads[index],
@@ -245,6 +257,7 @@ fn read_layers(
                 head_dim,
                 intermediate_size: ffn[index],
                 sliding_window: window.filter(|_| pattern[index]),
+                rope: LayerRope::Global,
                 attention_bias,
                 mlp_bias: stored(index, &[GateBias, UpBias, DownBias]),
             }

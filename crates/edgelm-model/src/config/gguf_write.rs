@@ -3,7 +3,7 @@
 //! Two keys are our own, where GGUF has none and llama.cpp, which ignores them, still computes the right thing within
 //! the trained context: `edgelm.rope.dynamic_factor` and `edgelm.rope.yarn_truncate`.
 
-use super::{AttentionBias, ModelConfig, RopeScaling, rope::yarn_mscale};
+use super::{ModelConfig, RopeScaling, gguf_read::gguf_epsilon, rope::yarn_mscale};
 use crate::ModelError;
 use edgelm_format::gguf::{Array, Metadata, Value};
 
@@ -15,7 +15,12 @@ impl ModelConfig {
     /// not get the same model back.
     pub fn gguf_metadata(&self) -> Result<Metadata, ModelError> {
         let refuse = |what: &str| Err(ModelError::Export(what.to_owned()));
-        let arch = self.arch.gguf_name;
+        let Some(arch) = self.arch.gguf_name else {
+            return refuse(&format!(
+                "llama.cpp does not know architecture `{}`: no GGUF file can hold it",
+                self.arch.name
+            ));
+        };
         let mut out: Metadata = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
         let mut put = |key: &str, value: Value| out.push((format!("{arch}.{key}"), value));
         let Some(first) = self.layers.first() else { return refuse("a model without layers") };
@@ -28,7 +33,7 @@ impl ModelConfig {
         put("feed_forward_length", self.per_layer(|layer| layer.intermediate_size));
         put("attention.head_count", self.per_layer(|layer| layer.num_attention_heads));
         put("attention.head_count_kv", self.per_layer(|layer| layer.num_key_value_heads));
-        put("attention.layer_norm_rms_epsilon", Value::F32(self.rms_norm_eps));
+        put(gguf_epsilon(self.style.norm), Value::F32(self.norm_eps));
         if self.hidden_size != first.num_attention_heads * first.head_dim || self.widths_differ() {
             put("attention.key_length", count(first.head_dim));
             put("attention.value_length", count(first.head_dim));
@@ -57,6 +62,7 @@ impl ModelConfig {
                 put("rope.scaling.type", Value::String("linear".to_owned()));
                 put("rope.scaling.factor", Value::F32(*factor as f32));
             }
+            RopeScaling::LongRope { .. } => return refuse("longrope scaling has no form in GGUF files here"),
             RopeScaling::Dynamic { factor, .. } => {
                 out.push(("edgelm.rope.dynamic_factor".to_owned(), Value::F32(*factor as f32)));
             }
@@ -108,7 +114,7 @@ impl ModelConfig {
     /// What llama.cpp will do otherwise, or refuse, with a GGUF file of this model. One sentence each.
     pub fn gguf_notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let arch = self.arch.gguf_name;
+        let arch = self.arch.gguf_name.unwrap_or(self.arch.name);
         let windows = self.layers.iter().filter_map(|layer| layer.sliding_window);
         if let Some(window) = windows.min().filter(|window| *window < self.max_position_embeddings) {
             notes.push(format!(
@@ -140,7 +146,7 @@ impl ModelConfig {
                 "heads × head size differs from the hidden size: llama.cpp does not load this for `qwen2`".to_owned(),
             );
         }
-        let more_biases = |layer: &super::LayerConfig| layer.attention_bias == AttentionBias::Qkvo || layer.mlp_bias;
+        let more_biases = |layer: &super::LayerConfig| layer.attention_bias.on_output() || layer.mlp_bias;
         if arch != "llama" && self.layers.iter().any(more_biases) {
             notes.push(format!(
                 "a bias on the attention output: llama.cpp has no place for it in architecture `{arch}`"

@@ -4,14 +4,15 @@
 //! the model computes. The lists below are the exceptions, each known not to.
 
 use super::{
-    AttentionBias, LayerConfig, ModelConfig, hf_rope,
+    AttentionBias, LayerConfig, LayerRope, ModelConfig, hf_rope,
     json::{Keys, parse_object},
     limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
 };
 use crate::{
     Arch, ModelError,
-    arch::{ARCHS, BiasRule, WindowRule},
+    arch::{ARCHS, BiasRule, MlpBiasRule, WindowRule},
 };
+use edgelm_tensor::Activation;
 use serde_json::Value;
 use std::path::Path;
 
@@ -100,6 +101,9 @@ const HARMLESS: &[&str] = &[
     "typical_p",
 ];
 
+/// For messages.
+const ACTIVATIONS: &str = "silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2";
+
 /// Keys of which one value is harmless, as JSON; null is too.
 const ONLY: &[(&str, &str)] = &[
     ("add_cross_attention", "false"),
@@ -127,18 +131,16 @@ impl ModelConfig {
         let arch = read_arch(&mut keys, path)?;
         // Says how the weights are stored; `Checkpoint::open` reads it.
         keys.get("quantization_config");
+        keys.alias(arch.aliases);
         if keys.get("compression_config").is_some() {
             return Err(keys.fail("key `compression_config`: this old form of checkpoints is not supported".to_owned()));
         }
-        for &(key, only) in ONLY {
-            let allowed: Option<Value> = serde_json::from_str(only).ok();
-            if keys.get(key).is_some_and(|value| Some(value) != allowed.as_ref()) {
-                return Err(keys.bad(key, &format!("only `{only}` is supported")));
-            }
-        }
+        let mut style = arch.style;
         for key in ["hidden_act", "hidden_activation"] {
-            if keys.text(key)?.is_some_and(|act| !matches!(act, "silu" | "swish")) {
-                return Err(keys.bad(key, "this activation is not supported here; supported: silu, swish"));
+            if let Some(name) = keys.text(key)? {
+                style.activation = Activation::from_hf(name).ok_or_else(|| {
+                    keys.bad(key, &format!("this activation is not supported; supported: {ACTIVATIONS}"))
+                })?;
             }
         }
 
@@ -146,32 +148,50 @@ impl ModelConfig {
         let vocab_size = keys.required_size("vocab_size", MAX_VOCAB)?;
         let max_position_embeddings =
             keys.size("max_position_embeddings", MAX_CONTEXT)?.unwrap_or(arch.defaults.max_position_embeddings);
-        let rms_norm_eps = keys.number("rms_norm_eps")?.unwrap_or(arch.defaults.rms_norm_eps);
-        if !(0.0..=1.0).contains(&rms_norm_eps) {
+        let norm_eps = keys.number("rms_norm_eps")?.unwrap_or(arch.defaults.norm_eps);
+        if !(0.0..=1.0).contains(&norm_eps) {
             return Err(keys.bad("rms_norm_eps", "must be from 0 to 1"));
         }
         let tie_word_embeddings = keys.flag("tie_word_embeddings")?.unwrap_or(arch.defaults.tie_word_embeddings);
-        let layers = read_layers(&mut keys, arch, hidden_size)?;
+        let mut layers = read_layers(&mut keys, arch, hidden_size)?;
         let head_dim = layers.first().map_or(0, |layer| layer.head_dim);
-        let rope = hf_rope::read(&mut keys, path, arch, head_dim, max_position_embeddings)?;
+        let (rope, local_rope) = hf_rope::read(&mut keys, path, arch, head_dim, max_position_embeddings)?;
+        if local_rope.is_some() {
+            layers
+                .iter_mut()
+                .filter(|layer| layer.sliding_window.is_some())
+                .for_each(|layer| layer.rope = LayerRope::Local);
+        }
         let bos_token_id = keys.token_ids("bos_token_id")?.first().copied();
         let mut eos_token_ids = keys.token_ids("eos_token_id")?;
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
-        let config = ModelConfig {
+        let mut config = ModelConfig {
             arch,
             hidden_size,
             vocab_size,
             max_position_embeddings,
-            rms_norm_eps: rms_norm_eps as f32,
+            norm_eps: norm_eps as f32,
             tie_word_embeddings,
+            style,
             rope,
+            local_rope,
             layers,
             bos_token_id,
             eos_token_ids,
         };
+        (arch.read_hf)(&mut keys, &mut config)?;
+        for &(key, only) in arch.only.iter().chain(ONLY) {
+            if keys.was_read(key) {
+                continue;
+            }
+            let allowed: Option<Value> = serde_json::from_str(only).ok();
+            if keys.get(key).is_some_and(|value| Some(value) != allowed.as_ref()) {
+                return Err(keys.bad(key, &format!("only `{only}` is supported")));
+            }
+        }
         config.check().map_err(|what| keys.fail(what))?;
-        keys.finish(HARMLESS)?;
+        keys.finish(&[HARMLESS, arch.harmless])?;
         Ok(config)
     }
 }
@@ -213,9 +233,11 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
     let missing = |keys: &Keys<'_>, key: &str| keys.fail(format!("key `{key}` is missing"));
     let heads =
         keys.per_layer("num_attention_heads", count, MAX_HEADS)?.ok_or_else(|| missing(keys, "num_attention_heads"))?;
-    let ffn = keys
-        .per_layer("intermediate_size", count, MAX_INTERMEDIATE)?
-        .ok_or_else(|| missing(keys, "intermediate_size"))?;
+    let ffn = match (keys.per_layer("intermediate_size", count, MAX_INTERMEDIATE)?, arch.defaults.intermediate_ratio) {
+        (Some(sizes), _) => sizes,
+        (None, Some(ratio)) => vec![hidden_size * ratio; count],
+        (None, None) => return Err(missing(keys, "intermediate_size")),
+    };
     let kv_heads = keys.per_layer("num_key_value_heads", count, MAX_HEADS)?.unwrap_or_else(|| heads.clone());
     let uniform = heads.windows(2).all(|pair| pair[0] == pair[1]);
     let default = if keys.has("head_dim") { None } else { arch.defaults.head_dim };
@@ -234,19 +256,30 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
     if head_dim > MAX_HEAD_DIM {
         return Err(keys.fail(format!("`hidden_size` / `num_attention_heads` is {head_dim}, more than {MAX_HEAD_DIM}")));
     }
-    let bias_key = keys.flag("attention_bias")?;
-    let attention_bias = match (arch.attention_bias, bias_key) {
-        (BiasRule::Key(bias), Some(true)) => bias,
-        (BiasRule::Key(_), _) => AttentionBias::None,
-        (BiasRule::Always(AttentionBias::None), Some(true)) => {
-            return Err(keys.bad("attention_bias", "this architecture has no biases"));
+    let attention_bias = match arch.attention_bias {
+        BiasRule::Key(key, default, without, with) => {
+            if keys.flag(key)?.unwrap_or(default) {
+                with
+            } else {
+                without
+            }
         }
-        (BiasRule::Always(bias), _) => bias,
+        BiasRule::Always(bias)
+            if keys.flag("attention_bias")?.is_some_and(|flag| flag != (bias != AttentionBias::None)) =>
+        {
+            let what = if bias == AttentionBias::None { "has no biases" } else { "always has biases" };
+            return Err(keys.bad("attention_bias", &format!("this architecture {what}")));
+        }
+        BiasRule::Always(bias) => bias,
     };
-    let mlp_bias = keys.flag("mlp_bias")?.unwrap_or(false);
-    if mlp_bias && !arch.mlp_bias {
-        return Err(keys.bad("mlp_bias", "this architecture has no biases here"));
-    }
+    let mlp_bias = match arch.mlp_bias {
+        MlpBiasRule::Key(key, default) => keys.flag(key)?.unwrap_or(default),
+        MlpBiasRule::Always(bias) if keys.flag("mlp_bias")?.is_some_and(|flag| flag != bias) => {
+            let what = if bias { "always has biases" } else { "has no biases" };
+            return Err(keys.bad("mlp_bias", &format!("this architecture {what} here")));
+        }
+        MlpBiasRule::Always(bias) => bias,
+    };
     let windows = read_windows(keys, arch, count)?;
     Ok((0..count)
         .map(|index| LayerConfig {
@@ -255,6 +288,7 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
             head_dim,
             intermediate_size: ffn[index],
             sliding_window: windows[index],
+            rope: LayerRope::Global,
             attention_bias,
             mlp_bias,
         })
@@ -289,6 +323,22 @@ fn read_windows(keys: &mut Keys<'_>, arch: &Arch, count: usize) -> Result<Vec<Op
             match &types {
                 Some(types) => types.iter().map(|&sliding| size.filter(|_| sliding)).collect(),
                 None => (0..count).map(|index| size.filter(|_| index >= first)).collect(),
+            }
+        }
+        WindowRule::AllButEach(n) => {
+            let n = match keys.get("sliding_window_pattern") {
+                // L for each layer with a window, then G for the one without.
+                Some(Value::String(pattern))
+                    if pattern.ends_with('G') && !pattern[..pattern.len() - 1].contains('G') =>
+                {
+                    pattern.len()
+                }
+                Some(Value::Number(number)) if number.as_u64() == Some(0) => n,
+                _ => keys.size("sliding_window_pattern", MAX_LAYERS)?.unwrap_or(n),
+            };
+            match &types {
+                Some(types) => types.iter().map(|&sliding| size.filter(|_| sliding)).collect(),
+                None => (1..=count).map(|number| size.filter(|_| !number.is_multiple_of(n))).collect(),
             }
         }
     };

@@ -1,11 +1,11 @@
 //! Rotary parameters of config.json: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5).
 
-use super::{RopeConfig, RopePairs, RopeScaling, json::Keys, limits::MAX_CONTEXT, rope::yarn_mscale};
+use super::{RopeConfig, RopeScaling, json::Keys, limits::MAX_CONTEXT, rope::yarn_mscale};
 use crate::{Arch, ModelError};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-const TYPES: &str = "default, linear, dynamic, llama3, yarn";
+const TYPES: &str = "default, linear, dynamic, llama3, yarn, longrope";
 
 /// Parameters that some rope type reads: transformers ignores them where the type at hand does not.
 const PARAMETERS: &[&str] = &[
@@ -21,22 +21,45 @@ const PARAMETERS: &[&str] = &[
     "mscale_all_dim",
     "truncate",
     "finetuned",
+    "short_factor",
+    "long_factor",
 ];
 
-/// Reads the rotary keys of `keys`. As in transformers, `rope_scaling` wins over `rope_parameters`, and a theta inside
-/// over one outside.
+/// What rotary parameters follow from beside their own keys.
+struct Model<'a> {
+    path: &'a Path,
+    arch: &'a Arch,
+    head_dim: usize,
+    max_position_embeddings: usize,
+    /// Keys outside the object, which one inside it wins over.
+    theta: f64,
+    original: Option<usize>,
+    partial_rotary_factor: Option<f64>,
+}
+
+/// Reads the rotary keys of `keys`: for all layers, or for those without and those with a sliding window. As in
+/// transformers, `rope_scaling` wins over `rope_parameters`, and a theta inside over one outside.
 pub(super) fn read(
     keys: &mut Keys<'_>,
     path: &Path,
     arch: &Arch,
     head_dim: usize,
     max_position_embeddings: usize,
-) -> Result<RopeConfig, ModelError> {
-    let outer_theta = keys.positive("rope_theta")?;
-    let outer_original = keys.size("original_max_position_embeddings", MAX_CONTEXT)?;
-    if keys.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(keys.bad("partial_rotary_factor", "only 1 is supported for this architecture"));
-    }
+) -> Result<(RopeConfig, Option<RopeConfig>), ModelError> {
+    let theta = keys.positive("rope_theta")?.unwrap_or(arch.defaults.rope_theta);
+    let model = Model {
+        path,
+        arch,
+        head_dim,
+        max_position_embeddings,
+        theta,
+        original: keys.size("original_max_position_embeddings", MAX_CONTEXT)?,
+        partial_rotary_factor: read_partial(keys, arch)?,
+    };
+    let local_theta = match arch.defaults.local_rope_theta {
+        Some(theta) => Some(keys.positive("rope_local_base_freq")?.unwrap_or(theta)),
+        None => None,
+    };
     let (scaling, parameters) = (keys.get("rope_scaling"), keys.get("rope_parameters"));
     let (name, value) = match (scaling, parameters) {
         (Some(value), _) => ("rope_scaling", value),
@@ -44,26 +67,63 @@ pub(super) fn read(
         (None, None) => ("rope_parameters", &Value::Null),
     };
     let empty = Map::new();
-    let map = match value {
-        Value::Object(map) => map,
-        Value::Null => &empty,
-        _ => return Err(keys.bad(name, "must be an object")),
+    let object = |value: &'_ Value| match value {
+        Value::Object(map) => Ok(map.clone()),
+        Value::Null => Ok(empty.clone()),
+        _ => Err(keys.bad(name, "must be an object")),
     };
-    let within = format!("{name}.");
-    let mut inner = Keys::new(path, &within, map);
-    if inner.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(inner.bad("partial_rotary_factor", "only 1 is supported for this architecture"));
+    let map = object(value)?;
+    if let (Some(full), Some(sliding)) = (map.get("full_attention"), map.get("sliding_attention")) {
+        let part = |kind: &str, value| model.read(&format!("{name}.{kind}."), &object(value)?);
+        let (full, sliding) = (part("full_attention", full)?, part("sliding_attention", sliding)?);
+        if map.len() > 2 {
+            return Err(keys.bad(name, "must have parameters for full_attention and sliding_attention alone"));
+        }
+        let local = (full != sliding).then_some(sliding);
+        return Ok((full, local));
     }
-    let theta = inner.positive("rope_theta")?.or(outer_theta).unwrap_or(arch.defaults.rope_theta);
-    let old_name = inner.text("type")?;
-    let rope_type = inner.text("rope_type")?.or(old_name).unwrap_or("default");
-    let original = match outer_original {
-        Some(original) => original,
-        None => inner.size("original_max_position_embeddings", MAX_CONTEXT)?.unwrap_or(max_position_embeddings),
-    };
-    let scaling = read_scaling(&mut inner, rope_type, max_position_embeddings, original)?;
-    inner.finish(PARAMETERS)?;
-    Ok(RopeConfig { theta, rotary_dim: head_dim, pairs: RopePairs::Halves, scaling })
+    let global = model.read(&format!("{name}."), &map)?;
+    let local = local_theta.map(|theta| RopeConfig { theta, scaling: RopeScaling::Default, ..global.clone() });
+    Ok((global, local))
+}
+
+/// `partial_rotary_factor`, where the family has one.
+fn read_partial(keys: &mut Keys<'_>, arch: &Arch) -> Result<Option<f64>, ModelError> {
+    match keys.number("partial_rotary_factor")? {
+        Some(factor) if factor != 1.0 && arch.defaults.partial_rotary_factor.is_none() => {
+            Err(keys.bad("partial_rotary_factor", "only 1 is supported for this architecture"))
+        }
+        Some(factor) if !(factor > 0.0 && factor <= 1.0) => {
+            Err(keys.bad("partial_rotary_factor", "must be above 0 and at most 1"))
+        }
+        factor => Ok(factor),
+    }
+}
+
+impl Model<'_> {
+    /// One object of rotary parameters.
+    fn read(&self, within: &str, map: &Map<String, Value>) -> Result<RopeConfig, ModelError> {
+        let mut keys = Keys::new(self.path, within, map);
+        let defaults = &self.arch.defaults;
+        let partial = read_partial(&mut keys, self.arch)?.or(self.partial_rotary_factor);
+        let partial = partial.or(defaults.partial_rotary_factor).unwrap_or(1.0);
+        let theta = keys.positive("rope_theta")?.unwrap_or(self.theta);
+        let old_name = keys.text("type")?;
+        let rope_type = keys.text("rope_type")?.or(old_name).unwrap_or("default");
+        let original = match self.original {
+            Some(original) => original,
+            None => keys.size("original_max_position_embeddings", MAX_CONTEXT)?.unwrap_or(self.max_position_embeddings),
+        };
+        // Rounded down, as transformers does.
+        let rotary_dim = (self.head_dim as f64 * partial) as usize;
+        let scaling = read_scaling(&mut keys, rope_type, self.max_position_embeddings, original)?;
+        keys.finish(&[PARAMETERS])?;
+        Ok(RopeConfig { theta, rotary_dim, pairs: self.arch.hf_rope_pairs, scaling })
+    }
+}
+
+fn required_by(keys: &Keys<'_>, key: &str, rope_type: &str) -> ModelError {
+    keys.bad(key, &format!("rope type `{rope_type}` needs it"))
 }
 
 fn read_scaling(
@@ -75,9 +135,8 @@ fn read_scaling(
     if !keys.has("rope_type") && !keys.has("type") && keys.has("factor") {
         return Err(keys.bad("rope_type", "a scaling factor without a type has no meaning"));
     }
-    let required = |keys: &mut Keys<'_>, key: &'static str| {
-        keys.positive(key)?.ok_or_else(|| keys.bad(key, &format!("rope type `{rope_type}` needs it")))
-    };
+    let required =
+        |keys: &mut Keys<'_>, key: &'static str| keys.positive(key)?.ok_or_else(|| required_by(keys, key, rope_type));
     Ok(match rope_type {
         "default" => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor: required(keys, "factor")? },
@@ -124,6 +183,22 @@ fn read_scaling(
                 attention_factor,
                 truncate: keys.flag("truncate")?.unwrap_or(true),
             }
+        }
+        "longrope" | "su" => {
+            let mut factors = |key: &'static str| match keys.numbers(key)? {
+                Some(factors) => Ok(factors),
+                None => Err(required_by(keys, key, rope_type)),
+            };
+            let (short, long) = (factors("short_factor")?, factors("long_factor")?);
+            let ratio = max_position_embeddings as f64 / original_max_position_embeddings as f64;
+            let factor = keys.positive("factor")?.unwrap_or(ratio);
+            let original = original_max_position_embeddings as f64;
+            let attention_factor = match keys.positive("attention_factor")? {
+                Some(given) => given,
+                None if factor <= 1.0 => 1.0,
+                None => (1.0 + factor.ln() / original.ln()).sqrt(),
+            };
+            RopeScaling::LongRope { short, long, original_max_position_embeddings, attention_factor }
         }
         _ => {
             let key = if keys.has("rope_type") { "rope_type" } else { "type" };

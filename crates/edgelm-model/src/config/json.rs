@@ -55,52 +55,76 @@ fn quote_non_finite(text: &str) -> Option<String> {
 }
 
 /// A JSON object of which every key must be accounted for. `null` reads as absent.
-pub(super) struct Keys<'a> {
+pub(crate) struct Keys<'a> {
     path: &'a Path,
     /// Name of the object inside the file, with a dot; empty for the file itself.
     within: &'a str,
     map: &'a Map<String, Value>,
+    /// The usual name of a key, and what this file may call it instead.
+    aliases: &'static [(&'static str, &'static str)],
     read: BTreeSet<&'a str>,
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(path: &'a Path, within: &'a str, map: &'a Map<String, Value>) -> Self {
-        Self { path, within, map, read: BTreeSet::new() }
+    pub(crate) fn new(path: &'a Path, within: &'a str, map: &'a Map<String, Value>) -> Self {
+        Self { path, within, map, aliases: &[], read: BTreeSet::new() }
+    }
+
+    /// From here on a key may also have its other name.
+    pub(crate) fn alias(&mut self, aliases: &'static [(&'static str, &'static str)]) {
+        self.aliases = aliases;
+    }
+
+    /// The name that the file has for a key.
+    fn name_of<'k>(&self, key: &'k str) -> &'k str {
+        let others = self.aliases.iter().filter(|(usual, _)| *usual == key);
+        match self.map.contains_key(key) {
+            true => key,
+            false => others.map(|(_, own)| *own).find(|own| self.map.contains_key(*own)).unwrap_or(key),
+        }
+    }
+
+    /// True if the key was asked for.
+    pub(crate) fn was_read(&self, key: &str) -> bool {
+        self.read.contains(key)
     }
 
     /// An error about the file that names no key by itself.
-    pub(super) fn fail(&self, what: String) -> ModelError {
+    pub(crate) fn fail(&self, what: String) -> ModelError {
         error(self.path, what)
     }
 
     /// An error that names key and value.
-    pub(super) fn bad(&self, key: &str, what: &str) -> ModelError {
+    pub(crate) fn bad(&self, key: &str, what: &str) -> ModelError {
+        let key = self.name_of(key);
         let value = self.map.get(key).map_or_else(|| "absent".to_owned(), brief);
         error(self.path, format!("key `{}{key}` is {value}: {what}", self.within))
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.map.contains_key(key)
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.map.contains_key(self.name_of(key))
     }
 
-    pub(super) fn get(&mut self, key: &'a str) -> Option<&'a Value> {
+    pub(crate) fn get(&mut self, key: &'a str) -> Option<&'a Value> {
+        self.read.insert(key);
+        let key = self.name_of(key);
         self.read.insert(key);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn size(&mut self, key: &'a str, max: usize) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn size(&mut self, key: &'a str, max: usize) -> Result<Option<usize>, ModelError> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => size(value, max).map(Some).map_err(|what| self.bad(key, &what)),
         }
     }
 
-    pub(super) fn required_size(&mut self, key: &'a str, max: usize) -> Result<usize, ModelError> {
+    pub(crate) fn required_size(&mut self, key: &'a str, max: usize) -> Result<usize, ModelError> {
         self.size(key, max)?.ok_or_else(|| error(self.path, format!("key `{}{key}` is missing", self.within)))
     }
 
     /// One size for all layers, or a list with one per layer.
-    pub(super) fn per_layer(
+    pub(crate) fn per_layer(
         &mut self,
         key: &'a str,
         layers: usize,
@@ -120,7 +144,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number.
-    pub(super) fn number(&mut self, key: &'a str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(&mut self, key: &'a str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => match value.as_f64().filter(|number| number.is_finite()) {
@@ -131,14 +155,24 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number above 0.
-    pub(super) fn positive(&mut self, key: &'a str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn positive(&mut self, key: &'a str) -> Result<Option<f64>, ModelError> {
         match self.number(key)? {
             Some(number) if number <= 0.0 => Err(self.bad(key, "must be above 0")),
             number => Ok(number),
         }
     }
 
-    pub(super) fn flag(&mut self, key: &'a str) -> Result<Option<bool>, ModelError> {
+    /// A list of finite numbers.
+    pub(crate) fn numbers(&mut self, key: &'a str) -> Result<Option<Vec<f64>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
+        match value.as_array().map(|list| list.iter().map(number).collect::<Option<Vec<_>>>()) {
+            Some(Some(numbers)) => Ok(Some(numbers)),
+            _ => Err(self.bad(key, "must be a list of finite numbers")),
+        }
+    }
+
+    pub(crate) fn flag(&mut self, key: &'a str) -> Result<Option<bool>, ModelError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
@@ -146,7 +180,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn text(&mut self, key: &'a str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn text(&mut self, key: &'a str) -> Result<Option<&'a str>, ModelError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -154,8 +188,26 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A list of strings; empty where absent.
+    pub(crate) fn texts(&mut self, key: &'a str) -> Result<Vec<&'a str>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        match value.as_array().map(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>()) {
+            Some(Some(texts)) => Ok(texts),
+            _ => Err(self.bad(key, "must be a list of strings")),
+        }
+    }
+
+    /// An object inside this one. What is not asked for in it is not an error.
+    pub(crate) fn object(&mut self, key: &'a str) -> Result<Option<Keys<'a>>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Keys::new(self.path, key, map))),
+            Some(_) => Err(self.bad(key, "must be an object")),
+        }
+    }
+
     /// One token id or a list of them; empty where absent.
-    pub(super) fn token_ids(&mut self, key: &'a str) -> Result<Vec<u32>, ModelError> {
+    pub(crate) fn token_ids(&mut self, key: &'a str) -> Result<Vec<u32>, ModelError> {
         let values = match self.get(key) {
             None => return Ok(Vec::new()),
             Some(Value::Array(list)) => list.as_slice(),
@@ -165,10 +217,10 @@ impl<'a> Keys<'a> {
         values.iter().map(|value| id(value).ok_or_else(|| self.bad(key, "must be token ids"))).collect()
     }
 
-    /// Every key that nobody read and that is not in `harmless` is an error that names it.
-    pub(super) fn finish(self, harmless: &[&str]) -> Result<(), ModelError> {
-        let unknown =
-            self.map.keys().find(|key| !self.read.contains(key.as_str()) && !harmless.contains(&key.as_str()));
+    /// Every key that nobody read and that is in no list of `harmless` ones is an error that names it.
+    pub(crate) fn finish(self, harmless: &[&[&str]]) -> Result<(), ModelError> {
+        let known = |key: &str| self.read.contains(key) || harmless.iter().any(|list| list.contains(&key));
+        let unknown = self.map.keys().find(|key| !known(key));
         match unknown {
             None => Ok(()),
             Some(key) => {

@@ -2,7 +2,7 @@
 //!
 //! They are an order of magnitude above any published model; their product with a few bytes still fits in 64 bits.
 
-use super::{ModelConfig, RopeScaling};
+use super::{LayerRope, ModelConfig, RopeConfig, RopeScaling};
 
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 pub(super) const MAX_HIDDEN: usize = 1 << 17;
@@ -32,45 +32,62 @@ impl ModelConfig {
                     "layer {index}: `num_attention_heads` × `head_dim` is {width}, more than {MAX_INTERMEDIATE}"
                 ));
             }
-            if self.rope.rotary_dim > layer.head_dim {
+            if layer.rope != LayerRope::None && self.rope.rotary_dim > layer.head_dim {
                 let (rotary, head_dim) = (self.rope.rotary_dim, layer.head_dim);
                 return Err(format!("layer {index}: {rotary} rotary components in a head of {head_dim}"));
             }
         }
-        let rotary = self.rope.rotary_dim;
-        if !rotary.is_multiple_of(2) || rotary == 0 {
-            return Err(format!("`head_dim`: the number of rotary components is {rotary}, must be even"));
-        }
-        let theta = self.rope.theta;
-        if !(theta > 1.0 && theta <= MAX_THETA) {
-            return Err(format!("`rope_theta` is `{theta}`: must be above 1 and at most {MAX_THETA:e}"));
-        }
-        if let Some((name, value)) = rope_numbers(&self.rope.scaling).find(|(_, value)| !ROPE_RANGE.contains(value)) {
-            let (low, high) = (ROPE_RANGE.start(), ROPE_RANGE.end());
-            return Err(format!("rotary scaling: `{name}` is `{value:e}`: must be from {low:e} to {high:e}"));
-        }
-        if matches!(self.rope.scaling, RopeScaling::Dynamic { .. }) && rotary == 2 {
-            return Err("`rope_type` `dynamic` needs more than 2 rotary components".to_owned());
+        for rope in std::iter::once(&self.rope).chain(&self.local_rope) {
+            check_rope(rope)?;
         }
         Ok(())
     }
 }
 
+fn check_rope(rope: &RopeConfig) -> Result<(), String> {
+    let rotary = rope.rotary_dim;
+    if !rotary.is_multiple_of(2) || rotary == 0 {
+        return Err(format!("`head_dim`: the number of rotary components is {rotary}, must be even"));
+    }
+    let theta = rope.theta;
+    if !(theta > 1.0 && theta <= MAX_THETA) {
+        return Err(format!("`rope_theta` is `{theta}`: must be above 1 and at most {MAX_THETA:e}"));
+    }
+    if let Some((name, value)) = rope_numbers(&rope.scaling).find(|(_, value)| !ROPE_RANGE.contains(value)) {
+        let (low, high) = (ROPE_RANGE.start(), ROPE_RANGE.end());
+        return Err(format!("rotary scaling: `{name}` is `{value:e}`: must be from {low:e} to {high:e}"));
+    }
+    if matches!(rope.scaling, RopeScaling::Dynamic { .. }) && rotary == 2 {
+        return Err("`rope_type` `dynamic` needs more than 2 rotary components".to_owned());
+    }
+    if let RopeScaling::LongRope { short, long, .. } = &rope.scaling
+        && (short.len() != rotary / 2 || long.len() != rotary / 2)
+    {
+        return Err(format!("`short_factor` and `long_factor` must hold {} numbers", rotary / 2));
+    }
+    Ok(())
+}
+
 /// The numbers of a scaling scheme and their names.
 fn rope_numbers(scaling: &RopeScaling) -> impl Iterator<Item = (&'static str, f64)> {
-    let named = match *scaling {
+    let named = match scaling {
         RopeScaling::Default => vec![],
-        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => vec![("factor", factor)],
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => vec![("factor", *factor)],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
-            vec![("factor", factor), ("low_freq_factor", low_freq_factor), ("high_freq_factor", high_freq_factor)]
+            vec![("factor", *factor), ("low_freq_factor", *low_freq_factor), ("high_freq_factor", *high_freq_factor)]
         }
         RopeScaling::Yarn { factor, beta_fast, beta_slow, attention_factor, .. } => vec![
-            ("factor", factor),
-            ("beta_fast", beta_fast),
-            ("beta_slow", beta_slow),
-            ("attention_factor", attention_factor),
+            ("factor", *factor),
+            ("beta_fast", *beta_fast),
+            ("beta_slow", *beta_slow),
+            ("attention_factor", *attention_factor),
         ],
-        RopeScaling::Factors { attention_factor, .. } => vec![("attention_factor", attention_factor)],
+        RopeScaling::LongRope { short, long, attention_factor, .. } => {
+            let short = short.iter().map(|&factor| ("short_factor", factor));
+            let long = long.iter().map(|&factor| ("long_factor", factor));
+            short.chain(long).chain([("attention_factor", *attention_factor)]).collect()
+        }
+        RopeScaling::Factors { attention_factor, .. } => vec![("attention_factor", *attention_factor)],
     };
     named.into_iter()
 }

@@ -10,12 +10,14 @@ mod limits;
 mod pairs;
 mod rope;
 mod shapes;
+mod style;
 
 pub use edgelm_tensor::RopePairs;
 pub use generation::GenerationConfig;
 pub(crate) use gguf_read::GgufTensors;
-pub(crate) use json::parse_object;
+pub(crate) use json::{Keys, parse_object};
 pub use rope::{RopeConfig, RopeScaling};
+pub use style::{Alibi, NormKind, Norms, QkNorm, Residual, Style};
 
 use crate::{Arch, TensorId};
 
@@ -30,12 +32,16 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Trained context length.
     pub max_position_embeddings: usize,
-    /// Epsilon of every RMS norm.
-    pub rms_norm_eps: f32,
+    /// ε of every norm.
+    pub norm_eps: f32,
     /// Output head = token embedding.
     pub tie_word_embeddings: bool,
-    /// Rotary embedding.
+    /// What every layer computes.
+    pub style: Style,
+    /// Rotary embedding, of layers that say [`LayerRope::Global`].
     pub rope: RopeConfig,
+    /// The one of layers that say [`LayerRope::Local`].
+    pub local_rope: Option<RopeConfig>,
     /// One entry per decoder layer; widths may differ.
     pub layers: Vec<LayerConfig>,
     /// From config.json or GGUF.
@@ -57,10 +63,21 @@ pub struct LayerConfig {
     pub intermediate_size: usize,
     /// Positions seen, itself included; `None` = all.
     pub sliding_window: Option<usize>,
+    /// Which rotary embedding.
+    pub rope: LayerRope,
     /// Which projections have a bias.
     pub attention_bias: AttentionBias,
     /// gate/up/down have biases.
     pub mlp_bias: bool,
+}
+
+/// The rotary embedding of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LayerRope {
+    None,
+    Global,
+    Local,
 }
 
 /// Which attention projections carry a bias.
@@ -69,7 +86,20 @@ pub struct LayerConfig {
 pub enum AttentionBias {
     None,
     Qkv,
+    O,
     Qkvo,
+}
+
+impl AttentionBias {
+    /// Q, K and V have one.
+    pub fn on_inputs(self) -> bool {
+        matches!(self, Self::Qkv | Self::Qkvo)
+    }
+
+    /// O has one.
+    pub fn on_output(self) -> bool {
+        matches!(self, Self::O | Self::Qkvo)
+    }
 }
 
 impl ModelConfig {

@@ -1,6 +1,6 @@
 //! Which components of a head rotate together, and how rows move when a file with the other convention is written.
 
-use super::ModelConfig;
+use super::{LayerRope, ModelConfig};
 use crate::{LayerTensor, TensorId};
 use edgelm_tensor::RopePairs;
 
@@ -17,15 +17,17 @@ impl ModelConfig {
         self.row_source(id, row, self.arch.gguf_rope_pairs)
     }
 
-    /// The same for a Hugging Face file (always halves): `written[row] = read[hf_row_source(id, row)]`.
+    /// The same for a Hugging Face file: `written[row] = read[hf_row_source(id, row)]`.
     pub fn hf_row_source(&self, id: TensorId, row: usize) -> usize {
-        self.row_source(id, row, RopePairs::Halves)
+        self.row_source(id, row, self.arch.hf_rope_pairs)
     }
 
     fn row_source(&self, id: TensorId, row: usize, target: RopePairs) -> usize {
         use LayerTensor::*;
-        let TensorId::Layer(index, Q | QBias | QNorm | K | KBias | KNorm) = id else { return row };
-        let Some(layer) = self.layers.get(index) else { return row };
+        let TensorId::Layer(index, Q | QBias | QNorm | QNormBias | K | KBias | KNorm | KNormBias) = id else {
+            return row;
+        };
+        let Some(layer) = self.layers.get(index).filter(|layer| layer.rope != LayerRope::None) else { return row };
         let (component, rotary) = (row % layer.head_dim, self.rope.rotary_dim);
         if component >= rotary {
             return row;

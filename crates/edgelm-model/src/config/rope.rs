@@ -45,6 +45,13 @@ pub enum RopeScaling {
         attention_factor: f64,
         truncate: bool,
     },
+    /// Divisors per frequency, others beyond the original context (Ding et al. 2024, arXiv:2402.13753).
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        original_max_position_embeddings: usize,
+        attention_factor: f64,
+    },
     /// Explicit divisors per frequency (GGUF `rope_freqs.weight`).
     Factors {
         factors: Vec<f32>,
@@ -59,7 +66,7 @@ pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
 
 impl RopeConfig {
     /// (inverse frequencies [R/2], factor on cos and sin) for an input of `total_len` positions in all (prompt and
-    /// what was generated); only `Dynamic` depends on it.
+    /// what was generated); only `Dynamic` and `LongRope` depend on it.
     ///
     /// The angle of pair i at position p is p · freq[i]; unscaled, freq[i] = theta^(−2i/R). Units: radians per
     /// position. Numerics: f64 throughout (transformers computes in f32; they agree within 2e-6 relative).
@@ -119,6 +126,10 @@ impl RopeConfig {
                 };
                 (plain.into_iter().enumerate().map(scale).collect(), *attention_factor)
             }
+            RopeScaling::LongRope { short, long, original_max_position_embeddings, attention_factor } => {
+                let divisors = if total_len > *original_max_position_embeddings { long } else { short };
+                (plain.iter().zip(divisors).map(|(freq, divisor)| freq / divisor).collect(), *attention_factor)
+            }
             RopeScaling::Factors { factors, attention_factor } => {
                 let scaled = plain.iter().zip(factors).map(|(freq, &factor)| freq / f64::from(factor)).collect();
                 (scaled, *attention_factor)
@@ -128,7 +139,7 @@ impl RopeConfig {
 
     /// True where frequencies change with the input's length.
     pub fn depends_on_length(&self) -> bool {
-        matches!(self.scaling, RopeScaling::Dynamic { .. })
+        matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
     }
 
     /// Divisors [R/2] that turn the unscaled frequencies into this config's: what `rope_freqs.weight` holds.

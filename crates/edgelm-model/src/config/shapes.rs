@@ -1,6 +1,6 @@
 //! Which tensors a config implies, and how large each one is.
 
-use super::{AttentionBias, ModelConfig};
+use super::{ModelConfig, QkNorm};
 use crate::{LayerTensor, TensorId};
 
 impl ModelConfig {
@@ -9,41 +9,70 @@ impl ModelConfig {
     pub fn tensor_shape(&self, id: TensorId) -> Option<Vec<usize>> {
         use LayerTensor::*;
         let hidden = self.hidden_size;
+        let style = &self.style;
         let (index, tensor) = match id {
             TensorId::TokenEmbedding => return Some(vec![self.vocab_size, hidden]),
-            TensorId::OutputNorm => return Some(vec![hidden]),
+            TensorId::PositionEmbedding => {
+                return style.position_embedding.map(|unused| vec![unused + self.max_position_embeddings, hidden]);
+            }
+            TensorId::EmbeddingNorm => return (style.embedding_norm && style.norm.has_gain()).then(|| vec![hidden]),
+            TensorId::EmbeddingNormBias => {
+                return (style.embedding_norm && style.norm.has_bias()).then(|| vec![hidden]);
+            }
+            TensorId::OutputNorm => return (style.output_norm && style.norm.has_gain()).then(|| vec![hidden]),
+            TensorId::OutputNormBias => return (style.output_norm && style.norm.has_bias()).then(|| vec![hidden]),
             TensorId::Output => return (!self.tie_word_embeddings).then(|| vec![self.vocab_size, hidden]),
+            TensorId::OutputBias => return style.output_bias.then(|| vec![self.vocab_size]),
             TensorId::Layer(index, tensor) => (index, tensor),
         };
         let layer = self.layers.get(index)?;
         let q = layer.num_attention_heads * layer.head_dim;
         let kv = layer.num_key_value_heads * layer.head_dim;
         let ffn = layer.intermediate_size;
-        let qkv_bias = layer.attention_bias != AttentionBias::None;
-        Some(match tensor {
-            AttnNorm | FfnNorm => vec![hidden],
-            Q => vec![q, hidden],
-            K | V => vec![kv, hidden],
-            O => vec![hidden, q],
-            Gate | Up => vec![ffn, hidden],
-            Down => vec![hidden, ffn],
-            QNorm | KNorm if self.arch.qk_norm => vec![layer.head_dim],
-            QBias if qkv_bias => vec![q],
-            KBias | VBias if qkv_bias => vec![kv],
-            OBias if layer.attention_bias == AttentionBias::Qkvo => vec![hidden],
-            GateBias | UpBias if layer.mlp_bias => vec![ffn],
-            DownBias if layer.mlp_bias => vec![hidden],
-            _ => return None,
-        })
+        let bias = layer.attention_bias;
+        let (gain, norm_bias) = (style.norm.has_gain(), style.norm.has_bias());
+        let (is_there, shape) = match tensor {
+            AttnNorm => (style.norms.attn && gain, vec![hidden]),
+            AttnNormBias => (style.norms.attn && norm_bias, vec![hidden]),
+            Q => (true, vec![q, hidden]),
+            K | V => (true, vec![kv, hidden]),
+            QBias => (bias.on_inputs(), vec![q]),
+            KBias | VBias => (bias.on_inputs(), vec![kv]),
+            QNorm | KNorm | QNormBias | KNormBias => {
+                let heads = if matches!(tensor, QNorm | QNormBias) { q } else { kv };
+                let (kind, width) = match style.qk_norm {
+                    QkNorm::None => return None,
+                    QkNorm::Head(kind) => (kind, layer.head_dim),
+                    QkNorm::OwnHead(kind) | QkNorm::All(kind) => (kind, heads),
+                };
+                let is_bias = matches!(tensor, QNormBias | KNormBias);
+                (if is_bias { kind.has_bias() } else { kind.has_gain() }, vec![width])
+            }
+            Sinks => (style.sinks, vec![layer.num_attention_heads]),
+            O => (true, vec![hidden, q]),
+            OBias => (bias.on_output(), vec![hidden]),
+            PostAttnNorm => (style.norms.post_attn && gain, vec![hidden]),
+            FfnNorm => (style.norms.ffn && gain, vec![hidden]),
+            FfnNormBias => (style.norms.ffn && norm_bias, vec![hidden]),
+            Gate => (style.gated, vec![ffn, hidden]),
+            GateBias => (style.gated && layer.mlp_bias, vec![ffn]),
+            Up => (true, vec![ffn, hidden]),
+            UpBias => (layer.mlp_bias, vec![ffn]),
+            Down => (true, vec![hidden, ffn]),
+            DownBias => (layer.mlp_bias, vec![hidden]),
+            PostFfnNorm => (style.norms.post_ffn && gain, vec![hidden]),
+        };
+        is_there.then_some(shape)
     }
 
     /// Every tensor of this model, in walk order: embedding, layers, output norm, output.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
         let layers = (0..self.layers.len())
             .flat_map(|index| LayerTensor::ALL.iter().map(move |&tensor| TensorId::Layer(index, tensor)));
-        std::iter::once(TensorId::TokenEmbedding)
+        TensorId::FRONT
+            .into_iter()
             .chain(layers)
-            .chain([TensorId::OutputNorm, TensorId::Output])
+            .chain(TensorId::BACK)
             .filter(|&id| self.tensor_shape(id).is_some())
             .collect()
     }

@@ -1,0 +1,33 @@
+//! StableLM 2 (Bellagente et al. 2024, arXiv:2402.17834).
+//! Baseline: Llama. Layer norms, rotation of a part of each head, biases on queries, keys and values where asked for.
+
+use super::{Arch, BiasRule, Defaults, MlpBiasRule, llama::LLAMA};
+use crate::{AttentionBias, NormKind, Residual, RopePairs, Style};
+
+pub(super) const STABLELM: Arch = Arch {
+    name: "stablelm",
+    hf_name: "StableLmForCausalLM",
+    hf_model_type: "stablelm",
+    gguf_name: Some("stablelm"),
+    aliases: &[("rms_norm_eps", "layer_norm_eps")],
+    only: &[("qk_layernorm", "false")],
+    style: Style { norm: NormKind::Layer, ..LLAMA.style },
+    attention_bias: BiasRule::Key("use_qkv_bias", false, AttentionBias::None, AttentionBias::Qkv),
+    mlp_bias: MlpBiasRule::Always(false),
+    defaults: Defaults {
+        max_position_embeddings: 4096,
+        norm_eps: 1e-5,
+        partial_rotary_factor: Some(0.25),
+        ..LLAMA.defaults
+    },
+    gguf_rope_pairs: RopePairs::Halves,
+    gguf_rope_factors: false,
+    read_hf: |keys, config| {
+        if keys.flag("use_parallel_residual")? == Some(true) {
+            config.style.residual = Residual::Parallel;
+            config.style.norms.ffn = false;
+        }
+        Ok(())
+    },
+    ..LLAMA
+};

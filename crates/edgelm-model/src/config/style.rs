@@ -1,0 +1,142 @@
+//! What a decoder layer computes beside the sizes of its matrices.
+
+use edgelm_tensor::Activation;
+
+/// The same for all layers of a model. A family's description gives it, keys of config.json may change it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Style {
+    /// Every norm of the hidden states.
+    pub norm: NormKind,
+    /// Where norms stand in a layer.
+    pub norms: Norms,
+    /// How a layer's two halves are joined to the stream.
+    pub residual: Residual,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Queries and keys are rotated before they are normalized, not after.
+    pub rope_before_norm: bool,
+    /// Of the feed-forward network.
+    pub activation: Activation,
+    /// down(f(gate(x)) · up(x)), not down(f(up(x))).
+    pub gated: bool,
+    /// A slope per head on the distance between positions, in place of positions (Press et al. 2021, arXiv:2108.12409).
+    pub alibi: Option<Alibi>,
+    /// One logit per head that takes part in the softmax and has no value (gpt-oss).
+    pub sinks: bool,
+    /// Multiplies q·k; `None` = 1/√E.
+    pub attention_scale: Option<f32>,
+    /// q·k is further divided by 1 + the index of the layer.
+    pub scale_by_layer: bool,
+    /// c in c·tanh(s/c), on attention scores.
+    pub attention_softcap: Option<f32>,
+    /// Queries, keys and values are clamped to ± this.
+    pub clip_qkv: Option<f32>,
+    /// Multiplies embeddings.
+    pub embedding_scale: f32,
+    /// A norm stands between the embeddings and the first layer.
+    pub embedding_norm: bool,
+    /// A learned vector per position is added to embeddings; its table starts with this many unused rows.
+    pub position_embedding: Option<usize>,
+    /// Multiplies what a layer's halves add to the stream.
+    pub residual_scale: f32,
+    /// There is a norm after the last layer.
+    pub output_norm: bool,
+    /// The output head has a bias.
+    pub output_bias: bool,
+    /// Multiplies logits.
+    pub logit_scale: f32,
+    /// c in c·tanh(x/c), on logits, after their scale.
+    pub logit_softcap: Option<f32>,
+}
+
+/// Norms of the hidden states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// x / √(mean x² + ε) · g (Zhang and Sennrich 2019, arXiv:1910.07467).
+    Rms,
+    /// The same with 1 + g for g.
+    RmsPlusOne,
+    /// The same without g.
+    RmsPlain,
+    /// (x − mean x) / √(var x + ε) · g + b (Ba et al. 2016, arXiv:1607.06450).
+    Layer,
+    /// The same with 1 + g for g.
+    LayerPlusOne,
+    /// The same without b.
+    LayerGain,
+    /// The same without g and b.
+    LayerPlain,
+}
+
+impl NormKind {
+    /// There is a g.
+    pub fn has_gain(self) -> bool {
+        !matches!(self, Self::RmsPlain | Self::LayerPlain)
+    }
+
+    /// There is a b.
+    pub fn has_bias(self) -> bool {
+        matches!(self, Self::Layer | Self::LayerPlusOne)
+    }
+}
+
+/// Where a layer has norms: before its attention and feed-forward halves, and on what they return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Norms {
+    pub attn: bool,
+    pub post_attn: bool,
+    pub ffn: bool,
+    pub post_ffn: bool,
+}
+
+/// How a layer's halves, each with its norms, are joined to the stream h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// h += attn(norm h); h += ffn(norm h).
+    Sequential,
+    /// h += attn(norm h) + ffn(norm h), both of the same h; one norm for both where the second is missing.
+    Parallel,
+    /// h = norm h + attn(norm h); h = norm h + ffn(norm h): the stream goes through the norm.
+    Normed,
+    /// h = norm(h + attn h); h = norm(h + ffn h).
+    NormAfter,
+}
+
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// Of each head, with one gain [E] for all.
+    Head(NormKind),
+    /// Of each head, with a gain of its own [H·E].
+    OwnHead(NormKind),
+    /// Of all heads at once, with a gain [H·E].
+    All(NormKind),
+}
+
+/// How ALiBi's slopes act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alibi {
+    /// scale · q·k + slope · (s − t).
+    Scores,
+    /// scale · (q·k + slope · s), with slope and product in bfloat16 (Falcon).
+    Falcon,
+}
+
+impl Style {
+    /// Slope of each of H heads.
+    ///
+    /// With n the largest power of two that is not above H: 2^(−8i/n) for i = 1 … n, then 2^(−4i/n) for odd i.
+    /// Source: Press et al. 2021, arXiv:2108.12409, section 3, and its code for H that is no power of two.
+    pub fn alibi_slopes(num_attention_heads: usize) -> Vec<f32> {
+        let base = 1 << num_attention_heads.max(1).ilog2();
+        let slope = |exponent: f64, i: usize| (-exponent * i as f64 / base as f64).exp2() as f32;
+        (1..=base)
+            .map(|i| slope(8.0, i))
+            .chain((1..).step_by(2).map(|i| slope(4.0, i)))
+            .take(num_attention_heads)
+            .collect()
+    }
+}
