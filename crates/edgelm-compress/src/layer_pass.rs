@@ -12,7 +12,7 @@ use crate::{
     walk::Walk,
 };
 use edgelm_engine::Block;
-use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
+use edgelm_model::{Edited, LayerTensor, ModelConfig, Replaced, TensorId, Tensors};
 use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
 use std::{collections::HashMap, ops::ControlFlow};
@@ -22,6 +22,13 @@ pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
     use LayerTensor::*;
     [&[Q, K, V], &[O], &[Gate, Up], &[Down]]
 };
+
+/// The matrices of [`GROUPS`] that a layer has; groups without any are left out.
+pub(crate) fn groups_of(config: &ModelConfig, layer: usize) -> Vec<Vec<LayerTensor>> {
+    let is_there = |tensor: &LayerTensor| config.tensor_shape(TensorId::Layer(layer, *tensor)).is_some();
+    let groups = GROUPS.into_iter().map(|group| group.iter().copied().filter(is_there).collect());
+    groups.filter(|group: &Vec<_>| !group.is_empty()).collect()
+}
 
 /// How the codes of a matrix are chosen, given the second moments of its inputs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,7 +66,7 @@ pub(crate) fn quantize_layer(
         Some(parent) => Some((Block::load(edited, walk.cpu(), walk.layer())?, parent)),
         None => None,
     };
-    for group in GROUPS {
+    for group in groups_of(edited.config(), walk.layer()) {
         on_group()?;
         let ids: Vec<TensorId> = group.iter().map(|&tensor| TensorId::Layer(walk.layer(), tensor)).collect();
         let wants = |id: &TensorId| -> Result<bool, CompressError> {

@@ -66,6 +66,14 @@ pub enum CompressError {
     /// Running the model for calibration.
     #[error(transparent)]
     Engine(#[from] edgelm_engine::EngineError),
+    /// A pass that takes the layers of Llama for granted.
+    #[error("{what} is not available for architecture `{architecture}`: its layers are built otherwise than Llama's")]
+    Architecture {
+        /// The pass.
+        what: &'static str,
+        /// Name of the family.
+        architecture: &'static str,
+    },
     /// Writing the output.
     #[error(transparent)]
     Format(#[from] edgelm_format::FormatError),
@@ -309,4 +317,12 @@ fn go_on(flow: ControlFlow<()>) -> Result<(), CompressError> {
 /// Threads for the passes. The result of a pass does not depend on their number.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build()
+}
+
+/// For passes that fold factors into neighbours, or take channels out.
+pub(crate) fn needs_plain_layers(config: &edgelm_model::ModelConfig, what: &'static str) -> Result<(), CompressError> {
+    match config.style.is_plain() {
+        true => Ok(()),
+        false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
+    }
 }

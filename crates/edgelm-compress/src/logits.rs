@@ -2,7 +2,7 @@
 
 use crate::CompressError;
 use edgelm_engine::Head;
-use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
+use edgelm_kernels::{Cpu, Matrix, Scratch};
 use edgelm_model::Tensors;
 
 /// The final norm and the packed output head.
@@ -32,8 +32,7 @@ impl<'a> Logits<'a> {
         let normed = self.head.normed(self.cpu, hidden);
         let rows = hidden.len() / self.matrix.cols().max(1);
         let mut out = vec![0.0; rows * self.matrix.rows()];
-        let linear = Linear { weight: &self.matrix, bias: None, out: &mut out };
-        self.cpu.matmul(&normed, rows, &mut [linear], &mut Scratch::default());
+        self.head.logits(self.cpu, &self.matrix, &normed, rows, &mut out, &mut Scratch::default());
         out
     }
 }

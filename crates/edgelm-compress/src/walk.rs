@@ -22,7 +22,7 @@ impl<'a> Walk<'a> {
         let d = tensors.config().hidden_size;
         let mut hidden = Activations::new(windows.iter().map(|window| window.len() * d))?;
         for (index, window) in windows.iter().enumerate() {
-            hidden.store(index, &edgelm_engine::embed_window(tensors, window)?)?;
+            hidden.store(index, &edgelm_engine::embed_window(tensors, cpu, window)?)?;
         }
         Ok(Self { cpu, hidden, hidden_size: d, layer: 0 })
     }

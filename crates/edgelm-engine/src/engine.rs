@@ -3,12 +3,12 @@
 use crate::{
     EngineError,
     block::{Block, BlockScratch, Matrices, Rows},
+    front::Front,
     head::Head,
-    rope::RopeTable,
+    rope::Tables,
 };
-use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix};
-use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, TensorId, Tensors};
-use edgelm_tensor::block::decode_row;
+use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Matrix};
+use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, Tensors};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// Rows that go through a layer together. More rows amortize reading and unpacking the weights, fewer keep the activations
@@ -19,6 +19,7 @@ const CHUNK_ROWS: usize = 512;
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     cpu: Arc<Cpu>,
+    front: Front,
     blocks: Vec<Block>,
     head: Head,
     output: Matrix,
@@ -97,15 +98,16 @@ impl Engine {
     /// Packs every weight of a checkpoint for this machine.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
         let config = checkpoint.config();
-        let head = Head::load(&*checkpoint)?;
+        let (front, head) = (Front::load(&*checkpoint)?, Head::load(&*checkpoint)?);
         let layers = 0..config.layers.len();
-        let ids: Vec<_> = layers.clone().flat_map(Block::matrix_ids).chain([head.tensor()]).collect();
+        let ids: Vec<_> =
+            layers.clone().flat_map(|index| Block::matrix_ids(config, index)).chain([head.tensor()]).collect();
         let mut matrices = Matrices::load(&*checkpoint, &cpu, &ids)?;
         let blocks =
             layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
         let output = matrices.take(head.tensor())?;
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
-        Ok(Self { checkpoint, cpu, blocks, head, output, is_quantized })
+        Ok(Self { checkpoint, cpu, front, blocks, head, output, is_quantized })
     }
 
     /// The model's config.
@@ -234,17 +236,17 @@ impl Engine {
         let config = self.config();
         let d = config.hidden_size;
         workspace.hidden.resize(rows * d, 0.0);
-        let mut rope = RopeTable::new(&config.rope);
+        let mut tables = Tables::new(config);
         let mut row = 0;
         for piece in group {
             let step = &batch[piece.step];
             let held = step.sequence.tokens.len();
-            for &id in &step.tokens[piece.offset..piece.offset + piece.len] {
-                embed(&*self.checkpoint, id, &mut workspace.hidden[row * d..][..d])?;
-                row += 1;
-            }
             let start = held + piece.offset;
-            rope.extend(start..start + piece.len, held + step.tokens.len());
+            let tokens = &step.tokens[piece.offset..piece.offset + piece.len];
+            let hidden = &mut workspace.hidden[row * d..][..tokens.len() * d];
+            self.front.embed(&*self.checkpoint, &self.cpu, tokens, start, hidden)?;
+            row += tokens.len();
+            tables.extend(start..start + piece.len, held + step.tokens.len());
         }
 
         let mut spans = Vec::with_capacity(group.len());
@@ -261,7 +263,7 @@ impl Engine {
                 &mut workspace.hidden,
                 layer,
                 &mut spans,
-                &rope,
+                &tables,
                 &mut workspace.block,
                 &mut |_, _, _| ControlFlow::Continue(()),
             );
@@ -293,13 +295,10 @@ impl Engine {
         if rows == 0 {
             return;
         }
-        normed.resize(rows * d, 0.0);
         self.head.norm(&self.cpu, wanted, normed);
         let before = logits.len();
         logits.resize(before + rows * v, 0.0);
-        let out = &mut logits[before..];
-        let output = Linear { weight: &self.output, bias: None, out };
-        self.cpu.matmul_two_terms(normed, rows, &mut [output], &mut block.matmul);
+        self.head.logits(&self.cpu, &self.output, normed, rows, &mut logits[before..], &mut block.matmul);
     }
 }
 
@@ -311,22 +310,8 @@ pub fn kv_shapes(config: &ModelConfig) -> Vec<KvShape> {
 }
 
 /// Hidden states `[T, D]` of a window of tokens before the first layer. For calibration.
-pub fn embed_window(tensors: &dyn Tensors, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-    let d = tensors.config().hidden_size;
-    let mut hidden = vec![0.0; tokens.len() * d];
-    for (&id, row) in tokens.iter().zip(hidden.chunks_mut(d)) {
-        embed(tensors, id, row)?;
-    }
+pub fn embed_window(tensors: &dyn Tensors, cpu: &Cpu, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+    let mut hidden = vec![0.0; tokens.len() * tensors.config().hidden_size];
+    Front::load(tensors)?.embed(tensors, cpu, tokens, 0, &mut hidden)?;
     Ok(hidden)
-}
-
-/// Writes the embedding row of a token, decoded from the mapped file: only the pages of rows in use become resident.
-fn embed(tensors: &dyn Tensors, id: u32, out: &mut [f32]) -> Result<(), EngineError> {
-    let vocab_size = tensors.config().vocab_size;
-    if id as usize >= vocab_size {
-        return Err(EngineError::TokenId { id, vocab_size });
-    }
-    let (dtype, bytes) = tensors.row(TensorId::TokenEmbedding, id as usize)?;
-    decode_row(dtype, &bytes, out).map_err(edgelm_kernels::KernelError::from)?;
-    Ok(())
 }

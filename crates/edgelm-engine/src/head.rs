@@ -1,21 +1,35 @@
-//! What comes after the last layer: the final norm, and which tensor makes the logits.
+//! What comes after the last layer: the final norm, the tensor that makes the logits, and what is done to them.
 
-use crate::{EngineError, block::load_vector};
-use edgelm_kernels::{Cpu, rms_norm};
-use edgelm_model::{TensorId, Tensors};
+use crate::{
+    EngineError,
+    block::{Norm, load_vector},
+};
+use edgelm_kernels::{Cpu, Linear, Matrix, Scratch, scale, softcap};
+use edgelm_model::{Style, TensorId, Tensors};
 
 /// The final norm and the identity of the output head (its matrix is packed by `Engine`, and not needed to calibrate).
 pub struct Head {
-    gain: Vec<f32>,
-    eps: f32,
+    norm: Option<Norm>,
+    bias: Option<Vec<f32>>,
+    style: Style,
     tensor: TensorId,
 }
 
 impl Head {
-    /// Reads the norm.
+    /// Reads the norm and the bias.
     pub fn load(tensors: &dyn Tensors) -> Result<Self, EngineError> {
         let config = tensors.config();
-        Ok(Self { gain: load_vector(tensors, TensorId::OutputNorm)?, eps: config.rms_norm_eps, tensor: config.head() })
+        let norm = || {
+            let (gain, bias) = (TensorId::OutputNorm, TensorId::OutputNormBias);
+            Norm::load(tensors, config.style.norm, config.hidden_size, gain, bias)
+        };
+        let bias = tensors.has(TensorId::OutputBias).then(|| load_vector(tensors, TensorId::OutputBias));
+        Ok(Self {
+            norm: config.style.output_norm.then(norm).transpose()?,
+            bias: bias.transpose()?,
+            style: config.style,
+            tensor: config.head(),
+        })
     }
 
     /// The tensor that makes the logits: the embedding where tied.
@@ -23,14 +37,38 @@ impl Head {
         self.tensor
     }
 
-    pub(crate) fn norm(&self, cpu: &Cpu, hidden: &[f32], out: &mut [f32]) {
-        rms_norm(cpu, hidden, &self.gain, self.eps, out);
+    pub(crate) fn norm(&self, cpu: &Cpu, hidden: &[f32], out: &mut Vec<f32>) {
+        match &self.norm {
+            Some(norm) => norm.apply(cpu, hidden, out),
+            None => {
+                out.clear();
+                out.extend_from_slice(hidden);
+            }
+        }
     }
 
     /// The head's input for hidden states `[T, D]` after the last layer. For calibration.
     pub fn normed(&self, cpu: &Cpu, hidden: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; hidden.len()];
+        let mut out = Vec::new();
         self.norm(cpu, hidden, &mut out);
         out
+    }
+
+    /// Logits `[T, V]` of normed hidden states `[T, D]`: cap(scale · (W x + b)).
+    pub fn logits(
+        &self,
+        cpu: &Cpu,
+        weight: &Matrix,
+        normed: &[f32],
+        rows: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let bias = self.bias.as_deref();
+        cpu.matmul_two_terms(normed, rows, &mut [Linear { weight, bias, out: &mut *out }], scratch);
+        scale(cpu, out, self.style.logit_scale);
+        if let Some(cap) = self.style.logit_softcap {
+            softcap(cpu, out, cap);
+        }
     }
 }

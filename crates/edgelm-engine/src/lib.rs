@@ -6,6 +6,7 @@
 mod beam;
 mod block;
 mod engine;
+mod front;
 mod generate;
 mod head;
 mod model;
@@ -15,6 +16,7 @@ mod stop;
 
 pub use block::{Block, Observer};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
+pub use front::token_embeddings;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;
 pub use model::Model;

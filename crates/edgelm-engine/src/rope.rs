@@ -1,6 +1,6 @@
 //! Cosines and sines for the rows of a batch.
 
-use edgelm_model::RopeConfig;
+use edgelm_model::{LayerRope, ModelConfig, RopeConfig, config::QueryGrowth};
 use std::ops::Range;
 
 /// cos and sin `[T, R/2]` for the rows of one group, in batch order.
@@ -40,8 +40,51 @@ impl<'a> RopeTable<'a> {
             }
         }
     }
+}
+
+/// The tables of all rotary embeddings of a model.
+pub(crate) struct Tables<'a> {
+    rows: usize,
+    /// What the query of each row is multiplied by, where they grow.
+    pub(crate) query_factors: Option<Vec<f32>>,
+    growth: Option<QueryGrowth>,
+    global: Option<RopeTable<'a>>,
+    local: Option<RopeTable<'a>>,
+}
+
+impl<'a> Tables<'a> {
+    pub(crate) fn new(config: &'a ModelConfig) -> Self {
+        let used = |rope| config.layers.iter().any(|layer| layer.rope == rope);
+        Self {
+            rows: 0,
+            query_factors: config.rope.query_growth.map(|_| Vec::new()),
+            growth: config.rope.query_growth,
+            global: used(LayerRope::Global).then(|| RopeTable::new(&config.rope)),
+            local: config.local_rope.as_ref().filter(|_| used(LayerRope::Local)).map(RopeTable::new),
+        }
+    }
+
+    /// Rows at `positions` of an input that is `total_len` long in all.
+    pub(crate) fn extend(&mut self, positions: Range<usize>, total_len: usize) {
+        self.rows += positions.len();
+        if let (Some(factors), Some(growth)) = (&mut self.query_factors, self.growth) {
+            factors.extend(positions.clone().map(|position| growth.factor(position)));
+        }
+        for table in self.global.iter_mut().chain(&mut self.local) {
+            table.extend(positions.clone(), total_len);
+        }
+    }
 
     pub(crate) fn rows(&self) -> usize {
-        self.cos.len() * 2 / self.config.rotary_dim.max(1)
+        self.rows
+    }
+
+    /// That of a layer; none if it does not rotate.
+    pub(crate) fn of(&self, rope: LayerRope) -> Option<&RopeTable<'a>> {
+        match rope {
+            LayerRope::None => None,
+            LayerRope::Global => self.global.as_ref(),
+            LayerRope::Local => self.local.as_ref(),
+        }
     }
 }

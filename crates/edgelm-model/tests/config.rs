@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use edgelm_model::{AttentionBias, ModelConfig, ModelError, RopePairs, RopeScaling, TensorId};
+use edgelm_model::{
+    AttentionBias, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId,
+};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +46,8 @@ fn goldens_of_both_versions_agree() {
     let bias = read(&testdata("goldens/llama-bias/config.json"));
     assert!(bias.layers[0].attention_bias == AttentionBias::Qkvo && bias.layers[0].mlp_bias);
     let qwen3 = read(&testdata("goldens/qwen3/config.json"));
-    assert!(qwen3.arch.qk_norm && qwen3.layers[0].head_dim == 24 && qwen3.rope.rotary_dim == 24);
+    assert_eq!(qwen3.style.qk_norm, QkNorm::Head(NormKind::Rms));
+    assert!(qwen3.layers[0].head_dim == 24 && qwen3.rope.rotary_dim == 24);
     assert_eq!(qwen3.rope.pairs, RopePairs::Halves);
     let dynamic = read(&testdata("goldens/llama-rope-dynamic/config.json"));
     assert_eq!(dynamic.rope.scaling, RopeScaling::Dynamic { factor: 4.0, original_max_position_embeddings: 64 });
@@ -140,7 +143,7 @@ fn with(keys: &Value) -> Result<ModelConfig, ModelError> {
 fn absent_keys_mean_what_transformers_means() {
     let config = with(&json!({})).unwrap();
     assert_eq!(config.layers[0].num_key_value_heads, 2);
-    assert_eq!((config.layers[0].head_dim, config.rope.theta, config.rms_norm_eps), (6, 10000.0, 1e-6));
+    assert_eq!((config.layers[0].head_dim, config.rope.theta, config.norm_eps), (6, 10000.0, 1e-6));
     assert_eq!((config.tie_word_embeddings, config.bos_token_id, config.eos_token_ids.len()), (false, None, 0));
     let mistral = json!({"model_type": "mistral", "architectures": null});
     assert_eq!(with(&mistral).unwrap().layers[0].sliding_window, Some(4096));

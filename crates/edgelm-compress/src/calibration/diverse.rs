@@ -42,7 +42,7 @@ fn embeddings(tensors: &dyn Tensors, windows: &[Vec<u32>]) -> Result<Vec<Vec<f32
     windows.iter().flatten().for_each(|&token| *counts.entry(token).or_default() += 1);
     let all = counts.values().sum::<usize>().max(1) as f64;
     let of = |window: &Vec<u32>| -> Result<Vec<f32>, CompressError> {
-        let hidden = edgelm_engine::embed_window(tensors, window)?;
+        let hidden = edgelm_engine::token_embeddings(tensors, window)?;
         let size = tensors.config().hidden_size.max(1);
         let mut mean = vec![0.0; size];
         for (token, row) in window.iter().zip(hidden.chunks_exact(size)) {

@@ -19,6 +19,7 @@ pub use smoothquant::ActivationRounding;
 use crate::{
     CompressError, MatrixFormat, Walk,
     layer_pass::{Codes, GROUPS, decode},
+    needs_plain_layers,
 };
 use edgelm_model::{Edited, LayerConfig, LayerTensor, TensorId, Tensors};
 use problem::{Matrix, Problem};
@@ -93,6 +94,7 @@ pub(crate) fn equalize_layer(
     codes: &Codes,
     on_group: &mut dyn FnMut() -> Result<(), CompressError>,
 ) -> Result<(), CompressError> {
+    needs_plain_layers(edited.config(), equalize.name())?;
     let layer = walk.layer();
     let mut scales = Vec::new();
     for (group, source) in GROUPS.into_iter().zip(SOURCES) {

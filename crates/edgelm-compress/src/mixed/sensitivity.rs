@@ -8,7 +8,7 @@
 
 use crate::{
     CompressError, MatrixFormat, Walk,
-    layer_pass::{GROUPS, decode},
+    layer_pass::{decode, groups_of},
     logits::Logits,
     moments::{Moments, quadratic},
 };
@@ -91,7 +91,8 @@ pub fn measure_sensitivity(
             trial.go_through(&block, &mut |_, _, _| ControlFlow::Continue(()))?;
         }
         drop(block);
-        for group in GROUPS {
+        let groups = groups_of(edited.config(), layer);
+        for group in &groups {
             let moments = walk.moments(&edited, group[0])?;
             for &tensor in group {
                 let id = TensorId::Layer(layer, tensor);
@@ -105,7 +106,7 @@ pub fn measure_sensitivity(
             }
         }
         walk.advance(&edited)?;
-        for &tensor in GROUPS.into_iter().flatten() {
+        for &tensor in groups.iter().flatten() {
             checkpoint.release(TensorId::Layer(layer, tensor));
         }
         on_layer(layer + 1, layers)?;

@@ -295,7 +295,7 @@ impl<'a> Narrow<'a> {
         let size = checkpoint.config().hidden_size;
         let mut stream = Activations::new(fit.iter().map(|window| window.len() * size))?;
         for (index, window) in fit.iter().enumerate() {
-            stream.store(index, &embed_window(checkpoint, window)?)?;
+            stream.store(index, &embed_window(checkpoint, cpu, window)?)?;
         }
         let mut edited = Edited::new(checkpoint);
         edited.config_mut().hidden_size = basis.width();
@@ -312,7 +312,7 @@ impl<'a> Narrow<'a> {
     }
 
     fn cross(&self) -> Cross {
-        Cross::new(self.size(), self.basis.width(), self.checkpoint.config().rms_norm_eps)
+        Cross::new(self.size(), self.basis.width(), self.checkpoint.config().norm_eps)
     }
 
     fn narrow(&self, x: &[f32]) -> Vec<f32> {

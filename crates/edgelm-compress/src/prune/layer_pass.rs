@@ -315,11 +315,13 @@ impl LayerPass<'_, '_> {
     fn sparsify(&mut self, group: &[LayerTensor]) -> Result<(), CompressError> {
         let Some(sparsity) = &self.options.sparsity else { return Ok(()) };
         let method = self.options.method;
-        let moments = if method == PruneMethod::Magnitude { None } else { self.moments(group[0])? };
+        let group: Vec<_> = group.iter().copied().filter(|&tensor| self.edited.has(self.id(tensor))).collect();
+        let Some(&first) = group.first() else { return Ok(()) };
+        let moments = if method == PruneMethod::Magnitude { None } else { self.moments(first)? };
         let updates = matches!(method, PruneMethod::SparseGpt | PruneMethod::Alps);
         let h = moments.as_ref().filter(|_| updates).map(|moments| self.damped(moments)).transpose()?;
         let factor = h.as_ref().map(Factor::new).transpose()?;
-        for &tensor in group {
+        for tensor in group {
             let before = self.weights(tensor)?;
             let columns = self.edited.tensor(self.id(tensor))?.row_len();
             self.in_tensor(tensor, sparsity.check(before.len() / columns.max(1), columns))?;

@@ -97,7 +97,7 @@ fn least_missed(
     kept: &[usize],
     go_on: &mut GoOn<'_>,
 ) -> Result<RemovedLayer, CompressError> {
-    let embed = |window: &Vec<u32>| edgelm_engine::embed_window(checkpoint, window);
+    let embed = |window: &Vec<u32>| edgelm_engine::embed_window(checkpoint, likelihood.cpu, window);
     let mut before = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let mut best: Option<RemovedLayer> = None;
     for (place, &layer) in kept.iter().enumerate() {

@@ -11,7 +11,7 @@ pub(crate) const PERPLEXITY_WINDOWS: usize = 16;
 
 /// What turns hidden states into the likelihood of a text.
 pub(crate) struct Likelihood<'a> {
-    cpu: &'a Cpu,
+    pub(super) cpu: &'a Cpu,
     logits: Logits<'a>,
     hidden_size: usize,
 }

@@ -17,6 +17,7 @@ pub use hadamard::Rotation;
 use crate::{
     CompressError, OnTensor, go_on,
     layer_pass::{decode, decode_blocks},
+    needs_plain_layers,
     output::Output,
 };
 use edgelm_format::FormatError;
@@ -72,6 +73,7 @@ pub fn rotate(
     options: &RotateOptions,
     on_step: &mut OnTensor<'_>,
 ) -> Result<RotateReport, CompressError> {
+    needs_plain_layers(checkpoint.config(), "rotation")?;
     let mut edited = Edited::new(checkpoint);
     let stream = Rotation::new(checkpoint.config().hidden_size, options.seed);
     let mut last_gain = decode(&edited, TensorId::OutputNorm)?;
@@ -122,7 +124,7 @@ pub fn rotate(
                 edited.take(id);
                 checkpoint.release(id);
             }
-            TensorId::OutputNorm => {
+            _ => {
                 writer.write(&edited, id)?;
             }
         }

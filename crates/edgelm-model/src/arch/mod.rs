@@ -10,6 +10,7 @@ mod cohere;
 mod cohere2;
 mod ernie4_5;
 mod exaone4;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -25,6 +26,7 @@ mod helium;
 mod hunyuan;
 mod hyperclovax;
 mod llama;
+mod ministral3;
 mod mistral;
 mod mpt;
 mod names;
@@ -55,6 +57,7 @@ use crate::{
 pub const ARCHS: &[&Arch] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &ministral3::MINISTRAL3,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &phi::PHI,
@@ -65,6 +68,7 @@ pub const ARCHS: &[&Arch] = &[
     &vaultgemma::VAULTGEMMA,
     &gpt_neox::GPT_NEOX,
     &persimmon::PERSIMMON,
+    &falcon::FALCON,
     &bloom::BLOOM,
     &gpt2::GPT2,
     &gpt_bigcode::GPT_BIGCODE,

@@ -54,6 +54,7 @@ pub(super) fn tensors(
     let ignored = |name: &str| match storage {
         StorageKind::Safetensors => {
             config.arch.hf_ignored.iter().any(|end| name.ends_with(end))
+                || is_of_other_modality(prefix, name)
                 || (config.tie_word_embeddings && name == names.name(prefix, TensorId::Output))
         }
         StorageKind::Gguf => name == ROPE_FACTORS && config.arch.gguf_rope_factors,
@@ -65,4 +66,9 @@ pub(super) fn tensors(
         None => Ok(ids),
         Some(name) => Err(ModelError::UnexpectedTensor { path: path.to_owned(), name: (*name).to_owned() }),
     }
+}
+
+/// True for a tensor beside a decoder that is one part of a larger model.
+fn is_of_other_modality((body, head): Prefix, name: &str) -> bool {
+    body.contains("language_model") && !name.starts_with(body) && (head.is_empty() || !name.starts_with(head))
 }

@@ -336,7 +336,7 @@ fn read_rope(
         (None, scaling) if attn_factor == 1.0 => scaling,
         (None, _) => return Err(keys.bad("rope.scaling.attn_factor", "is not supported with this rope type")),
     };
-    Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling })
+    Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling, query_growth: None })
 }
 
 fn bounded(value: u64, max: usize) -> Option<usize> {

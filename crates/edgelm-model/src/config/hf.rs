@@ -33,6 +33,7 @@ const HARMLESS: &[&str] = &[
     // Training.
     "attention_dropout",
     "attention_probs_dropout_prob",
+    "attn_pdrop",
     "embd_pdrop",
     "gradient_checkpointing",
     "hidden_dropout",
@@ -126,8 +127,19 @@ impl ModelConfig {
     /// supported or at odds with each other; every message names the key. `eos_token_ids` holds only what this file
     /// says.
     pub fn from_hf(config_json: &[u8], path: &Path) -> Result<ModelConfig, ModelError> {
-        let map = parse_object(config_json, path)?;
-        let mut keys = Keys::new(path, "", &map);
+        let mut map = parse_object(config_json, path)?;
+        let mut within = "";
+        // A model of several modalities: the decoder's config lies inside.
+        if let Some(Value::Object(mut inner)) = map.remove("text_config") {
+            within = "text_config.";
+            for key in ["tie_word_embeddings", "eos_token_id", "bos_token_id", "quantization_config"] {
+                if let (Some(value), None) = (map.remove(key), inner.get(key)) {
+                    inner.insert(key.to_owned(), value);
+                }
+            }
+            map = inner;
+        }
+        let mut keys = Keys::new(path, within, &map);
         let arch = read_arch(&mut keys, path)?;
         // Says how the weights are stored; `Checkpoint::open` reads it.
         keys.get("quantization_config");

@@ -1,6 +1,6 @@
 //! Rotary parameters of config.json: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5).
 
-use super::{RopeConfig, RopeScaling, json::Keys, limits::MAX_CONTEXT, rope::yarn_mscale};
+use super::{QueryGrowth, RopeConfig, RopeScaling, json::Keys, limits::MAX_CONTEXT, rope::yarn_mscale};
 use crate::{Arch, ModelError};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -117,8 +117,10 @@ impl Model<'_> {
         // Rounded down, as transformers does.
         let rotary_dim = (self.head_dim as f64 * partial) as usize;
         let scaling = read_scaling(&mut keys, rope_type, self.max_position_embeddings, original)?;
+        let growth = |beta| QueryGrowth { beta, original_max_position_embeddings: original };
+        let query_growth = keys.number("llama_4_scaling_beta")?.map(growth);
         keys.finish(&[PARAMETERS])?;
-        Ok(RopeConfig { theta, rotary_dim, pairs: self.arch.hf_rope_pairs, scaling })
+        Ok(RopeConfig { theta, rotary_dim, pairs: self.arch.hf_rope_pairs, scaling, query_growth })
     }
 }
 

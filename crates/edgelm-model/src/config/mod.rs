@@ -16,7 +16,7 @@ pub use edgelm_tensor::RopePairs;
 pub use generation::GenerationConfig;
 pub(crate) use gguf_read::GgufTensors;
 pub(crate) use json::{Keys, parse_object};
-pub use rope::{RopeConfig, RopeScaling};
+pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
 pub use style::{Alibi, NormKind, Norms, QkNorm, Residual, Style};
 
 use crate::{Arch, TensorId};

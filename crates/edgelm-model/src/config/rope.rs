@@ -14,6 +14,24 @@ pub struct RopeConfig {
     pub pairs: RopePairs,
     /// Context extension.
     pub scaling: RopeScaling,
+    /// What queries are multiplied by after they are rotated.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// Queries at position p times 1 + β · ln(1 + ⌊p / P⌋), P the original context (Llama 4, Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub original_max_position_embeddings: usize,
+}
+
+impl QueryGrowth {
+    /// The factor at a position.
+    pub fn factor(&self, position: usize) -> f32 {
+        let times = (position / self.original_max_position_embeddings.max(1)) as f64;
+        (1.0 + self.beta * times.ln_1p()) as f32
+    }
 }
 
 /// Context-extension schemes.

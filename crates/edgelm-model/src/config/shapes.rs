@@ -40,13 +40,14 @@ impl ModelConfig {
             KBias | VBias => (bias.on_inputs(), vec![kv]),
             QNorm | KNorm | QNormBias | KNormBias => {
                 let heads = if matches!(tensor, QNorm | QNormBias) { q } else { kv };
-                let (kind, width) = match style.qk_norm {
+                let (kind, shape) = match style.qk_norm {
                     QkNorm::None => return None,
-                    QkNorm::Head(kind) => (kind, layer.head_dim),
-                    QkNorm::OwnHead(kind) | QkNorm::All(kind) => (kind, heads),
+                    QkNorm::Head(kind) => (kind, vec![layer.head_dim]),
+                    QkNorm::OwnHead(kind) => (kind, vec![heads / layer.head_dim, layer.head_dim]),
+                    QkNorm::All(kind) => (kind, vec![heads]),
                 };
                 let is_bias = matches!(tensor, QNormBias | KNormBias);
-                (if is_bias { kind.has_bias() } else { kind.has_gain() }, vec![width])
+                (if is_bias { kind.has_bias() } else { kind.has_gain() }, shape)
             }
             Sinks => (style.sinks, vec![layer.num_attention_heads]),
             O => (true, vec![hidden, q]),

@@ -126,6 +126,22 @@ pub enum Alibi {
 }
 
 impl Style {
+    /// RMS norms before each half of a layer, halves one after the other, a gated feed-forward network, and no clamp
+    /// between matrices: what passes rely on that fold factors into neighbours, or take channels out.
+    pub fn is_plain(&self) -> bool {
+        let norms = Norms { attn: true, post_attn: false, ffn: true, post_ffn: false };
+        self.norm == NormKind::Rms
+            && self.norms == norms
+            && self.residual == Residual::Sequential
+            && self.gated
+            && self.clip_qkv.is_none()
+            && self.alibi.is_none()
+            && !self.sinks
+            && !self.embedding_norm
+            && self.position_embedding.is_none()
+            && self.output_norm
+    }
+
     /// Slope of each of H heads.
     ///
     /// With n the largest power of two that is not above H: 2^(−8i/n) for i = 1 … n, then 2^(−4i/n) for odd i.

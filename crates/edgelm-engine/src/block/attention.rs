@@ -1,0 +1,130 @@
+//! The attention half of a layer: from its normed input to what it adds.
+
+use super::{
+    BlockScratch, Observer, Rows, Tables, matmul,
+    matrices::{Matrices, Projection, load_vector},
+    norm::HeadNorm,
+    shared_input_scale,
+};
+use crate::EngineError;
+use edgelm_kernels::{Attention as AttentionArgs, Cpu, Span, clamp, rope};
+use edgelm_model::{LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
+use std::ops::ControlFlow;
+
+pub(super) struct Attention {
+    config: LayerConfig,
+    style: Style,
+    pairs: RopePairs,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    q_norm: Option<HeadNorm>,
+    k_norm: Option<HeadNorm>,
+    sinks: Option<Vec<f32>>,
+    slopes: Option<Vec<f32>>,
+    scale: f32,
+    input_scale: Option<f32>,
+    output_scale: Option<f32>,
+}
+
+impl Attention {
+    pub(super) fn load(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
+        use LayerTensor as T;
+        let config = tensors.config();
+        let layer = config.layers[index].clone();
+        let style = config.style;
+        let mut projection = |weight| Projection::load(tensors, matrices, index, weight);
+        let sinks = TensorId::Layer(index, T::Sinks);
+        let scale = style.attention_scale.unwrap_or(1.0 / (layer.head_dim as f32).sqrt());
+        Ok(Self {
+            q: projection(T::Q)?,
+            k: projection(T::K)?,
+            v: projection(T::V)?,
+            o: projection(T::O)?,
+            q_norm: HeadNorm::load(tensors, index, (T::QNorm, T::QNormBias))?,
+            k_norm: HeadNorm::load(tensors, index, (T::KNorm, T::KNormBias))?,
+            sinks: tensors.has(sinks).then(|| load_vector(tensors, sinks)).transpose()?,
+            slopes: style.alibi.map(|_| Style::alibi_slopes(layer.num_attention_heads)),
+            scale: if style.scale_by_layer { scale / (index as f32 + 1.0) } else { scale },
+            input_scale: shared_input_scale(tensors, index, &[T::Q, T::K, T::V])?,
+            output_scale: shared_input_scale(tensors, index, &[T::O])?,
+            pairs: config.rope.pairs,
+            config: layer,
+            style,
+        })
+    }
+
+    pub(super) fn projections(&self) -> [&Projection; 4] {
+        [&self.q, &self.k, &self.v, &self.o]
+    }
+
+    /// update = attention(x). `layer` is this layer's index in the caches.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward(
+        &self,
+        cpu: &Cpu,
+        x: &[f32],
+        update: &mut Vec<f32>,
+        layer: usize,
+        spans: &mut [Rows<'_>],
+        tables: &Tables<'_>,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) -> ControlFlow<()> {
+        use LayerTensor as T;
+        let BlockScratch { matmul: buffers, q, k, v, heads, .. } = scratch;
+        let rows = tables.rows();
+        observer(&[T::Q, T::K, T::V], x, rows)?;
+        let mut products = [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
+        matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
+        if let Some(limit) = self.style.clip_qkv {
+            [&mut *q, &mut *k, &mut *v].into_iter().for_each(|values| clamp(cpu, values, limit));
+        }
+        for (x, norm) in [(&mut *q, &self.q_norm), (&mut *k, &self.k_norm)] {
+            if self.style.rope_before_norm {
+                self.rotate(cpu, x, tables);
+            }
+            if let Some(norm) = norm {
+                norm.apply(cpu, x, heads);
+            }
+            if !self.style.rope_before_norm {
+                self.rotate(cpu, x, tables);
+            }
+        }
+        if let Some(factors) = &tables.query_factors {
+            let width = q.len() / rows.max(1);
+            for (row, factor) in q.chunks_exact_mut(width).zip(factors) {
+                row.iter_mut().for_each(|q| *q *= factor);
+            }
+        }
+        let kv_width = self.config.num_key_value_heads * self.config.head_dim;
+        let mut row = 0;
+        for span in spans.iter_mut() {
+            let part = row * kv_width..(row + span.rows) * kv_width;
+            span.cache.write(layer, span.start, &k[part.clone()], &v[part]);
+            row += span.rows;
+        }
+        let spans: Vec<_> =
+            spans.iter().map(|span| Span { cache: span.cache, start: span.start, rows: span.rows }).collect();
+        heads.resize(q.len(), 0.0);
+        cpu.attention(AttentionArgs {
+            spans: &spans,
+            layer,
+            num_attention_heads: self.config.num_attention_heads,
+            q,
+            scale: self.scale,
+            window: self.config.sliding_window,
+            out: heads,
+        });
+        observer(&[T::O], heads, rows)?;
+        matmul(cpu, heads, rows, self.output_scale, &mut [self.o.linear(update, rows)], buffers);
+        ControlFlow::Continue(())
+    }
+
+    fn rotate(&self, cpu: &Cpu, x: &mut [f32], tables: &Tables<'_>) {
+        if let Some(table) = tables.of(self.config.rope) {
+            rope(cpu, x, self.config.head_dim, &table.cos, &table.sin, tables.rows(), self.pairs);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
+
+mod attention;
+mod feed_forward;
+mod matrices;
+mod norm;
+
+pub(crate) use matrices::{Matrices, load_vector};
+pub(crate) use norm::Norm;
+
+use crate::{EngineError, rope::Tables};
+use attention::Attention;
+use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, add_assign, scale};
+use edgelm_model::{LayerTensor, ModelConfig, Residual, TensorId, Tensors};
+use feed_forward::FeedForward;
+use std::ops::ControlFlow;
+
+/// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
+/// layer there: what comes after it is not wanted.
+pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) -> ControlFlow<()> + 'a;
+
+/// The scale of the int8 inputs of linear layers that share them, where it is fixed.
+fn shared_input_scale(tensors: &dyn Tensors, layer: usize, group: &[LayerTensor]) -> Result<Option<f32>, EngineError> {
+    let ids = group.iter().map(|&tensor| TensorId::Layer(layer, tensor)).filter(|&id| tensors.has(id));
+    let scales: Vec<_> = ids.map(|id| tensors.input_scale(id)).collect();
+    match scales[..] {
+        [first, ..] if scales.iter().all(|scale| *scale == first) => Ok(first),
+        _ => Err(EngineError::InputScales { layer }),
+    }
+}
+
+/// Products of one input, with its fixed scale if it has one.
+fn matmul(cpu: &Cpu, x: &[f32], rows: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
+    match scale {
+        None => cpu.matmul_two_terms(x, rows, group, scratch),
+        Some(scale) => cpu.matmul_static(x, rows, scale, group, scratch),
+    }
+}
+
+/// Buffers of one layer's intermediate values, reused from layer to layer.
+#[derive(Default)]
+pub(crate) struct BlockScratch {
+    pub(crate) matmul: Scratch,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    heads: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    stream: Stream,
+}
+
+/// What the halves of a layer read and return.
+#[derive(Default)]
+struct Stream {
+    normed: Vec<f32>,
+    update: Vec<f32>,
+    second: Vec<f32>,
+}
+
+/// Rows of the batch that belong to one sequence, with the cache they are appended to.
+pub(crate) struct Rows<'a> {
+    pub(crate) cache: &'a mut KvCache,
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
+}
+
+/// A prepared decoder layer.
+pub struct Block {
+    config: ModelConfig,
+    index: usize,
+    attn_norm: Option<Norm>,
+    attention: Attention,
+    post_attn_norm: Option<Norm>,
+    ffn_norm: Option<Norm>,
+    feed_forward: FeedForward,
+    post_ffn_norm: Option<Norm>,
+}
+
+impl Block {
+    /// Packs the weights of layer `index`.
+    pub fn load(tensors: &dyn Tensors, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
+        let mut matrices = Matrices::load(tensors, cpu, &Self::matrix_ids(tensors.config(), index))?;
+        Self::assemble(tensors, &mut matrices, index)
+    }
+
+    /// What `assemble` needs.
+    pub(crate) fn matrix_ids(config: &ModelConfig, index: usize) -> Vec<TensorId> {
+        let ids = LayerTensor::ALL.map(|tensor| TensorId::Layer(index, tensor));
+        ids.into_iter().filter(|&id| id.is_matrix() && config.tensor_shape(id).is_some()).collect()
+    }
+
+    /// Layer `index` out of matrices that are packed.
+    pub(crate) fn assemble(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
+        use LayerTensor as T;
+        let config = tensors.config();
+        let (kind, norms) = (config.style.norm, config.style.norms);
+        let norm = |is_there: bool, gain, bias| {
+            let (gain, bias) = (TensorId::Layer(index, gain), TensorId::Layer(index, bias));
+            is_there.then(|| Norm::load(tensors, kind, config.hidden_size, gain, bias)).transpose()
+        };
+        Ok(Self {
+            attn_norm: norm(norms.attn, T::AttnNorm, T::AttnNormBias)?,
+            attention: Attention::load(tensors, matrices, index)?,
+            post_attn_norm: norm(norms.post_attn, T::PostAttnNorm, T::PostAttnNorm)?,
+            ffn_norm: norm(norms.ffn, T::FfnNorm, T::FfnNormBias)?,
+            feed_forward: FeedForward::load(tensors, matrices, index)?,
+            post_ffn_norm: norm(norms.post_ffn, T::PostFfnNorm, T::PostFfnNorm)?,
+            config: config.clone(),
+            index,
+        })
+    }
+
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let projections = self.attention.projections().into_iter().chain(self.feed_forward.projections());
+        projections.map(|projection| &projection.weight)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.matrices().map(Matrix::bytes).sum()
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.matrices().any(|matrix| matrix.dtype().is_quantized())
+    }
+
+    pub(crate) fn kernels(&self) -> Vec<&'static str> {
+        self.matrices().map(Matrix::kernel).collect()
+    }
+
+    /// Runs one whole window of `t` positions from position 0 through this layer alone, in place on `hidden` `[T, D]`,
+    /// with a fresh exact cache; `observer` sees the inputs of its linear layers, and may end the layer there, which leaves
+    /// `hidden` half way. For calibration.
+    pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) -> ControlFlow<()> {
+        let layer = &self.config.layers[self.index];
+        let shape = KvShape { num_key_value_heads: layer.num_key_value_heads, head_dim: layer.head_dim };
+        let mut cache = KvCache::new(&[shape], KvDtype::F32);
+        let mut tables = Tables::new(&self.config);
+        tables.extend(0..t, t);
+        let mut rows = [Rows { cache: &mut cache, start: 0, rows: t }];
+        self.forward(cpu, hidden, 0, &mut rows, &tables, &mut BlockScratch::default(), observer)
+    }
+
+    /// Both halves, joined to the stream as [`Residual`] says. `layer` is this layer's index in the caches.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn forward(
+        &self,
+        cpu: &Cpu,
+        hidden: &mut [f32],
+        layer: usize,
+        spans: &mut [Rows<'_>],
+        tables: &Tables<'_>,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) -> ControlFlow<()> {
+        cpu.trace_layer(Some(layer));
+        let mut stream = std::mem::take(&mut scratch.stream);
+        let flow = self.halves(cpu, hidden, layer, spans, tables, scratch, &mut stream, observer);
+        scratch.stream = stream;
+        flow
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn halves(
+        &self,
+        cpu: &Cpu,
+        hidden: &mut [f32],
+        layer: usize,
+        spans: &mut [Rows<'_>],
+        tables: &Tables<'_>,
+        scratch: &mut BlockScratch,
+        stream: &mut Stream,
+        observer: &mut Observer<'_>,
+    ) -> ControlFlow<()> {
+        let Stream { normed, update, second } = stream;
+        let rows = tables.rows();
+        let residual = self.config.style.residual;
+        match residual {
+            Residual::Parallel => {
+                let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
+                self.attention.forward(cpu, x, update, layer, spans, tables, scratch, observer)?;
+                self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
+                if let Some(norm) = &self.ffn_norm {
+                    norm.apply(cpu, hidden, normed);
+                }
+                let has_norm = self.attn_norm.is_some() || self.ffn_norm.is_some();
+                let x = if has_norm { normed.as_slice() } else { &*hidden };
+                self.feed_forward.forward(cpu, x, second, rows, scratch, observer)?;
+                add_assign(cpu, hidden, update);
+                self.finish(cpu, self.post_ffn_norm.as_ref(), second, update);
+                add_assign(cpu, hidden, second);
+            }
+            Residual::Sequential | Residual::Normed => {
+                let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
+                self.attention.forward(cpu, x, update, layer, spans, tables, scratch, observer)?;
+                self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
+                if residual == Residual::Normed {
+                    hidden.copy_from_slice(normed);
+                }
+                add_assign(cpu, hidden, update);
+                let x = before(cpu, self.ffn_norm.as_ref(), hidden, normed);
+                self.feed_forward.forward(cpu, x, update, rows, scratch, observer)?;
+                self.finish(cpu, self.post_ffn_norm.as_ref(), update, second);
+                if residual == Residual::Normed {
+                    hidden.copy_from_slice(normed);
+                }
+                add_assign(cpu, hidden, update);
+            }
+            Residual::NormAfter => {
+                self.attention.forward(cpu, hidden, update, layer, spans, tables, scratch, observer)?;
+                add_assign(cpu, hidden, update);
+                in_place(cpu, self.attn_norm.as_ref(), hidden, normed);
+                self.feed_forward.forward(cpu, hidden, update, rows, scratch, observer)?;
+                add_assign(cpu, hidden, update);
+                in_place(cpu, self.ffn_norm.as_ref(), hidden, normed);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What becomes of a half's result before it is added to the stream.
+    fn finish(&self, cpu: &Cpu, norm: Option<&Norm>, update: &mut Vec<f32>, spare: &mut Vec<f32>) {
+        if let Some(norm) = norm {
+            norm.apply(cpu, update, spare);
+            std::mem::swap(update, spare);
+        }
+        let factor = self.config.style.residual_scale;
+        if factor != 1.0 {
+            scale(cpu, update, factor);
+        }
+    }
+}
+
+/// What a half reads: the stream through its norm, or as it is.
+fn before<'a>(cpu: &Cpu, norm: Option<&Norm>, hidden: &'a [f32], normed: &'a mut Vec<f32>) -> &'a [f32] {
+    match norm {
+        Some(norm) => {
+            norm.apply(cpu, hidden, normed);
+            normed
+        }
+        None => hidden,
+    }
+}
+
+/// The norm of the stream itself.
+fn in_place(cpu: &Cpu, norm: Option<&Norm>, hidden: &mut [f32], spare: &mut Vec<f32>) {
+    if let Some(norm) = norm {
+        norm.apply(cpu, hidden, spare);
+        hidden.copy_from_slice(spare);
+    }
+}
