@@ -3,8 +3,8 @@
 use crate::{EngineError, rope::RopeTable};
 use edgelm_format::TensorView;
 use edgelm_kernels::{
-    Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, add_assign, rms_norm, rope,
-    silu_mul,
+    Activation, Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, activate_mul,
+    add_assign, rms_norm, rope,
 };
 use edgelm_model::{LayerConfig, LayerTensor, RopeConfig, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
@@ -270,7 +270,7 @@ impl Block {
         rms_norm(cpu, hidden, &self.ffn_norm, self.eps, normed);
         observer(&[T::Gate, T::Up], normed, rows)?;
         matmul(cpu, normed, rows, scales.ffn, &mut [self.gate.linear(gate, rows), self.up.linear(up, rows)], buffers);
-        silu_mul(cpu, gate, up);
+        activate_mul(cpu, Activation::Silu, gate, up);
         observer(&[T::Down], gate, rows)?;
         matmul(cpu, gate, rows, scales.down, &mut [self.down.linear(update, rows)], buffers);
         add_assign(cpu, hidden, update);
