@@ -66,7 +66,9 @@ impl Head {
     ) {
         let bias = self.bias.as_deref();
         cpu.matmul_two_terms(normed, rows, &mut [Linear { weight, bias, out: &mut *out }], scratch);
-        scale(cpu, out, self.style.logit_scale);
+        if self.style.logit_scale != 1.0 {
+            scale(cpu, out, self.style.logit_scale);
+        }
         if let Some(cap) = self.style.logit_softcap {
             softcap(cpu, out, cap);
         }

@@ -16,18 +16,22 @@ mod limits;
 mod matmul;
 mod ops;
 mod pool;
+#[cfg(test)]
+mod reference;
 mod simd;
 mod trace;
 
 pub use attention::{Attention, Span};
 pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
-pub use edgelm_tensor::RopePairs;
+pub use edgelm_tensor::{Activation, RopePairs};
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{ReadProbe, f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, Scratch, Weights};
-pub use ops::{add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
+pub use ops::{
+    activate, activate_mul, add_assign, clamp, kl_divergence, layer_norm, log_sum_exp, rms_norm, rope, scale, softcap,
+};
 pub use pool::Pool;
 pub use trace::{Interval, Limits, Operator, OperatorRecord, Recorder, Records, StepRecord, StepSpan, Work};
 

@@ -3,16 +3,25 @@
 //! All of them give the same bits on any number of threads; those whose documentation does not say otherwise give the
 //! same bits on every instruction set too.
 
+mod activate;
 mod add_assign;
+mod clamp;
+mod layer_norm;
 mod log_sum_exp;
+mod map;
 mod rms_norm;
 mod rope;
-mod silu_mul;
+mod scale;
+mod softcap;
 #[cfg(test)]
 mod tests;
 
+pub use activate::{activate, activate_mul};
 pub use add_assign::add_assign;
+pub use clamp::clamp;
+pub use layer_norm::layer_norm;
 pub use log_sum_exp::{kl_divergence, log_sum_exp};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
-pub use silu_mul::silu_mul;
+pub use scale::scale;
+pub use softcap::softcap;

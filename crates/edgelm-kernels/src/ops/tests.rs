@@ -1,6 +1,7 @@
 use super::*;
+use crate::reference::normal_tail;
 use crate::{Cpu, Isa};
-use edgelm_tensor::RopePairs;
+use edgelm_tensor::{Activation, RopePairs};
 
 /// Every family on one thread and on three, so that a parallel split shows.
 fn cpus() -> Vec<Cpu> {
@@ -47,22 +48,149 @@ fn add_assign_is_the_sum_everywhere() {
     }
 }
 
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Relu,
+    Activation::Relu2,
+];
+
+/// f(x), and by how much f32 may be off.
+fn activation(activation: Activation, x: f64) -> (f64, f64) {
+    let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+    match activation {
+        Activation::Silu => (x * sigmoid(x), 4e-7 * (x * sigmoid(x)).abs()),
+        Activation::Gelu => {
+            let tail = normal_tail(x.abs());
+            (x * if x < 0.0 { tail } else { 1.0 - tail }, 4e-7 * x.abs())
+        }
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            (x / 2.0 * (1.0 + u.tanh()), 4e-7 * x.abs())
+        }
+        Activation::QuickGelu => {
+            let y = x * sigmoid(1.702 * x);
+            (y, (4e-7 + 2e-7 * x.abs()) * y.abs())
+        }
+        Activation::Relu => (x.max(0.0), 0.0),
+        Activation::Relu2 => (x.max(0.0).powi(2), 6e-8 * x.max(0.0).powi(2)),
+    }
+}
+
 #[test]
-fn silu_mul_is_near_the_definition() {
+fn activations_are_near_their_definitions() {
+    for cpu in cpus() {
+        for name in ACTIVATIONS {
+            for len in LENGTHS {
+                let what = format!("{} {name:?} {len}", cpu.isa());
+                let x: Vec<f32> = numbers(3, len).iter().map(|x| x * 20.0).collect();
+                let up = numbers(4, len);
+                let mut got = x.clone();
+                activate(&cpu, name, &mut got);
+                for (&got, &x) in got.iter().zip(&x) {
+                    let (want, tolerance) = activation(name, f64::from(x));
+                    let off = (f64::from(got) - want).abs();
+                    assert!(off <= tolerance + 1.2e-38, "{what}: f({x}) = {got}, not {want}");
+                }
+                let mut product = x.clone();
+                activate_mul(&cpu, name, &mut product, &up);
+                let want: Vec<f32> = got.iter().zip(&up).map(|(f, up)| f * up).collect();
+                assert_eq!(bits(&product), bits(&want), "{what}");
+            }
+            let mut extremes = [0.0, 100.0, -100.0, 1e18, -1e18, f32::INFINITY, f32::NAN];
+            activate(&cpu, name, &mut extremes);
+            let square = |x: f32| if name == Activation::Relu2 { x * x } else { x };
+            let want = [0.0, square(100.0), 0.0, square(1e18), 0.0, f32::INFINITY];
+            assert_eq!(extremes[..6], want, "{} {name:?}", cpu.isa());
+            assert!(extremes[6].is_nan(), "{} {name:?}", cpu.isa());
+        }
+    }
+}
+
+#[test]
+fn layer_norm_is_near_the_definition_and_independent_of_threads() {
+    for isa in Isa::available() {
+        for width in [1, 15, 16, 17, 31, 33, 192, 1009] {
+            for rows in [0, 1, 2, 7, 40] {
+                // A mean far from zero, which one pass over the squares would not survive.
+                let x: Vec<f32> = numbers(5, rows * width).iter().map(|x| x + 100.0).collect();
+                let gain = numbers(6, width);
+                let bias = numbers(7, width);
+                for bias in [None, Some(&bias[..])] {
+                    let mut got: Vec<Vec<f32>> = Vec::new();
+                    for threads in [1, 3] {
+                        let cpu = Cpu::new(Some(threads), Some(isa)).expect("available");
+                        let mut out = vec![f32::NAN; x.len()];
+                        layer_norm(&cpu, &x, &gain, bias, 1e-5, &mut out);
+                        got.push(out);
+                    }
+                    assert_eq!(bits(&got[0]), bits(&got[1]), "{isa} {rows} x {width}");
+                    for (x, got) in x.chunks(width).zip(got[0].chunks(width)) {
+                        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / width as f64;
+                        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width as f64;
+                        let inverse = 1.0 / (variance + f64::from(1e-5f32)).sqrt();
+                        for i in 0..width {
+                            let want = (f64::from(x[i]) - mean) * inverse * f64::from(gain[i]);
+                            let want = want + bias.map_or(0.0, |bias| f64::from(bias[i]));
+                            // The mean of numbers near 100 is off by a few of their last places.
+                            let off = (f64::from(got[i]) - want).abs();
+                            assert!(off <= 1e-4, "{isa} {rows} x {width}: {} {want}", got[i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_of_centred_rows_is_close() {
+    for cpu in cpus() {
+        for width in [15, 16, 100, 1009] {
+            let (x, gain, bias) = (numbers(8, 3 * width), numbers(9, width), numbers(10, width));
+            let mut got = vec![f32::NAN; x.len()];
+            layer_norm(&cpu, &x, &gain, Some(&bias), 1e-5, &mut got);
+            for (x, got) in x.chunks(width).zip(got.chunks(width)) {
+                let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / width as f64;
+                let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / width as f64;
+                let inverse = 1.0 / (variance + f64::from(1e-5f32)).sqrt();
+                for i in 0..width {
+                    let want = (f64::from(x[i]) - mean) * inverse * f64::from(gain[i]) + f64::from(bias[i]);
+                    assert!((f64::from(got[i]) - want).abs() < 2e-6, "{} {width}: {} {want}", cpu.isa(), got[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scale_clamp_and_softcap_are_what_they_say() {
     for cpu in cpus() {
         for len in LENGTHS {
-            let gate: Vec<f32> = numbers(3, len).iter().map(|x| x * 20.0).collect();
-            let up = numbers(4, len);
-            let mut got = gate.clone();
-            silu_mul(&cpu, &mut got, &up);
-            let silu = |x: f64| x / (1.0 + (-x).exp());
-            let want: Vec<f64> = gate.iter().zip(&up).map(|(&g, &u)| silu(f64::from(g)) * f64::from(u)).collect();
-            assert_close(&got, &want, 4e-7, &format!("{} {len}", cpu.isa()));
+            let what = format!("{} {len}", cpu.isa());
+            let x: Vec<f32> = numbers(11, len).iter().map(|x| x * 60.0).collect();
+            let mut got = x.clone();
+            scale(&cpu, &mut got, 0.3);
+            let want: Vec<f32> = x.iter().map(|x| x * 0.3).collect();
+            assert_eq!(bits(&got), bits(&want), "{what}");
+
+            let mut got = x.clone();
+            clamp(&cpu, &mut got, 7.5);
+            let want: Vec<f32> = x.iter().map(|x| x.clamp(-7.5, 7.5)).collect();
+            assert_eq!(bits(&got), bits(&want), "{what}");
+
+            let mut got = x.clone();
+            softcap(&cpu, &mut got, 30.0);
+            let want: Vec<f64> = x.iter().map(|&x| 30.0 * (f64::from(x) / 30.0).tanh()).collect();
+            assert_close(&got, &want, 4e-7, &what);
         }
-        let mut extremes = [0.0, 100.0, -100.0, 1e30, -1e30, f32::INFINITY, f32::NAN];
-        silu_mul(&cpu, &mut extremes, &[1.0; 7]);
-        assert_eq!(extremes[..6], [0.0, 100.0, 0.0, 1e30, 0.0, f32::INFINITY]);
-        assert!(extremes[6].is_nan());
+        let mut extremes = [f32::NAN, f32::INFINITY, -1e30];
+        clamp(&cpu, &mut extremes, 2.0);
+        assert!(extremes[0].is_nan() && extremes[1..] == [2.0, -2.0], "{}", cpu.isa());
+        softcap(&cpu, &mut extremes, 1.0);
+        assert!(extremes[0].is_nan(), "{}", cpu.isa());
     }
 }
 

@@ -1,4 +1,4 @@
-//! The exponentials of every kernel here: softmax, SiLU, log-sum-exp.
+//! The exponentials of every kernel here: softmax, activations, log-sum-exp.
 
 use super::Lanes;
 

@@ -12,7 +12,9 @@ mod avx512;
 mod exp;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod normal;
 mod scalar;
+mod tanh;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +24,9 @@ pub(crate) use neon::Neon;
 pub(crate) use {avx2::Avx2, avx512::Avx512};
 pub(crate) use {
     exp::{exp, exp2_negative},
+    normal::normal_tail,
     scalar::Scalar,
+    tanh::tanh,
 };
 
 use crate::Cpu;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Isa;
+use crate::{Isa, reference};
 
 fn cpus() -> Vec<Cpu> {
     Isa::available().into_iter().map(|isa| Cpu::new(Some(1), Some(isa)).expect("available")).collect()
@@ -71,6 +71,81 @@ fn exp2_keeps_its_bound_and_its_special_values() {
         let least = (-125.0f32).exp2();
         assert_eq!(got[..4], [1.0, 1.0, least, least], "{}", cpu.isa());
         assert!(got[4].is_nan(), "{}", cpu.isa());
+    }
+}
+
+/// Runs `tanh`, or `normal_tail`, over a slice.
+struct Tanh<'a>(&'a [f32]);
+struct NormalTail<'a>(&'a [f32]);
+
+impl Kernel for Tanh<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.0.len()];
+        for (x, out) in self.0.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            store_partial(tanh(load_partial::<L>(x, 0.0)), out);
+        }
+        out
+    }
+}
+
+impl Kernel for NormalTail<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.0.len()];
+        for (x, out) in self.0.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            store_partial(normal_tail(load_partial::<L>(x, 0.0)), out);
+        }
+        out
+    }
+}
+
+#[test]
+fn tanh_keeps_its_bounds_and_has_the_same_bits_everywhere() {
+    let grid: Vec<f32> = (0..1_000_000u32)
+        .map(|i| i as f32 * 1.2e-5)
+        .chain((0..1000).map(|i| 1e-30 * 1.1f32.powi(i)))
+        .flat_map(|x| [x, -x])
+        .collect();
+    let want = Tanh(&grid).run::<scalar::Scalar>();
+    let (mut absolute, mut relative) = (0.0f64, 0.0f64);
+    for (&got, &x) in want.iter().zip(&grid) {
+        let exact = f64::from(x).tanh();
+        let off = (f64::from(got) - exact).abs();
+        absolute = absolute.max(off);
+        relative = relative.max(if x == 0.0 { off } else { off / exact.abs() });
+    }
+    println!("absolute {absolute:e}, relative {relative:e}");
+    assert!(absolute <= 2e-7 && relative <= 3e-7, "absolute {absolute:e}, relative {relative:e}");
+    for cpu in cpus() {
+        for ((got, want), x) in dispatch(&cpu, Tanh(&grid)).iter().zip(&want).zip(&grid) {
+            assert_eq!(got.to_bits(), want.to_bits(), "{} tanh {x}", cpu.isa());
+        }
+        let got = dispatch(&cpu, Tanh(&[f32::INFINITY, f32::NEG_INFINITY, 1e30, f32::NAN]));
+        assert_eq!(got[..3], [1.0, -1.0, 1.0], "{}", cpu.isa());
+        assert!(got[3].is_nan(), "{}", cpu.isa());
+    }
+}
+
+#[test]
+fn the_normal_tail_keeps_its_bounds() {
+    let grid: Vec<f32> = (0..1_300_000u32).map(|i| i as f32 * 1e-5).collect();
+    let exact: Vec<f64> = grid.iter().map(|&a| reference::normal_tail(f64::from(a))).collect();
+    for cpu in cpus() {
+        let (mut absolute, mut near, mut far) = (0.0f64, 0.0f64, 0.0f64);
+        for ((&got, &want), &a) in dispatch(&cpu, NormalTail(&grid)).iter().zip(&exact).zip(&grid) {
+            let off = (f64::from(got) - want).abs();
+            absolute = absolute.max(off);
+            let relative = if a <= 5.0 { &mut near } else { &mut far };
+            *relative = relative.max(off / want);
+        }
+        println!("{}: absolute {absolute:e}, relative {near:e} up to 5, {far:e} up to 13", cpu.isa());
+        assert!(absolute <= 3e-7 && near <= 1e-6 && far <= 5e-6, "{}: {absolute:e} {near:e} {far:e}", cpu.isa());
+        let got = dispatch(&cpu, NormalTail(&[14.0, 1e30, f32::INFINITY, f32::NAN]));
+        assert_eq!(got[..3], [0.0; 3], "{}", cpu.isa());
+        assert!(got[3].is_nan(), "{}", cpu.isa());
     }
 }
 
