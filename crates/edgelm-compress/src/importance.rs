@@ -71,7 +71,7 @@ pub fn measure_importance(
         }
         on_layer(layer + 1, layers)?;
     }
-    let head = Head::load(checkpoint)?;
+    let head = Head::load(checkpoint, cpu)?;
     let mut sums = Sums::default();
     for (index, window) in windows.iter().enumerate() {
         sums.add(&head.normed(cpu, &walk.hidden(index)?), window.len());

@@ -15,7 +15,7 @@ pub(crate) struct Logits<'a> {
 impl<'a> Logits<'a> {
     /// Packs the output head.
     pub fn load(tensors: &dyn Tensors, cpu: &'a Cpu) -> Result<Self, CompressError> {
-        let head = Head::load(tensors)?;
+        let head = Head::load(tensors, cpu)?;
         let view = tensors.tensor(head.tensor())?;
         let matrix = Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), &view.bytes)
             .map_err(edgelm_engine::EngineError::from)?;

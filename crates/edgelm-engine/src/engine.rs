@@ -98,7 +98,7 @@ impl Engine {
     /// Packs every weight of a checkpoint for this machine.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
         let config = checkpoint.config();
-        let (front, head) = (Front::load(&*checkpoint)?, Head::load(&*checkpoint)?);
+        let (front, head) = (Front::load(&*checkpoint, &cpu)?, Head::load(&*checkpoint, &cpu)?);
         let layers = 0..config.layers.len();
         let ids: Vec<_> =
             layers.clone().flat_map(|index| Block::matrix_ids(config, index)).chain([head.tensor()]).collect();
@@ -156,7 +156,7 @@ impl Engine {
 
     /// Bytes of weights that one decoded token reads.
     pub fn bytes_per_token(&self) -> usize {
-        self.weights_bytes()
+        self.output.bytes() + self.blocks.iter().map(Block::bytes_per_token).sum::<usize>()
     }
 
     /// Names of the matrix kernels in use, each once.
@@ -312,6 +312,6 @@ pub fn kv_shapes(config: &ModelConfig) -> Vec<KvShape> {
 /// Hidden states `[T, D]` of a window of tokens before the first layer. For calibration.
 pub fn embed_window(tensors: &dyn Tensors, cpu: &Cpu, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
     let mut hidden = vec![0.0; tokens.len() * tensors.config().hidden_size];
-    Front::load(tensors)?.embed(tensors, cpu, tokens, 0, &mut hidden)?;
+    Front::load(tensors, cpu)?.embed(tensors, cpu, tokens, 0, &mut hidden)?;
     Ok(hidden)
 }

@@ -1,7 +1,10 @@
 //! What comes before the first layer: embeddings, positions, and their norm.
 
-use crate::{EngineError, block::Norm};
-use edgelm_kernels::Cpu;
+use crate::{
+    EngineError,
+    block::{Norm, load_matrix},
+};
+use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
 use edgelm_model::{TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
 
@@ -11,11 +14,13 @@ pub(crate) struct Front {
     /// Unused rows before the first position's.
     positions: Option<usize>,
     norm: Option<Norm>,
+    /// From embeddings to the width of the model.
+    projection: Option<Matrix>,
 }
 
 impl Front {
     /// Reads the norm, if there is one.
-    pub(crate) fn load(tensors: &dyn Tensors) -> Result<Self, EngineError> {
+    pub(crate) fn load(tensors: &dyn Tensors, cpu: &Cpu) -> Result<Self, EngineError> {
         let config = tensors.config();
         let norm = || {
             let (gain, bias) = (TensorId::EmbeddingNorm, TensorId::EmbeddingNormBias);
@@ -25,6 +30,7 @@ impl Front {
             scale: config.style.embedding_scale,
             positions: config.style.position_embedding,
             norm: config.style.embedding_norm.then(norm).transpose()?,
+            projection: load_matrix(tensors, cpu, TensorId::InputProjection)?,
         })
     }
 
@@ -40,8 +46,15 @@ impl Front {
     ) -> Result<(), EngineError> {
         let d = tensors.config().hidden_size;
         let mut learned = vec![0.0; if self.positions.is_some() { d } else { 0 }];
+        if let Some(weight) = &self.projection {
+            let embeddings = token_embeddings(tensors, tokens)?;
+            let mut products = [Linear { weight, bias: None, out: &mut *out }];
+            cpu.matmul_two_terms(&embeddings, tokens.len(), &mut products, &mut Scratch::default());
+        }
         for (offset, (&id, row)) in tokens.iter().zip(out.chunks_exact_mut(d)).enumerate() {
-            embed_token(tensors, id, row)?;
+            if self.projection.is_none() {
+                embed_token(tensors, id, row)?;
+            }
             if self.scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= self.scale);
             }
@@ -59,9 +72,9 @@ impl Front {
     }
 }
 
-/// Rows of the token embedding `[T, D]`, as they are stored.
+/// Rows of the token embedding `[T, W]`, as they are stored.
 pub fn token_embeddings(tensors: &dyn Tensors, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-    let d = tensors.config().hidden_size;
+    let d = tensors.config().embedding_size;
     let mut rows = vec![0.0; tokens.len() * d];
     for (&id, row) in tokens.iter().zip(rows.chunks_exact_mut(d)) {
         embed_token(tensors, id, row)?;

@@ -2,7 +2,7 @@
 
 use crate::{
     EngineError,
-    block::{Norm, load_vector},
+    block::{Norm, load_matrix, load_vector},
 };
 use edgelm_kernels::{Cpu, Linear, Matrix, Scratch, scale, softcap};
 use edgelm_model::{Style, TensorId, Tensors};
@@ -10,6 +10,8 @@ use edgelm_model::{Style, TensorId, Tensors};
 /// The final norm and the identity of the output head (its matrix is packed by `Engine`, and not needed to calibrate).
 pub struct Head {
     norm: Option<Norm>,
+    /// From the width of the model to that of the output head.
+    projection: Option<Matrix>,
     bias: Option<Vec<f32>>,
     style: Style,
     tensor: TensorId,
@@ -17,7 +19,7 @@ pub struct Head {
 
 impl Head {
     /// Reads the norm and the bias.
-    pub fn load(tensors: &dyn Tensors) -> Result<Self, EngineError> {
+    pub fn load(tensors: &dyn Tensors, cpu: &Cpu) -> Result<Self, EngineError> {
         let config = tensors.config();
         let norm = || {
             let (gain, bias) = (TensorId::OutputNorm, TensorId::OutputNormBias);
@@ -26,6 +28,7 @@ impl Head {
         let bias = tensors.has(TensorId::OutputBias).then(|| load_vector(tensors, TensorId::OutputBias));
         Ok(Self {
             norm: config.style.output_norm.then(norm).transpose()?,
+            projection: load_matrix(tensors, cpu, TensorId::OutputProjection)?,
             bias: bias.transpose()?,
             style: config.style,
             tensor: config.head(),
@@ -44,6 +47,13 @@ impl Head {
                 out.clear();
                 out.extend_from_slice(hidden);
             }
+        }
+        if let Some(weight) = &self.projection {
+            let rows = out.len() / weight.cols().max(1);
+            let mut projected = vec![0.0; rows * weight.rows()];
+            let mut products = [Linear { weight, bias: None, out: &mut projected }];
+            cpu.matmul_two_terms(out, rows, &mut products, &mut Scratch::default());
+            *out = projected;
         }
     }
 

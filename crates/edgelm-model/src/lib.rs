@@ -14,10 +14,10 @@ pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Edited, Embedded, HfFile, Replaced, StorageKind, Tensors, Texts};
 pub use config::{
-    Alibi, AttentionBias, GenerationConfig, LayerConfig, LayerRope, ModelConfig, NormKind, Norms, QkNorm, Residual,
-    RopeConfig, RopePairs, RopeScaling, Style,
+    Alibi, AttentionBias, Experts, GenerationConfig, LayerConfig, LayerRope, ModelConfig, NormKind, Norms, QkNorm,
+    Residual, RopeConfig, RopePairs, RopeScaling, Routing, RoutingScore, Style,
 };
-pub use tensors::{LayerTensor, TensorId};
+pub use tensors::{ExpertTensor, LayerTensor, TensorId};
 pub use tokenizer::{DecodeStream, Tokenizer};
 
 use std::path::PathBuf;

@@ -3,8 +3,10 @@
 /// A tensor's role, the same whatever file it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TensorId {
-    /// [V, D].
+    /// [V, W], W the width of embeddings (D but in the smallest OPT).
     TokenEmbedding,
+    /// [D, W].
+    InputProjection,
     /// [unused rows + P, D].
     PositionEmbedding,
     /// [D], between the embeddings and the first layer.
@@ -17,7 +19,9 @@ pub enum TensorId {
     OutputNorm,
     /// [D].
     OutputNormBias,
-    /// [V, D]; absent where tied.
+    /// [W, D].
+    OutputProjection,
+    /// [V, W]; absent where tied.
     Output,
     /// [V].
     OutputBias,
@@ -51,12 +55,52 @@ pub enum LayerTensor {
     UpBias,
     Down,
     DownBias,
+    Router,
+    RouterBias,
+    /// Added to the scores that experts are chosen by, not to those that they are weighted with.
+    SelectionBias,
+    /// Of the gate on the shared expert.
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedDown,
+    /// Of one expert, by its number.
+    Expert(u16, ExpertTensor),
     PostFfnNorm,
 }
 
+/// A tensor's role inside an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum ExpertTensor {
+    Gate,
+    GateBias,
+    Up,
+    UpBias,
+    Down,
+    DownBias,
+}
+
+impl ExpertTensor {
+    /// Every role, in the order in which an expert is walked.
+    pub const ALL: [Self; 6] = [Self::Gate, Self::GateBias, Self::Up, Self::UpBias, Self::Down, Self::DownBias];
+
+    /// The role in a feed-forward network that is not one of many.
+    pub fn dense(self) -> LayerTensor {
+        match self {
+            Self::Gate => LayerTensor::Gate,
+            Self::GateBias => LayerTensor::GateBias,
+            Self::Up => LayerTensor::Up,
+            Self::UpBias => LayerTensor::UpBias,
+            Self::Down => LayerTensor::Down,
+            Self::DownBias => LayerTensor::DownBias,
+        }
+    }
+}
+
 impl LayerTensor {
-    /// Every role, in the order in which a layer is walked.
-    pub const ALL: [LayerTensor; 25] = {
+    /// Every role but those of experts, of which each model has its own number; in the order in which a layer is walked.
+    pub const ALL: [LayerTensor; 32] = {
         use LayerTensor::*;
         [
             AttnNorm,
@@ -83,6 +127,13 @@ impl LayerTensor {
             UpBias,
             Down,
             DownBias,
+            Router,
+            RouterBias,
+            SelectionBias,
+            SharedRouter,
+            SharedGate,
+            SharedUp,
+            SharedDown,
             PostFfnNorm,
         ]
     };
@@ -90,7 +141,21 @@ impl LayerTensor {
     /// True for the matrices that are quantized.
     pub fn is_linear(self) -> bool {
         use LayerTensor::*;
-        matches!(self, Q | K | V | O | Gate | Up | Down)
+        match self {
+            Q | K | V | O | Gate | Up | Down | SharedGate | SharedUp | SharedDown => true,
+            Expert(_, part) => part.dense().is_linear(),
+            _ => false,
+        }
+    }
+
+    /// True for what takes part in a product of matrices, quantized or not.
+    pub fn is_multiplied(self) -> bool {
+        self.is_linear() || matches!(self, LayerTensor::Router | LayerTensor::SharedRouter)
+    }
+
+    /// True for the matrices of the shared expert.
+    pub fn is_shared(self) -> bool {
+        matches!(self, LayerTensor::SharedGate | LayerTensor::SharedUp | LayerTensor::SharedDown)
     }
 
     /// True for biases, of linear layers and of norms.
@@ -113,6 +178,10 @@ impl LayerTensor {
             GateBias => Gate,
             UpBias => Up,
             DownBias => Down,
+            RouterBias => Router,
+            Expert(expert, ExpertTensor::GateBias) => Expert(expert, ExpertTensor::Gate),
+            Expert(expert, ExpertTensor::UpBias) => Expert(expert, ExpertTensor::Up),
+            Expert(expert, ExpertTensor::DownBias) => Expert(expert, ExpertTensor::Down),
             other => other,
         }
     }
@@ -128,6 +197,10 @@ impl LayerTensor {
             Gate => GateBias,
             Up => UpBias,
             Down => DownBias,
+            Router => RouterBias,
+            Expert(expert, ExpertTensor::Gate) => Expert(expert, ExpertTensor::GateBias),
+            Expert(expert, ExpertTensor::Up) => Expert(expert, ExpertTensor::UpBias),
+            Expert(expert, ExpertTensor::Down) => Expert(expert, ExpertTensor::DownBias),
             _ => return None,
         })
     }
@@ -135,11 +208,17 @@ impl LayerTensor {
 
 impl TensorId {
     /// Roles before the layers, in the order in which a model is walked.
-    pub const FRONT: [TensorId; 4] =
-        [Self::TokenEmbedding, Self::PositionEmbedding, Self::EmbeddingNorm, Self::EmbeddingNormBias];
+    pub const FRONT: [TensorId; 5] = [
+        Self::TokenEmbedding,
+        Self::InputProjection,
+        Self::PositionEmbedding,
+        Self::EmbeddingNorm,
+        Self::EmbeddingNormBias,
+    ];
 
     /// Roles after the layers.
-    pub const BACK: [TensorId; 4] = [Self::OutputNorm, Self::OutputNormBias, Self::Output, Self::OutputBias];
+    pub const BACK: [TensorId; 5] =
+        [Self::OutputNorm, Self::OutputNormBias, Self::OutputProjection, Self::Output, Self::OutputBias];
 
     /// True for matrices (linear layers, embedding, output head).
     pub fn is_matrix(self) -> bool {

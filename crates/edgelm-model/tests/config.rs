@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use edgelm_model::{
-    AttentionBias, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId,
-};
+use edgelm_model::{AttentionBias, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

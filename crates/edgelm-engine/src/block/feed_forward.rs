@@ -10,7 +10,21 @@ use edgelm_kernels::{Cpu, activate, activate_mul};
 use edgelm_model::{LayerTensor, Style, TensorId, Tensors};
 use std::ops::ControlFlow;
 
+/// Which tensors of a layer make a feed-forward network.
+#[derive(Clone, Copy)]
+pub(super) struct Roles {
+    pub(super) gate: LayerTensor,
+    pub(super) up: LayerTensor,
+    pub(super) down: LayerTensor,
+}
+
+impl Roles {
+    /// Those of the only one.
+    pub(super) const DENSE: Self = Self { gate: LayerTensor::Gate, up: LayerTensor::Up, down: LayerTensor::Down };
+}
+
 pub(super) struct FeedForward {
+    roles: Roles,
     style: Style,
     gate: Option<Projection>,
     up: Projection,
@@ -20,17 +34,22 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(super) fn load(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
-        use LayerTensor as T;
+    pub(super) fn load(
+        tensors: &dyn Tensors,
+        matrices: &mut Matrices,
+        index: usize,
+        roles: Roles,
+    ) -> Result<Self, EngineError> {
         let mut projection = |weight| Projection::load(tensors, matrices, index, weight);
-        let gate = tensors.has(TensorId::Layer(index, T::Gate)).then(|| projection(T::Gate)).transpose()?;
+        let gate = tensors.has(TensorId::Layer(index, roles.gate)).then(|| projection(roles.gate)).transpose()?;
         Ok(Self {
             style: tensors.config().style,
             gate,
-            up: projection(T::Up)?,
-            down: projection(T::Down)?,
-            input_scale: shared_input_scale(tensors, index, &[T::Gate, T::Up])?,
-            down_scale: shared_input_scale(tensors, index, &[T::Down])?,
+            up: projection(roles.up)?,
+            down: projection(roles.down)?,
+            input_scale: shared_input_scale(tensors, index, &[roles.gate, roles.up])?,
+            down_scale: shared_input_scale(tensors, index, &[roles.down])?,
+            roles,
         })
     }
 
@@ -48,25 +67,34 @@ impl FeedForward {
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
-        use LayerTensor as T;
+        let Roles { gate: gate_role, up: up_role, down: down_role } = self.roles;
         let BlockScratch { matmul: buffers, gate, up, .. } = scratch;
         let inner = match &self.gate {
             Some(projection) => {
-                observer(&[T::Gate, T::Up], x, rows)?;
+                observer(&[gate_role, up_role], x, rows)?;
                 let mut products = [projection.linear(gate, rows), self.up.linear(up, rows)];
                 matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
+                if let Some(limit) = self.style.glu_limit {
+                    limit_glu(gate, up, limit);
+                }
                 activate_mul(cpu, self.style.activation, gate, up);
                 gate
             }
             None => {
-                observer(&[T::Up], x, rows)?;
+                observer(&[up_role], x, rows)?;
                 matmul(cpu, x, rows, self.input_scale, &mut [self.up.linear(up, rows)], buffers);
                 activate(cpu, self.style.activation, up);
                 up
             }
         };
-        observer(&[T::Down], inner, rows)?;
+        observer(&[down_role], inner, rows)?;
         matmul(cpu, inner, rows, self.down_scale, &mut [self.down.linear(update, rows)], buffers);
         ControlFlow::Continue(())
     }
+}
+
+/// gate ≤ limit, up = 1 + up between −limit and limit (gpt-oss).
+fn limit_glu(gate: &mut [f32], up: &mut [f32], limit: f32) {
+    gate.iter_mut().for_each(|gate| *gate = gate.min(limit));
+    up.iter_mut().for_each(|up| *up = up.clamp(-limit, limit) + 1.0);
 }

@@ -74,6 +74,15 @@ impl Matrices {
     }
 }
 
+/// Packs a matrix that stands outside the layers; none if the model has no such tensor.
+pub(crate) fn load_matrix(tensors: &dyn Tensors, cpu: &Cpu, id: TensorId) -> Result<Option<Matrix>, EngineError> {
+    if !tensors.has(id) {
+        return Ok(None);
+    }
+    let view = tensors.tensor(id)?;
+    Ok(Some(Matrix::pack(cpu, view.dtype, view.rows(), view.row_len(), &view.bytes)?))
+}
+
 /// Decodes a vector (norm gain, bias) to f32.
 pub(crate) fn load_vector(tensors: &dyn Tensors, id: TensorId) -> Result<Vec<f32>, EngineError> {
     let view = tensors.tensor(id)?;

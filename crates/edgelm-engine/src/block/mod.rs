@@ -1,18 +1,20 @@
 //! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
 
 mod attention;
+mod experts;
 mod feed_forward;
 mod matrices;
 mod norm;
 
-pub(crate) use matrices::{Matrices, load_vector};
+pub(crate) use matrices::{Matrices, load_matrix, load_vector};
 pub(crate) use norm::Norm;
 
 use crate::{EngineError, rope::Tables};
 use attention::Attention;
 use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, add_assign, scale};
 use edgelm_model::{LayerTensor, ModelConfig, Residual, TensorId, Tensors};
-use feed_forward::FeedForward;
+use experts::MixtureOfExperts;
+use feed_forward::{FeedForward, Roles};
 use std::ops::ControlFlow;
 
 /// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
@@ -65,6 +67,36 @@ pub(crate) struct Rows<'a> {
     pub(crate) rows: usize,
 }
 
+/// The feed-forward half.
+enum Half {
+    Dense(FeedForward),
+    Experts(MixtureOfExperts),
+}
+
+impl Half {
+    fn projections(&self) -> Box<dyn Iterator<Item = &matrices::Projection> + '_> {
+        match self {
+            Self::Dense(network) => Box::new(network.projections()),
+            Self::Experts(experts) => Box::new(experts.projections()),
+        }
+    }
+
+    fn forward(
+        &self,
+        cpu: &Cpu,
+        x: &[f32],
+        update: &mut Vec<f32>,
+        rows: usize,
+        scratch: &mut BlockScratch,
+        observer: &mut Observer<'_>,
+    ) -> ControlFlow<()> {
+        match self {
+            Self::Dense(network) => network.forward(cpu, x, update, rows, scratch, observer),
+            Self::Experts(experts) => experts.forward(cpu, x, update, rows, scratch, observer),
+        }
+    }
+}
+
 /// A prepared decoder layer.
 pub struct Block {
     config: ModelConfig,
@@ -73,7 +105,7 @@ pub struct Block {
     attention: Attention,
     post_attn_norm: Option<Norm>,
     ffn_norm: Option<Norm>,
-    feed_forward: FeedForward,
+    feed_forward: Half,
     post_ffn_norm: Option<Norm>,
 }
 
@@ -86,8 +118,8 @@ impl Block {
 
     /// What `assemble` needs.
     pub(crate) fn matrix_ids(config: &ModelConfig, index: usize) -> Vec<TensorId> {
-        let ids = LayerTensor::ALL.map(|tensor| TensorId::Layer(index, tensor));
-        ids.into_iter().filter(|&id| id.is_matrix() && config.tensor_shape(id).is_some()).collect()
+        let tensors = config.layer_tensors(index).into_iter().filter(|tensor| tensor.is_multiplied());
+        tensors.map(|tensor| TensorId::Layer(index, tensor)).collect()
     }
 
     /// Layer `index` out of matrices that are packed.
@@ -104,7 +136,10 @@ impl Block {
             attention: Attention::load(tensors, matrices, index)?,
             post_attn_norm: norm(norms.post_attn, T::PostAttnNorm, T::PostAttnNorm)?,
             ffn_norm: norm(norms.ffn, T::FfnNorm, T::FfnNormBias)?,
-            feed_forward: FeedForward::load(tensors, matrices, index)?,
+            feed_forward: match config.layers[index].experts {
+                None => Half::Dense(FeedForward::load(tensors, matrices, index, Roles::DENSE)?),
+                Some(experts) => Half::Experts(MixtureOfExperts::load(tensors, matrices, index, experts)?),
+            },
             post_ffn_norm: norm(norms.post_ffn, T::PostFfnNorm, T::PostFfnNorm)?,
             config: config.clone(),
             index,
@@ -118,6 +153,16 @@ impl Block {
 
     pub(crate) fn bytes(&self) -> usize {
         self.matrices().map(Matrix::bytes).sum()
+    }
+
+    /// Bytes of weights that one token reads.
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        let network: usize = self.feed_forward.projections().map(|projection| projection.weight.bytes()).sum();
+        let share = match &self.feed_forward {
+            Half::Dense(_) => 1.0,
+            Half::Experts(experts) => experts.share_per_token(),
+        };
+        self.bytes() - network + (network as f64 * share) as usize
     }
 
     pub(crate) fn is_quantized(&self) -> bool {

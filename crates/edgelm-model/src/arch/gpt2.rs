@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al. 2019).
 //! Baseline: BLOOM. Learned positions; matrices stored [in, out].
 
-use super::{Arch, Defaults, Names, Order, bloom::BLOOM, names::llama_layer};
+use super::{Arch, Defaults, Names, Order, Transposed, bloom::BLOOM, names::llama_layer};
 use crate::{LayerRope, LayerTensor, Style};
 
 pub(super) const GPT2: Arch = Arch {
@@ -14,7 +14,7 @@ pub(super) const GPT2: Arch = Arch {
         position_embedding: "wpe",
         layer,
         fused: &[(&[LayerTensor::Q, LayerTensor::K, LayerTensor::V], Order::Stacked)],
-        transposed: true,
+        transposed: Transposed::All,
         ..BLOOM.hf_names
     },
     hf_ignored: &["attn.bias", "attn.masked_bias"],

@@ -1,7 +1,7 @@
 //! GPTBigCode, StarCoder (Li et al. 2023, arXiv:2305.06161).
 //! Baseline: GPT-2. One key and value head for all queries; matrices stored [out, in].
 
-use super::{Arch, Names, gpt_neox::FUSED, gpt2::GPT2};
+use super::{Arch, Names, Transposed, gpt_neox::FUSED, gpt2::GPT2};
 use crate::LayerRope;
 
 pub(super) const GPT_BIGCODE: Arch = Arch {
@@ -9,7 +9,7 @@ pub(super) const GPT_BIGCODE: Arch = Arch {
     hf_name: "GPTBigCodeForCausalLM",
     hf_model_type: "gpt_bigcode",
     gguf_name: Some("starcoder"),
-    hf_names: Names { fused: FUSED, transposed: false, ..GPT2.hf_names },
+    hf_names: Names { fused: FUSED, transposed: Transposed::None, ..GPT2.hf_names },
     harmless: &[
         "attention_softmax_in_fp32",
         "inference_runner",

@@ -1,7 +1,7 @@
 //! GPT-Neo (Black et al. 2021).
 //! Baseline: GPT-2. Queries, keys and values apart and without biases, scores not scaled, windows in some layers.
 
-use super::{Arch, BiasRule, Defaults, Names, gpt2::GPT2};
+use super::{Arch, BiasRule, Defaults, Names, Transposed, gpt2::GPT2};
 use crate::{AttentionBias, LayerRope, LayerTensor, Style};
 
 pub(super) const GPT_NEO: Arch = Arch {
@@ -9,7 +9,7 @@ pub(super) const GPT_NEO: Arch = Arch {
     hf_name: "GPTNeoForCausalLM",
     hf_model_type: "gpt_neo",
     gguf_name: None,
-    hf_names: Names { layer, fused: &[], transposed: false, ..GPT2.hf_names },
+    hf_names: Names { layer, fused: &[], transposed: Transposed::None, ..GPT2.hf_names },
     hf_ignored: &["attn.attention.bias", "attn.attention.masked_bias"],
     aliases: &[
         ("hidden_act", "activation_function"),

@@ -2,7 +2,7 @@
 //! Baseline: GPT-2. Rotation of a part of each head, in interleaved pairs; both halves of a layer on one norm; no biases
 //! in attention.
 
-use super::{Arch, BiasRule, Defaults, Names, gpt2::GPT2, llama::LLAMA};
+use super::{Arch, BiasRule, Defaults, Names, Transposed, gpt2::GPT2, llama::LLAMA};
 use crate::{AttentionBias, LayerTensor, Norms, Residual, RopePairs, Style};
 
 pub(super) const GPTJ: Arch = Arch {
@@ -10,7 +10,7 @@ pub(super) const GPTJ: Arch = Arch {
     hf_name: "GPTJForCausalLM",
     hf_model_type: "gptj",
     gguf_name: None,
-    hf_names: Names { position_embedding: "", layer, fused: &[], transposed: false, ..GPT2.hf_names },
+    hf_names: Names { position_embedding: "", layer, fused: &[], transposed: Transposed::None, ..GPT2.hf_names },
     hf_ignored: &["attn.bias", "attn.masked_bias", "attn.causal_mask"],
     harmless: &[
         "n_ctx",

@@ -26,6 +26,7 @@ pub(super) const LLAMA: Arch = Arch {
         rope_before_norm: false,
         activation: Activation::Silu,
         gated: true,
+        glu_limit: None,
         alibi: None,
         sinks: false,
         attention_scale: None,

@@ -10,6 +10,7 @@ mod cohere;
 mod cohere2;
 mod ernie4_5;
 mod exaone4;
+mod experts;
 mod falcon;
 mod gemma;
 mod gemma2;
@@ -20,33 +21,39 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan;
 mod hyperclovax;
 mod llama;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod names;
 mod nemotron;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod vaultgemma;
 
-pub use names::{Names, Order, Prefix, Rows, Stored};
+pub use names::{Names, Order, Prefix, Rows, Stored, Transposed};
 
 use crate::{
     AttentionBias, LayerTensor, ModelConfig, ModelError, Style, TensorId,
@@ -96,6 +103,12 @@ pub const ARCHS: &[&Arch] = &[
     &ernie4_5::ERNIE4_5,
     &hunyuan::HUNYUAN,
     &seed_oss::SEED_OSS,
+    &mixtral::MIXTRAL,
+    &qwen2_moe::QWEN2_MOE,
+    &qwen3_moe::QWEN3_MOE,
+    &olmoe::OLMOE,
+    &granitemoe::GRANITEMOE,
+    &gpt_oss::GPT_OSS,
 ];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.

@@ -1,6 +1,6 @@
 //! Where the tensors of a model are stored: Hugging Face's names differ by family, GGUF's mostly do not.
 
-use crate::{LayerTensor, ModelConfig, TensorId};
+use crate::{ExpertTensor, LayerTensor, ModelConfig, TensorId};
 
 /// Names in files of one kind.
 #[derive(Debug, Clone, Copy)]
@@ -17,12 +17,13 @@ pub struct Names {
     pub output: &'static str,
     /// What stands before a layer's number, e.g. `layers.`.
     pub layers: &'static str,
-    /// What stands after a layer's number and a dot, without `.weight` or `.bias`; for a bias, what its weight has.
+    /// What stands after a layer's number and a dot, without `.weight` or `.bias`; for a bias, what its weight has. With a
+    /// `$` at the end it is the whole name; `{}` is the number of an expert, and without it all experts are one tensor.
     pub layer: fn(LayerTensor) -> &'static str,
-    /// Matrices that share one tensor (their names are the same), and how. Their biases do likewise.
+    /// Matrices that share one tensor where their names are the same, and how. Their biases and experts do likewise.
     pub fused: &'static [(&'static [LayerTensor], Order)],
-    /// Linear layers are stored [in, out].
-    pub transposed: bool,
+    /// Which linear layers are stored [in, out].
+    pub transposed: Transposed,
     /// What names begin with, and those of the output head: the usual first, then what other exports have.
     pub prefixes: &'static [Prefix],
 }
@@ -30,11 +31,22 @@ pub struct Names {
 /// What the names of the decoder begin with, and what those of its output head do.
 pub type Prefix = (&'static str, &'static str);
 
+/// Which linear layers are stored [in, out].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Transposed {
+    None,
+    All,
+    Experts,
+}
+
 /// How rows of several matrices lie in one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// All rows of the first, then all of the second, ….
     Stacked,
+    /// The first row of each, then the second of each, ….
+    Interleaved,
     /// For each KV head: the rows of its query heads, its key head, its value head.
     PerKvHead,
     /// In four parts, each a quarter of the rows of queries, values and keys, in this order (CodeGen, trained on four TPUs).
@@ -48,6 +60,8 @@ pub struct Stored {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// It holds one matrix (or vector) for each of so many experts, and this is the one.
+    pub expert: Option<(usize, usize)>,
     /// Which of its rows, in order; `None` = all of them, as they are.
     pub rows: Option<Rows>,
     /// The rows are columns in the file.
@@ -68,6 +82,8 @@ impl Names {
         let (body, head) = prefix;
         match id {
             TensorId::TokenEmbedding => format!("{body}{}.weight", self.token_embedding),
+            TensorId::InputProjection => format!("{body}project_in.weight"),
+            TensorId::OutputProjection => format!("{body}project_out.weight"),
             TensorId::PositionEmbedding => format!("{body}{}.weight", self.position_embedding),
             TensorId::EmbeddingNorm => format!("{body}{}.weight", self.embedding_norm),
             TensorId::EmbeddingNormBias => format!("{body}{}.bias", self.embedding_norm),
@@ -76,13 +92,16 @@ impl Names {
             TensorId::Output => format!("{head}{}.weight", self.output),
             TensorId::OutputBias => format!("{head}{}.bias", self.output),
             TensorId::Layer(index, tensor) => {
-                let end = match tensor {
-                    // Hugging Face has it as a bare parameter.
-                    LayerTensor::Sinks if self.layers != GGUF.layers => "",
-                    _ if tensor.is_bias() => ".bias",
-                    _ => ".weight",
+                let name = (self.layer)(tensor);
+                let name = match tensor {
+                    LayerTensor::Expert(expert, _) => name.replace("{}", &expert.to_string()),
+                    _ => name.to_owned(),
                 };
-                format!("{body}{}{index}.{}{end}", self.layers, (self.layer)(tensor))
+                let (name, end) = match name.strip_suffix('$') {
+                    Some(name) => (name, ""),
+                    None => (name.as_str(), if tensor.is_bias() { ".bias" } else { ".weight" }),
+                };
+                format!("{body}{}{index}.{name}{end}", self.layers)
             }
         }
     }
@@ -90,7 +109,7 @@ impl Names {
     /// Where a tensor that `config` implies is stored.
     pub fn stored(&self, prefix: Prefix, config: &ModelConfig, id: TensorId) -> Stored {
         let shape = config.tensor_shape(id).unwrap_or_default();
-        let mut stored = Stored { name: self.name(prefix, id), shape, rows: None, transposed: false };
+        let mut stored = Stored { name: self.name(prefix, id), shape, expert: None, rows: None, transposed: false };
         let TensorId::Layer(index, tensor) = id else { return stored };
         if let Some((parts, order)) = self.fused_with(config, index, tensor) {
             let rows: Vec<usize> = parts.iter().map(|&part| rows_of(config, index, part)).collect();
@@ -99,9 +118,18 @@ impl Names {
                 stored.rows = Some(order.rows(config, index, &rows, part));
             }
         }
-        if self.transposed && tensor.is_linear() {
+        let is_expert = matches!(tensor, LayerTensor::Expert(..));
+        if tensor.is_linear()
+            && (self.transposed == Transposed::All || is_expert && self.transposed == Transposed::Experts)
+        {
             stored.shape.reverse();
             stored.transposed = true;
+        }
+        if let (LayerTensor::Expert(expert, _), Some(experts)) = (tensor, config.layers[index].experts)
+            && !(self.layer)(tensor).contains("{}")
+        {
+            stored.shape.insert(0, experts.count);
+            stored.expert = Some((usize::from(expert), experts.count));
         }
         stored
     }
@@ -113,14 +141,24 @@ impl Names {
         index: usize,
         tensor: LayerTensor,
     ) -> Option<(Vec<LayerTensor>, Order)> {
-        let of = |part: LayerTensor| if tensor.is_bias() { part.bias().unwrap_or(part) } else { part };
+        let of = |part: LayerTensor| {
+            let part = match (tensor, part) {
+                (LayerTensor::Expert(expert, _), LayerTensor::Gate) => LayerTensor::Expert(expert, ExpertTensor::Gate),
+                (LayerTensor::Expert(expert, _), LayerTensor::Up) => LayerTensor::Expert(expert, ExpertTensor::Up),
+                (tensor, LayerTensor::Gate) if tensor.is_shared() => LayerTensor::SharedGate,
+                (tensor, LayerTensor::Up) if tensor.is_shared() => LayerTensor::SharedUp,
+                (_, part) => part,
+            };
+            if tensor.is_bias() { part.bias().unwrap_or(part) } else { part }
+        };
         self.fused.iter().find_map(|(parts, order)| {
             let parts: Vec<LayerTensor> = parts
                 .iter()
                 .map(|&part| of(part))
                 .filter(|&part| config.tensor_shape(TensorId::Layer(index, part)).is_some())
                 .collect();
-            (parts.len() > 1 && parts.contains(&tensor)).then_some((parts, *order))
+            let share = |part: &LayerTensor| (self.layer)(*part) == (self.layer)(tensor);
+            (parts.len() > 1 && parts.contains(&tensor) && parts.iter().all(share)).then_some((parts, *order))
         })
     }
 }
@@ -139,6 +177,7 @@ impl Order {
                 let start = rows[..part].iter().sum();
                 Rows::Range(start..start + rows[part])
             }
+            Self::Interleaved => Rows::List((0..rows[part]).map(|row| row * rows.len() + part).collect()),
             Self::PerKvHead => {
                 let group = heads / kv_heads;
                 let first = |head: usize| match part {
@@ -168,7 +207,7 @@ pub(super) const LLAMA_NAMES: Names = Names {
     layers: "layers.",
     layer: llama_layer,
     fused: &[],
-    transposed: false,
+    transposed: Transposed::None,
     prefixes: &[("model.", ""), ("", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")],
 };
 
@@ -182,13 +221,22 @@ pub(super) fn llama_layer(tensor: LayerTensor) -> &'static str {
         V | VBias => "self_attn.v_proj",
         QNorm | QNormBias => "self_attn.q_norm",
         KNorm | KNormBias => "self_attn.k_norm",
-        Sinks => "self_attn.sinks",
+        Sinks => "self_attn.sinks$",
         O | OBias => "self_attn.o_proj",
         PostAttnNorm => "post_self_attn_layernorm",
         FfnNorm | FfnNormBias => "post_attention_layernorm",
         Gate | GateBias => "mlp.gate_proj",
         Up | UpBias => "mlp.up_proj",
         Down | DownBias => "mlp.down_proj",
+        Router | RouterBias => "mlp.gate",
+        SelectionBias => "mlp.gate.e_score_correction_bias$",
+        SharedRouter => "mlp.shared_expert_gate",
+        SharedGate => "mlp.shared_expert.gate_proj",
+        SharedUp => "mlp.shared_expert.up_proj",
+        SharedDown => "mlp.shared_expert.down_proj",
+        Expert(_, ExpertTensor::Gate | ExpertTensor::GateBias) => "mlp.experts.{}.gate_proj",
+        Expert(_, ExpertTensor::Up | ExpertTensor::UpBias) => "mlp.experts.{}.up_proj",
+        Expert(_, ExpertTensor::Down | ExpertTensor::DownBias) => "mlp.experts.{}.down_proj",
         PostFfnNorm => "post_feedforward_layernorm",
     }
 }
@@ -203,7 +251,7 @@ pub(super) const GGUF: Names = Names {
     layers: "blk.",
     layer: gguf_layer,
     fused: &[],
-    transposed: false,
+    transposed: Transposed::None,
     prefixes: &[("", "")],
 };
 
@@ -233,6 +281,15 @@ pub(super) fn gguf_layer(tensor: LayerTensor) -> &'static str {
         Gate | GateBias => "ffn_gate",
         Up | UpBias => "ffn_up",
         Down | DownBias => "ffn_down",
+        Router | RouterBias => "ffn_gate_inp",
+        SelectionBias => "exp_probs_b.bias$",
+        SharedRouter => "ffn_gate_inp_shexp",
+        SharedGate => "ffn_gate_shexp",
+        SharedUp => "ffn_up_shexp",
+        SharedDown => "ffn_down_shexp",
+        Expert(_, ExpertTensor::Gate | ExpertTensor::GateBias) => "ffn_gate_exps",
+        Expert(_, ExpertTensor::Up | ExpertTensor::UpBias) => "ffn_up_exps",
+        Expert(_, ExpertTensor::Down | ExpertTensor::DownBias) => "ffn_down_exps",
         PostFfnNorm => "post_ffw_norm",
     }
 }

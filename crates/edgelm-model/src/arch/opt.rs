@@ -1,7 +1,8 @@
 //! OPT (Zhang et al. 2022, arXiv:2205.01068).
 //! Baseline: GPT-2. Queries, keys and values apart, ReLU, two unused rows before the learned positions.
 
-use super::{Arch, Defaults, Names, gpt2::GPT2, names::llama_layer};
+use super::{Arch, Defaults, Names, Transposed, gpt2::GPT2, names::llama_layer};
+use crate::config::MAX_HIDDEN;
 use crate::{LayerRope, LayerTensor, Residual, Style};
 use edgelm_tensor::Activation;
 
@@ -18,7 +19,7 @@ pub(super) const OPT: Arch = Arch {
         layer,
         prefixes: &[("model.decoder.", ""), ("decoder.", "")],
         fused: &[],
-        transposed: false,
+        transposed: Transposed::None,
         ..GPT2.hf_names
     },
     aliases: &[("hidden_act", "activation_function"), ("intermediate_size", "ffn_dim")],
@@ -34,10 +35,7 @@ pub(super) const OPT: Arch = Arch {
         if keys.flag("_remove_final_layer_norm")? == Some(true) {
             config.style.output_norm = false;
         }
-        let width = config.hidden_size;
-        if keys.size("word_embed_proj_dim", 1 << 20)?.is_some_and(|projected| projected != width) {
-            return Err(keys.bad("word_embed_proj_dim", "embeddings narrower than the model are not supported"));
-        }
+        config.embedding_size = keys.size("word_embed_proj_dim", MAX_HIDDEN)?.unwrap_or(config.hidden_size);
         config.layers.iter_mut().for_each(|layer| layer.rope = LayerRope::None);
         Ok(())
     },

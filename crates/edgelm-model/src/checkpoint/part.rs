@@ -2,33 +2,38 @@
 
 use crate::arch::{Rows, Stored};
 use edgelm_format::TensorView;
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 /// The part of a stored tensor that `stored` names, with the model's shape. A run of rows is not copied.
 pub(super) fn of<'a>(view: TensorView<'a>, stored: &Stored, shape: &'a [usize]) -> TensorView<'a> {
-    if stored.rows.is_none() && !stored.transposed {
-        return TensorView { shape, ..view };
-    }
     let dtype = view.dtype;
+    let (bytes, of_one) = match stored.expert {
+        Some((expert, count)) => {
+            let size = view.bytes.len() / count.max(1);
+            (cut(view.bytes, expert * size..(expert + 1) * size), &stored.shape[1..])
+        }
+        None => (view.bytes, stored.shape.as_slice()),
+    };
     if stored.transposed {
-        let (inputs, outputs) = (stored.shape[0], stored.shape[1]);
-        let bytes = transposed(&view.bytes, inputs, outputs, stored.rows.as_ref());
+        let bytes = transposed(&bytes, of_one[0], of_one[1], stored.rows.as_ref());
         return TensorView { dtype, shape, bytes: Cow::Owned(bytes) };
     }
-    let row_bytes = view.bytes.len() / stored.shape[0].max(1);
-    let bytes = match (&stored.rows, view.bytes) {
-        (Some(Rows::Range(rows)), Cow::Borrowed(bytes)) => {
-            Cow::Borrowed(&bytes[rows.start * row_bytes..rows.end * row_bytes])
-        }
-        (Some(Rows::Range(rows)), Cow::Owned(bytes)) => {
-            Cow::Owned(bytes[rows.start * row_bytes..rows.end * row_bytes].to_vec())
-        }
+    let row_bytes = bytes.len() / of_one[0].max(1);
+    let bytes = match (&stored.rows, bytes) {
+        (Some(Rows::Range(rows)), bytes) => cut(bytes, rows.start * row_bytes..rows.end * row_bytes),
         (Some(Rows::List(rows)), bytes) => {
             Cow::Owned(rows.iter().flat_map(|&row| &bytes[row * row_bytes..][..row_bytes]).copied().collect())
         }
         (None, bytes) => bytes,
     };
     TensorView { dtype, shape, bytes }
+}
+
+fn cut(bytes: Cow<'_, [u8]>, range: Range<usize>) -> Cow<'_, [u8]> {
+    match bytes {
+        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+        Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+    }
 }
 
 /// Columns of a matrix [inputs, outputs] as rows.

@@ -183,6 +183,7 @@ impl ModelConfig {
         let config = ModelConfig {
             arch,
             hidden_size,
+            embedding_size: hidden_size,
             vocab_size,
             max_position_embeddings,
             norm_eps: norm_eps as f32,
@@ -256,6 +257,7 @@ fn read_layers(
                 num_key_value_heads: kv_heads[index],
                 head_dim,
                 intermediate_size: ffn[index],
+                experts: None,
                 sliding_window: window.filter(|_| pattern[index]),
                 rope: LayerRope::Global,
                 attention_bias,

@@ -181,6 +181,7 @@ impl ModelConfig {
         let mut config = ModelConfig {
             arch,
             hidden_size,
+            embedding_size: hidden_size,
             vocab_size,
             max_position_embeddings,
             norm_eps: norm_eps as f32,
@@ -299,6 +300,7 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
             num_key_value_heads: kv_heads[index],
             head_dim,
             intermediate_size: ffn[index],
+            experts: None,
             sliding_window: windows[index],
             rope: LayerRope::Global,
             attention_bias,

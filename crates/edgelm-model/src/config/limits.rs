@@ -5,8 +5,10 @@
 use super::{LayerRope, ModelConfig, RopeConfig, RopeScaling};
 
 pub(super) const MAX_LAYERS: usize = 1 << 10;
-pub(super) const MAX_HIDDEN: usize = 1 << 17;
-pub(super) const MAX_INTERMEDIATE: usize = 1 << 20;
+pub(crate) const MAX_HIDDEN: usize = 1 << 17;
+/// Numbers of experts fit in 16 bits.
+pub(crate) const MAX_EXPERTS: usize = 1 << 14;
+pub(crate) const MAX_INTERMEDIATE: usize = 1 << 20;
 pub(super) const MAX_HEADS: usize = 1 << 12;
 pub(super) const MAX_HEAD_DIM: usize = 1 << 12;
 pub(super) const MAX_VOCAB: usize = 1 << 22;

@@ -1,5 +1,6 @@
 //! The normalized configuration: the same whatever file it came from. Field names as in `config.json`.
 
+mod experts;
 mod generation;
 mod gguf_read;
 mod gguf_write;
@@ -13,9 +14,11 @@ mod shapes;
 mod style;
 
 pub use edgelm_tensor::RopePairs;
+pub use experts::{Experts, Routing, RoutingScore};
 pub use generation::GenerationConfig;
 pub(crate) use gguf_read::GgufTensors;
 pub(crate) use json::{Keys, parse_object};
+pub(crate) use limits::{MAX_EXPERTS, MAX_HIDDEN, MAX_INTERMEDIATE};
 pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
 pub use style::{Alibi, NormKind, Norms, QkNorm, Residual, Style};
 
@@ -28,6 +31,8 @@ pub struct ModelConfig {
     pub arch: &'static Arch,
     /// D.
     pub hidden_size: usize,
+    /// W, the width of embeddings: D, or less where a matrix stands between them and the first layer.
+    pub embedding_size: usize,
     /// V.
     pub vocab_size: usize,
     /// Trained context length.
@@ -59,8 +64,10 @@ pub struct LayerConfig {
     pub num_key_value_heads: usize,
     /// E.
     pub head_dim: usize,
-    /// F.
+    /// F; of an expert where there are several.
     pub intermediate_size: usize,
+    /// The feed-forward network is one of these.
+    pub experts: Option<Experts>,
     /// Positions seen, itself included; `None` = all.
     pub sliding_window: Option<usize>,
     /// Which rotary embedding.

@@ -1,7 +1,7 @@
 //! Which tensors a config implies, and how large each one is.
 
 use super::{ModelConfig, QkNorm};
-use crate::{LayerTensor, TensorId};
+use crate::{ExpertTensor, Experts, LayerTensor, TensorId};
 
 impl ModelConfig {
     /// Row-major shape of a tensor, `None` where this model has no such tensor. Never overflows: sizes are bounded
@@ -11,7 +11,13 @@ impl ModelConfig {
         let hidden = self.hidden_size;
         let style = &self.style;
         let (index, tensor) = match id {
-            TensorId::TokenEmbedding => return Some(vec![self.vocab_size, hidden]),
+            TensorId::TokenEmbedding => return Some(vec![self.vocab_size, self.embedding_size]),
+            TensorId::InputProjection => {
+                return (self.embedding_size != hidden).then(|| vec![hidden, self.embedding_size]);
+            }
+            TensorId::OutputProjection => {
+                return (self.embedding_size != hidden).then(|| vec![self.embedding_size, hidden]);
+            }
             TensorId::PositionEmbedding => {
                 return style.position_embedding.map(|unused| vec![unused + self.max_position_embeddings, hidden]);
             }
@@ -21,7 +27,7 @@ impl ModelConfig {
             }
             TensorId::OutputNorm => return (style.output_norm && style.norm.has_gain()).then(|| vec![hidden]),
             TensorId::OutputNormBias => return (style.output_norm && style.norm.has_bias()).then(|| vec![hidden]),
-            TensorId::Output => return (!self.tie_word_embeddings).then(|| vec![self.vocab_size, hidden]),
+            TensorId::Output => return (!self.tie_word_embeddings).then(|| vec![self.vocab_size, self.embedding_size]),
             TensorId::OutputBias => return style.output_bias.then(|| vec![self.vocab_size]),
             TensorId::Layer(index, tensor) => (index, tensor),
         };
@@ -30,6 +36,7 @@ impl ModelConfig {
         let kv = layer.num_key_value_heads * layer.head_dim;
         let ffn = layer.intermediate_size;
         let bias = layer.attention_bias;
+        let dense = layer.experts.is_none();
         let (gain, norm_bias) = (style.norm.has_gain(), style.norm.has_bias());
         let (is_there, shape) = match tensor {
             AttnNorm => (style.norms.attn && gain, vec![hidden]),
@@ -55,12 +62,15 @@ impl ModelConfig {
             PostAttnNorm => (style.norms.post_attn && gain, vec![hidden]),
             FfnNorm => (style.norms.ffn && gain, vec![hidden]),
             FfnNormBias => (style.norms.ffn && norm_bias, vec![hidden]),
-            Gate => (style.gated, vec![ffn, hidden]),
-            GateBias => (style.gated && layer.mlp_bias, vec![ffn]),
-            Up => (true, vec![ffn, hidden]),
-            UpBias => (layer.mlp_bias, vec![ffn]),
-            Down => (true, vec![hidden, ffn]),
-            DownBias => (layer.mlp_bias, vec![hidden]),
+            Gate => (dense && style.gated, vec![ffn, hidden]),
+            GateBias => (dense && style.gated && layer.mlp_bias, vec![ffn]),
+            Up => (dense, vec![ffn, hidden]),
+            UpBias => (dense && layer.mlp_bias, vec![ffn]),
+            Down => (dense, vec![hidden, ffn]),
+            DownBias => (dense && layer.mlp_bias, vec![hidden]),
+            Router | RouterBias | SelectionBias | SharedRouter | SharedGate | SharedUp | SharedDown | Expert(..) => {
+                return layer.experts.and_then(|experts| expert_shape(&experts, hidden, style.gated, tensor));
+            }
             PostFfnNorm => (style.norms.post_ffn && gain, vec![hidden]),
         };
         is_there.then_some(shape)
@@ -68,8 +78,8 @@ impl ModelConfig {
 
     /// Every tensor of this model, in walk order: embedding, layers, output norm, output.
     pub fn tensor_ids(&self) -> Vec<TensorId> {
-        let layers = (0..self.layers.len())
-            .flat_map(|index| LayerTensor::ALL.iter().map(move |&tensor| TensorId::Layer(index, tensor)));
+        let ids = |index| self.layer_tensors(index).into_iter().map(move |tensor| TensorId::Layer(index, tensor));
+        let layers = (0..self.layers.len()).flat_map(ids);
         TensorId::FRONT
             .into_iter()
             .chain(layers)
@@ -78,9 +88,40 @@ impl ModelConfig {
             .collect()
     }
 
+    /// Every tensor of a layer, in walk order.
+    pub fn layer_tensors(&self, index: usize) -> Vec<LayerTensor> {
+        let experts = self.layers.get(index).and_then(|layer| layer.experts).map_or(0, |experts| experts.count);
+        let of = |expert: usize| ExpertTensor::ALL.map(|part| LayerTensor::Expert(expert as u16, part));
+        let is_there = |tensor: &LayerTensor| self.tensor_shape(TensorId::Layer(index, *tensor)).is_some();
+        LayerTensor::ALL.into_iter().chain((0..experts).flat_map(of)).filter(is_there).collect()
+    }
+
     /// Total weights. A tied embedding counts once.
     pub fn parameters(&self) -> u64 {
         let elements = |id: TensorId| self.tensor_shape(id).map_or(0, |shape| shape.iter().product::<usize>() as u64);
         self.tensor_ids().into_iter().map(elements).sum()
     }
+}
+
+fn expert_shape(experts: &Experts, hidden: usize, gated: bool, tensor: LayerTensor) -> Option<Vec<usize>> {
+    use LayerTensor::*;
+    let (ffn, shared) = (experts.intermediate_size, experts.shared);
+    let (is_there, shape) = match tensor {
+        Router => (true, vec![experts.count, hidden]),
+        RouterBias => (experts.routing.bias, vec![experts.count]),
+        SelectionBias => (experts.routing.selection_bias, vec![experts.count]),
+        SharedRouter => (experts.shared_gate, vec![1, hidden]),
+        SharedGate => (shared.is_some() && gated, vec![shared?, hidden]),
+        SharedUp => (shared.is_some(), vec![shared?, hidden]),
+        SharedDown => (shared.is_some(), vec![hidden, shared?]),
+        Expert(expert, _) if usize::from(expert) >= experts.count => return None,
+        Expert(_, ExpertTensor::Gate) => (gated, vec![ffn, hidden]),
+        Expert(_, ExpertTensor::GateBias) => (gated && experts.bias, vec![ffn]),
+        Expert(_, ExpertTensor::Up) => (true, vec![ffn, hidden]),
+        Expert(_, ExpertTensor::UpBias) => (experts.bias, vec![ffn]),
+        Expert(_, ExpertTensor::Down) => (true, vec![hidden, ffn]),
+        Expert(_, ExpertTensor::DownBias) => (experts.bias, vec![hidden]),
+        _ => return None,
+    };
+    is_there.then_some(shape)
 }

@@ -19,6 +19,8 @@ pub struct Style {
     pub activation: Activation,
     /// down(f(gate(x)) · up(x)), not down(f(up(x))).
     pub gated: bool,
+    /// With a gate: gate ≤ c, −c ≤ up ≤ c, and up + 1 in place of up (gpt-oss).
+    pub glu_limit: Option<f32>,
     /// A slope per head on the distance between positions, in place of positions (Press et al. 2021, arXiv:2108.12409).
     pub alibi: Option<Alibi>,
     /// One logit per head that takes part in the softmax and has no value (gpt-oss).
@@ -134,6 +136,7 @@ impl Style {
             && self.norms == norms
             && self.residual == Residual::Sequential
             && self.gated
+            && self.glu_limit.is_none()
             && self.clip_qkv.is_none()
             && self.alibi.is_none()
             && !self.sinks
