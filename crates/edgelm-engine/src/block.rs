@@ -3,8 +3,8 @@
 use crate::{EngineError, rope::RopeTable};
 use edgelm_format::TensorView;
 use edgelm_kernels::{
-    Activation, Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, activate_mul,
-    add_assign, rms_norm, rope,
+    Activation, Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scores, Scratch, Span, Weights,
+    activate_mul, add_assign, rms_norm, rope,
 };
 use edgelm_model::{LayerConfig, LayerTensor, RopeConfig, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
@@ -246,7 +246,7 @@ impl Block {
             layer,
             num_attention_heads: self.config.num_attention_heads,
             q,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scores: Scores::scaled(1.0 / (head_dim as f32).sqrt()),
             window: self.config.sliding_window,
             out: heads,
         });
