@@ -21,7 +21,7 @@ mod reference;
 mod simd;
 mod trace;
 
-pub use attention::{Attention, Span};
+pub use attention::{Alibi, Attention, Scores, Span};
 pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
 pub use edgelm_tensor::{Activation, RopePairs};

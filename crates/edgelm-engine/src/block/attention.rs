@@ -7,8 +7,8 @@ use super::{
     shared_input_scale,
 };
 use crate::EngineError;
-use edgelm_kernels::{Attention as AttentionArgs, Cpu, Span, clamp, rope};
-use edgelm_model::{LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
+use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Scores, Span, clamp, rope};
+use edgelm_model::{Alibi, LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
 use std::ops::ControlFlow;
 
 pub(super) struct Attention {
@@ -107,13 +107,19 @@ impl Attention {
         }
         let spans: Vec<_> =
             spans.iter().map(|span| Span { cache: span.cache, start: span.start, rows: span.rows }).collect();
+        let bfloat16 = self.style.alibi == Some(Alibi::Falcon);
         heads.resize(q.len(), 0.0);
         cpu.attention(AttentionArgs {
             spans: &spans,
             layer,
             num_attention_heads: self.config.num_attention_heads,
             q,
-            scale: self.scale,
+            scores: Scores {
+                scale: self.scale,
+                softcap: self.style.attention_softcap,
+                alibi: self.slopes.as_deref().map(|slopes| AlibiSlopes { slopes, bfloat16 }),
+                sinks: self.sinks.as_deref(),
+            },
             window: self.config.sliding_window,
             out: heads,
         });

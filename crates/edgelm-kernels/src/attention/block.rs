@@ -4,6 +4,7 @@ use super::Span;
 use super::int8::{self, Queries};
 use super::page::{Floats, Halves, Stored, Unpacked};
 use super::plan::Plan;
+use super::scores::Shaping;
 use super::state::{Base, State};
 use super::tile::{self, Tile};
 use crate::KvDtype;
@@ -205,11 +206,27 @@ impl Block<'_> {
         self.plan.seen(&(position..position + 1))
     }
 
+    /// Query head of a row.
+    #[inline(always)]
+    fn head(&self, row: usize) -> usize {
+        self.kv_head * self.plan.group + row % self.plan.group
+    }
+
+    /// Of N rows from `row` on, where scores are more than products. Those beyond the last are of no use.
+    #[inline(always)]
+    fn shaping<const N: usize>(&self, row: usize) -> Option<[Shaping; N]> {
+        let of_row = |row: usize| {
+            let position = self.positions.start + row / self.plan.group;
+            self.plan.scores.shaping(self.head(row), position, self.base())
+        };
+        self.plan.scores.is_shaped().then(|| std::array::from_fn(|index| of_row(row + index)))
+    }
+
     /// Where a row stands in `q` and `out`.
     #[inline(always)]
     fn offset(&self, row: usize) -> usize {
         let Plan { kv_heads, group, head_dim, .. } = *self.plan;
-        ((self.row + row / group) * kv_heads * group + self.kv_head * group + row % group) * head_dim
+        ((self.row + row / group) * kv_heads * group + self.head(row)) * head_dim
     }
 
     fn begin<L: Lanes>(&self, l: L, buffers: &mut Buffers) {
@@ -224,7 +241,7 @@ impl Block<'_> {
             buffers.room.fit(self.rows(), head_dim);
             buffers.queries.clear::<L>(self.rows(), head_dim);
             for row in 0..self.rows() {
-                buffers.queries.push(&self.plan.q[self.offset(row)..][..head_dim], self.plan.scale);
+                buffers.queries.push(&self.plan.q[self.offset(row)..][..head_dim], self.plan.scores.scale);
             }
             return;
         }
@@ -234,7 +251,7 @@ impl Block<'_> {
         buffers.q.resize(self.rows() * components, 0.0);
         for (row, scaled) in buffers.q.chunks_exact_mut(components).enumerate() {
             for (to, x) in scaled.iter_mut().zip(&self.plan.q[self.offset(row)..][..head_dim]) {
-                *to = x * self.plan.scale;
+                *to = x * self.plan.scores.scale;
             }
         }
     }
@@ -248,7 +265,7 @@ impl Block<'_> {
         let (total, segment_state) = states.split_at_mut(len);
         let mut total = State::new(total, rows, chunks);
         let mut state = State::new(&mut segment_state[..len], rows, chunks);
-        total.clear();
+        self.start(&mut total);
         for segment in segments(&self.plan.seen(&self.positions)) {
             self.walk(l, segment, &mut state, buffers);
             l.vector().enter(Join { total: &mut total, state: &state, base: self.base() });
@@ -264,8 +281,19 @@ impl Block<'_> {
             states.resize(len, [0.0; LANES]);
         }
         let mut total = State::new(&mut states[..len], self.rows(), value_chunks(self.plan.head_dim));
-        total.clear();
+        self.start(&mut total);
         total
+    }
+
+    /// The state before the first key.
+    #[inline(always)]
+    fn start(&self, total: &mut State<'_>) {
+        total.clear();
+        for row in 0..self.rows() {
+            if let Some(score) = self.plan.scores.sink(self.head(row), self.base()) {
+                total.sink(row, score);
+            }
+        }
     }
 
     #[inline(always)]
@@ -322,6 +350,8 @@ impl Block<'_> {
                 components,
                 chunks,
                 seen: &self.seen_within::<{ tile::TILE_ROWS }>(row, page)[..count],
+                first: page * PAGE_TOKENS,
+                shaping: self.shaping::<{ tile::TILE_ROWS }>(row).as_ref().map(|rows| &rows[..count]),
                 q: &q[row * components..][..count * components],
                 out: &mut state.out[row * chunks..][..count * chunks],
                 max: &mut state.max[row..][..count],
@@ -353,7 +383,16 @@ impl Block<'_> {
         }
         for row in tiles.clone() {
             let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
-            int8::weigh::<L>(&bytes, queries, row, seen, state, room);
+            let shaping = self.shaping::<{ int8::TILE_ROWS }>(row);
+            let shaping = shaping.as_ref().map(|rows| &rows[..seen.len()]);
+            int8::weigh::<L>(
+                &bytes,
+                queries,
+                row,
+                int8::Seen { tokens: seen, first: whole.start, shaping },
+                state,
+                room,
+            );
         }
         for row in tiles.clone() {
             int8::multiply(l, &bytes, queries, row, count(row), room);

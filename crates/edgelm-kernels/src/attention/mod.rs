@@ -10,10 +10,13 @@ mod block;
 mod int8;
 mod page;
 mod plan;
+mod scores;
 mod state;
 #[cfg(test)]
 mod tests;
 mod tile;
+
+pub use scores::{Alibi, Scores};
 
 use crate::disjoint::Disjoint;
 use crate::{Cpu, KvCache};
@@ -39,8 +42,8 @@ pub struct Attention<'a> {
     pub num_attention_heads: usize,
     /// Rotated queries `[ΣT, H, E]`.
     pub q: &'a [f32],
-    /// Multiplies q·k, usually 1/sqrt(E).
-    pub scale: f32,
+    /// What the softmax sees of q·k.
+    pub scores: Scores<'a>,
     /// A position p sees p - window + 1 ..= p; `None` = everything up to p.
     pub window: Option<usize>,
     /// Result `[ΣT, H, E]`.
@@ -53,17 +56,18 @@ const BLOCK_ROWS: usize = 64;
 
 impl Cpu {
     /// out[t, h] = Σ_s softmax_s(scale · q[t, h] · k[s, g]) v[s, g], s ≤ position of t, inside the window; g = h / (H/G).
+    /// [`Scores`] tells what else scores may go through.
     ///
     /// Shapes: `q`, `out` [ΣT, H, E] over the spans in order; each cache holds `start + rows` positions or more of `layer`.
     /// Numerics: F32 and F16 caches in f32: the query is multiplied by `scale` first; q·k sums components in index order;
     /// exponentials within 1 ULP; values add in order of position, page by page; scalar differs from AVX2 and AVX-512 by
     /// fused multiply-add only. Q8 caches with integer products, see [`int8`], the same bits on every instruction set.
     /// Each row's bits depend only on its query and the keys and values it sees, not on threads, batch or chunks.
-    /// Panics if lengths or shapes disagree, H is no multiple of G, or the window is 0.
+    /// Panics if lengths or shapes disagree, H is no multiple of G, or the window or the soft cap is 0.
     /// Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; blocks of queries against blocks of keys,
     /// Dao et al. 2022, arXiv:2205.14135.
     pub fn attention(&self, args: Attention<'_>) {
-        let Attention { spans, layer, num_attention_heads, q, scale, window, out } = args;
+        let Attention { spans, layer, num_attention_heads, q, scores, window, out } = args;
         let Some(first) = spans.first() else {
             assert!(q.is_empty() && out.is_empty(), "rows without a span");
             return;
@@ -71,6 +75,7 @@ impl Cpu {
         let shape = first.cache.shape(layer);
         let (kv_heads, head_dim) = (shape.num_key_value_heads, shape.head_dim);
         assert_eq!(num_attention_heads % kv_heads, 0, "query heads share KV heads evenly");
+        scores.check(num_attention_heads);
         assert_ne!(window, Some(0), "a window includes its own position");
         let rows: usize = spans.iter().map(|span| span.rows).sum();
         assert_eq!(q.len(), rows * num_attention_heads * head_dim, "queries [ΣT, H, E]");
@@ -84,7 +89,7 @@ impl Cpu {
         let group = num_attention_heads / kv_heads;
         let positions = (BLOCK_ROWS / group).max(1);
         let out = Disjoint::new(out);
-        Plan { spans, layer, kv_heads, group, head_dim, positions, q, scale, window, out }.run(self);
+        Plan { spans, layer, kv_heads, group, head_dim, positions, q, scores, window, out }.run(self);
     }
 }
 

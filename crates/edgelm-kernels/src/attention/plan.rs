@@ -1,7 +1,7 @@
 //! What one call computes, cut into blocks and handed to threads.
 
-use super::Span;
 use super::block::{Block, Task, segments};
+use super::{Scores, Span};
 use crate::Cpu;
 use crate::disjoint::Disjoint;
 use crate::matmul::lanes::Family;
@@ -25,7 +25,7 @@ pub(super) struct Plan<'a> {
     pub(super) positions: usize,
     /// `[ΣT, H, E]`.
     pub(super) q: &'a [f32],
-    pub(super) scale: f32,
+    pub(super) scores: Scores<'a>,
     pub(super) window: Option<usize>,
     /// `[ΣT, H, E]`.
     pub(super) out: Disjoint<'a, f32>,

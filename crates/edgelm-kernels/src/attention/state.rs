@@ -11,6 +11,15 @@ pub(super) enum Base {
 }
 
 impl Base {
+    /// What a natural logarithm is multiplied by.
+    #[inline(always)]
+    pub(super) fn unit(self) -> f32 {
+        match self {
+            Self::E => 1.0,
+            Self::Two => std::f32::consts::LOG2_E,
+        }
+    }
+
     /// base^x for x ≤ 0.
     #[inline(always)]
     fn power<L: Lanes>(self, x: L) -> L {
@@ -50,6 +59,13 @@ impl<'a> State<'a> {
         self.out.fill([0.0; LANES]);
         self.sum.fill([0.0; LANES]);
         self.max.fill(f32::NEG_INFINITY);
+    }
+
+    /// Gives a row that has seen nothing a key with this score and a value of zeros.
+    #[inline(always)]
+    pub(super) fn sink(&mut self, row: usize, score: f32) {
+        self.max[row] = score;
+        self.sum[row][0] = 1.0;
     }
 
     /// Adds the keys of `other`, which come after these.

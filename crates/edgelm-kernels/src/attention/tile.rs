@@ -5,6 +5,7 @@
 //! without a key for the row rescales by exactly 1.
 
 use super::page::Stored;
+use super::scores::Shaping;
 use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS, PageRow};
 use crate::simd::{LANES, Lanes, exp};
 use std::ops::Range;
@@ -18,6 +19,10 @@ pub(super) struct Tile<'a, S> {
     pub(super) chunks: usize,
     /// Tokens of the page that each row sees.
     pub(super) seen: &'a [Range<usize>],
+    /// Position of the page's first token.
+    pub(super) first: usize,
+    /// Of each row, where scores are more than products.
+    pub(super) shaping: Option<&'a [Shaping]>,
     /// Scaled queries `[row][components]`.
     pub(super) q: &'a [f32],
     /// Unnormalized results `[row][chunks]`.
@@ -42,10 +47,23 @@ impl<S: Stored> Tile<'_, S> {
         let tokens = start..end;
         let groups = tokens.start / GROUP_TOKENS..tokens.end.div_ceil(GROUP_TOKENS);
         let mut weights = [[[0.0; LANES]; GROUPS]; TILE_ROWS];
-        let Self { stored, components, chunks, seen, q, out, max, sum } = self;
+        let Self { stored, components, chunks, seen, first, shaping, q, out, max, sum } = self;
         in_registers::<L>(seen.len(), Scores { stored, q, components, groups: &groups, weights: &mut weights });
+        if let Some(shaping) = shaping {
+            shape::<L>(shaping, first, &groups, &mut weights);
+        }
         let rescale = softmax::<L>(seen, &groups, &mut weights, max, sum);
         in_registers::<L>(seen.len(), Values { stored, chunks, tokens, weights: &weights, rescale: &rescale, out });
+    }
+}
+
+/// Turns products into scores.
+#[inline(always)]
+fn shape<L: Lanes>(shaping: &[Shaping], first: usize, groups: &Range<usize>, weights: &mut [PageRow; TILE_ROWS]) {
+    for (shaping, row) in shaping.iter().zip(weights) {
+        for group in groups.clone() {
+            shaping.apply(first + group * GROUP_TOKENS, L::load(&row[group])).store(&mut row[group]);
+        }
     }
 }
 

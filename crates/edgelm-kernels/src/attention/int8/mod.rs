@@ -3,7 +3,7 @@
 //! Per query row q, against pages of 64 tokens s with keys k̂_s · a_s and values v̂_s · b_s (k̂, v̂ signed bytes):
 //!
 //! - q is rounded to signed bytes q̂ with one scale c = max|q| / 127.
-//! - score_s = (f32(Σ_e q̂_e k̂_s,e) · a_s) · (c · scale · log2 e), a power of two.
+//! - score_s = (f32(Σ_e q̂_e k̂_s,e) · a_s) · (c · scale · log2 e), a power of two; then cap and bias, times log2 e too.
 //! - m' = max(m, max_s score_s), p_s = 2^(score_s - m'), r = 2^(m - m').
 //! - w_s = p_s · b_s; ŵ_s = round(w_s / u), unsigned bytes, with u = max_s w_s / 255 over the page.
 //! - out ← r · out + u · f32(Σ_s ŵ_s v̂_s), sum ← r · sum + Σ_s p_s, m ← m'; the result is out / sum.
@@ -21,6 +21,7 @@ mod matrix;
 mod products;
 mod softmax;
 
+use super::scores::Shaping;
 use super::state::State;
 use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS, PageRow, Quantizer, component_rows, value_chunks};
 use crate::matmul::lanes::{Lanes, Line, ROWS};
@@ -173,13 +174,23 @@ pub(super) fn score<L: Lanes>(
     }
 }
 
+/// What the rows of a tile see of a page.
+pub(super) struct Seen<'a> {
+    /// Of each row.
+    pub(super) tokens: &'a [Range<usize>],
+    /// Position of the page's first token.
+    pub(super) first: usize,
+    /// Of each row, where scores are more than products.
+    pub(super) shaping: Option<&'a [Shaping]>,
+}
+
 /// Second step: weights from scores, and the rows' new maxima and sums.
 #[inline(always)]
 pub(super) fn weigh<L: Lanes>(
     page: &Page<'_>,
     queries: &Queries,
     row: usize,
-    seen: &[Range<usize>],
+    seen: Seen<'_>,
     state: &mut State<'_>,
     room: &mut Room,
 ) {
@@ -187,10 +198,10 @@ pub(super) fn weigh<L: Lanes>(
     if room.weights[tile].quads.is_empty() {
         return;
     }
-    let rows = row..row + seen.len();
+    let rows = row..row + seen.tokens.len();
     let (max, sum) = (&mut state.max[rows.clone()], &mut state.sum[rows.clone()]);
     let factors = &queries.factors[rows];
-    softmax::weigh::<L::Simd>(page, factors, seen, &room.scores[tile], max, sum, &mut room.weights[tile]);
+    softmax::weigh::<L::Simd>(page, factors, &seen, &room.scores[tile], max, sum, &mut room.weights[tile]);
 }
 
 /// Third step: integer sums of `count` rows from `row` on.

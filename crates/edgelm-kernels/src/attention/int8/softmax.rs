@@ -1,6 +1,7 @@
 //! From integer scores to integer weights: one step of the online softmax per row.
 
-use super::{Page, TILE_ROWS, Weights};
+use super::{Page, Seen, TILE_ROWS, Weights};
+use crate::attention::scores::Shaping;
 use crate::kv::{GROUP_TOKENS, GROUPS, PAGE_TOKENS};
 use crate::matmul::lanes::Line;
 use crate::simd::{LANES, Lanes, exp2_negative};
@@ -12,7 +13,7 @@ use std::ops::Range;
 pub(super) fn weigh<S: Lanes>(
     page: &Page<'_>,
     factors: &[f32],
-    seen: &[Range<usize>],
+    seen: &Seen<'_>,
     scores: &[[Line; GROUPS]],
     max: &mut [f32],
     sum: &mut [[f32; LANES]],
@@ -21,14 +22,17 @@ pub(super) fn weigh<S: Lanes>(
     let mut shift = [0.0; LANES];
     let mut before = [f32::NEG_INFINITY; LANES];
     let mut totals = [[0.0; LANES]; TILE_ROWS];
-    for (row, seen) in seen.iter().enumerate() {
+    for (row, tokens) in seen.tokens.iter().enumerate() {
         before[row] = max[row];
-        let step = Row { page, scores: &scores[row], factor: factors[row], seen };
+        let shaping = seen.shaping.map(|rows| rows[row]);
+        let step = Row { page, scores: &scores[row], factor: factors[row], seen: tokens, first: seen.first, shaping };
         let bytes = cast_mut(&mut weights.bytes[row]);
-        let weighed = if *seen == (0..PAGE_TOKENS) {
-            step.weigh::<S, true>(&mut max[row], bytes)
+        let weighed = if shaping.is_some() {
+            step.weigh::<S, false, true>(&mut max[row], bytes)
+        } else if *tokens == (0..PAGE_TOKENS) {
+            step.weigh::<S, true, false>(&mut max[row], bytes)
         } else {
-            step.weigh::<S, false>(&mut max[row], bytes)
+            step.weigh::<S, false, false>(&mut max[row], bytes)
         };
         weighed.total.store(&mut totals[row]);
         (shift[row], weights.scale[row]) = (weighed.shift, weighed.scale);
@@ -44,6 +48,9 @@ struct Row<'a> {
     scores: &'a [Line; GROUPS],
     factor: f32,
     seen: &'a Range<usize>,
+    /// Position of the page's first token.
+    first: usize,
+    shaping: Option<Shaping>,
 }
 
 struct Weighed<S> {
@@ -56,9 +63,10 @@ struct Weighed<S> {
 }
 
 impl Row<'_> {
-    /// Everything stays in registers from the scores to the bytes. With `WHOLE`, all tokens of the page are seen.
+    /// Everything stays in registers from the scores to the bytes. With `WHOLE`, all tokens of the page are seen; without
+    /// `SHAPED`, scores are products.
     #[inline(always)]
-    fn weigh<S: Lanes, const WHOLE: bool>(
+    fn weigh<S: Lanes, const WHOLE: bool, const SHAPED: bool>(
         &self,
         max: &mut f32,
         weights: &mut [[u8; GROUP_TOKENS]; GROUPS],
@@ -67,6 +75,10 @@ impl Row<'_> {
         let mut x = [S::splat(0.0); GROUPS];
         for group in 0..GROUPS {
             let score = S::load_i32(&self.scores[group].0).mul(S::load(&self.page.k_scales[group])).mul(factor);
+            let score = match &self.shaping {
+                Some(shaping) if SHAPED => shaping.apply(self.first + group * GROUP_TOKENS, score),
+                _ => score,
+            };
             x[group] = self.keep::<S, WHOLE>(group, score, f32::NEG_INFINITY);
         }
         let largest = x[0].max(x[1]).max(x[2].max(x[3])).largest();

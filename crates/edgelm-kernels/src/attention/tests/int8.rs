@@ -1,7 +1,7 @@
 //! Attention over Q8 caches against its definition, written as plain loops.
 
 use super::*;
-use crate::simd::{Kernel, LANES, Lanes, dispatch, exp2_negative};
+use crate::simd::{Kernel, LANES, Lanes, dispatch, exp2_negative, tanh};
 
 const PAGE: usize = 64;
 const SEGMENT: usize = 8 * PAGE;
@@ -30,6 +30,18 @@ impl Kernel for Exp2 {
     }
 }
 
+struct Tanh(f32);
+
+impl Kernel for Tanh {
+    type Output = f32;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        tanh(L::splat(self.0)).store(&mut lanes);
+        lanes[0]
+    }
+}
+
 /// The online softmax of one row over some keys.
 #[derive(Clone)]
 struct State {
@@ -41,7 +53,9 @@ struct State {
 impl Sequence {
     /// What the module comment of `int8` says, one number after the other.
     fn plain(&self) -> Vec<f32> {
-        let Case { len, heads, kv_heads, head_dim, window, .. } = self.case;
+        let Case { len, heads, kv_heads, head_dim, window, extras, .. } = self.case;
+        let log2_e = std::f32::consts::LOG2_E;
+        let bfloat16 = |x: f32| half::bf16::from_f32(x).to_f32();
         let scalar = cpu(1, Isa::Scalar);
         let exp2 = |x: f32| dispatch(&scalar, Exp2(x));
         let stored = |rows: &[f32]| rows.chunks(head_dim).map(quantize).collect::<Vec<_>>();
@@ -51,10 +65,14 @@ impl Sequence {
             let (position, head) = (row / heads, row % heads);
             let kv_head = head / (heads / kv_heads);
             let (q, scale) = quantize(q);
-            let factor = scale * self.scale() * std::f32::consts::LOG2_E;
+            let factor = scale * self.scale() * log2_e;
             let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
             let empty = State { max: f32::NEG_INFINITY, sum: [0.0; LANES], out: vec![0.0; head_dim] };
             let mut total = empty.clone();
+            if extras.sinks {
+                (total.max, total.sum[0]) = (self.sinks[head] * log2_e, 1.0);
+            }
+            let slope = self.slopes[head];
             for segment in (first / SEGMENT * SEGMENT..=position).step_by(SEGMENT) {
                 let mut state = empty.clone();
                 for page in (segment..(segment + SEGMENT).min(position + 1)).step_by(PAGE) {
@@ -66,7 +84,18 @@ impl Sequence {
                     let score = |s: usize| {
                         let (k, scale) = &k[at(s)];
                         let dot: i32 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-                        dot as f32 * scale * factor
+                        let score = dot as f32 * scale * factor;
+                        let score = extras.softcap.map_or(score, |cap| {
+                            let cap = cap * log2_e;
+                            dispatch(&scalar, Tanh(score / cap)) * cap
+                        });
+                        match extras.alibi {
+                            None => score,
+                            Some(false) => score + (s as f32 - position as f32) * (slope * log2_e),
+                            Some(true) => {
+                                score + bfloat16(bfloat16(slope) * bfloat16(s as f32)) * (self.scale() * log2_e)
+                            }
+                        }
                     };
                     let max = tokens.clone().map(score).fold(state.max, f32::max);
                     let rescale = exp2(state.max - max);
