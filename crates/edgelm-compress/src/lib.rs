@@ -10,6 +10,7 @@ pub mod calibration;
 mod drift;
 mod equalize;
 mod feedback;
+mod fuse;
 mod importance;
 mod int_groups;
 mod layer_pass;
@@ -66,6 +67,14 @@ pub enum CompressError {
     /// Running the model for calibration.
     #[error(transparent)]
     Engine(#[from] edgelm_engine::EngineError),
+    /// Tensors that a file stores as one and that differ in format.
+    #[error(
+        "tensor `{name}` holds several matrices of the model, which must have one format without blocks across them"
+    )]
+    Fused {
+        /// Stored name.
+        name: String,
+    },
     /// A pass that takes the layers of Llama for granted.
     #[error("{what} is not available for architecture `{architecture}`: its layers are built otherwise than Llama's")]
     Architecture {

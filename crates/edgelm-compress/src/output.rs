@@ -1,7 +1,8 @@
 //! A model of changed shape on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
 use crate::{
-    CompressError, MatrixFormat, is_gguf, quantize::refuse_overwriting_input, staged::Staged, tensor_pass::encode_rows,
+    CompressError, MatrixFormat, fuse::Fuse, is_gguf, quantize::refuse_overwriting_input, staged::Staged,
+    tensor_pass::encode_rows,
 };
 use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, path::Path};
 /// A model in the making. Dropped before `finish`, it leaves nothing behind.
 pub(crate) struct Output {
     writer: Writer,
+    fuse: Fuse,
     /// Of the tensors still to come.
     dtypes: std::vec::IntoIter<DType>,
     hidden_size: usize,
@@ -57,12 +59,17 @@ impl Output {
         for (name, shape, _) in &extras {
             tensors.push((name.clone(), DType::F32, shape.clone()));
         }
-        for id in config.tensor_ids() {
-            // Gains and biases are few; llama.cpp expects them in f32.
-            let dtype = if is_gguf && !id.is_matrix() { DType::F32 } else { stored(id)? };
-            let name = if is_gguf { config.arch.gguf_tensor_name(id) } else { config.arch.hf_tensor_name(id) };
-            tensors.push((name, dtype, config.tensor_shape(id).unwrap_or_default()));
-            dtypes.push(dtype);
+        let fuse = Fuse::new(if is_gguf { &config.arch.gguf_names } else { &config.arch.hf_names }, config);
+        let ids = config.tensor_ids();
+        // What is stored as one has one format: that of its first.
+        let format = |id: TensorId| stored(fuse.members(id).first().copied().unwrap_or(id));
+        // Gains and biases are few; llama.cpp expects them in f32.
+        let format = |id: TensorId| if is_gguf && !id.is_matrix() { Ok(DType::F32) } else { format(id) };
+        for &id in &ids {
+            dtypes.push(format(id)?);
+        }
+        for declared in fuse.declare(&ids) {
+            tensors.push((declared.name, format(declared.members[0])?, declared.shape));
         }
         let (dtypes, hidden_size) = (dtypes.into_iter(), config.hidden_size);
         if !is_gguf {
@@ -73,14 +80,14 @@ impl Output {
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
             let weights = safetensors::Writer::create(&folder.path().join("model.safetensors"), &tensors, &metadata)?;
-            return Ok(Self { writer: Writer::Folder { weights, folder }, dtypes, hidden_size });
+            return Ok(Self { writer: Writer::Folder { weights, folder }, fuse, dtypes, hidden_size });
         }
         let metadata = checkpoint.gguf_metadata_with(config)?;
         let mut writer = gguf::Writer::create(path, &metadata, &tensors)?;
         for (_, _, values) in &extras {
             writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
         }
-        Ok(Self { writer: Writer::Gguf(writer), dtypes, hidden_size })
+        Ok(Self { writer: Writer::Gguf(writer), fuse, dtypes, hidden_size })
     }
 
     /// Writes the next tensor, in the order of `config.tensor_ids()`; returns how many of its values are zero.
@@ -102,8 +109,11 @@ impl Output {
         let dtype = self.dtypes.next().unwrap_or(view.dtype);
         let mut bytes = Vec::with_capacity(view.bytes.len());
         encode_rows(view.dtype, dtype, &sources, row_len, None, &mut bytes).map_err(named)?;
-        self.writer.write(&bytes)?;
-        Ok(zeros(dtype, &bytes))
+        let zeros = zeros(dtype, &bytes);
+        if let Some(bytes) = self.fuse.push(id, bytes)? {
+            self.writer.write(&bytes)?;
+        }
+        Ok(zeros)
     }
 
     /// Writes the next tensor, an embedding or output head, whose rows `give` passes on in their order.

@@ -1,6 +1,6 @@
 //! The formats that a mixture may be made of.
 
-use crate::{CompressError, IntSettings, MatrixFormat, Strategy, quantize::is_gguf};
+use crate::{CompressError, IntSettings, MatrixFormat, Strategy, fuse::Fuse, quantize::is_gguf};
 use edgelm_format::{
     gguf::{Value, header_bytes},
     safetensors::{Element, Writer},
@@ -117,9 +117,9 @@ fn gguf_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
     for (name, shape, _) in checkpoint.gguf_extra_tensors() {
         declared.push((name, DType::F32, shape));
     }
-    for &id in checkpoint.tensor_ids() {
-        let shape = checkpoint.describe(id)?.1.to_vec();
-        declared.push((checkpoint.config().arch.gguf_tensor_name(id), DType::F32, shape));
+    for tensor in Fuse::new(&checkpoint.config().arch.gguf_names, checkpoint.config()).declare(checkpoint.tensor_ids())
+    {
+        declared.push((tensor.name, DType::F32, tensor.shape));
     }
     let mut metadata = checkpoint.gguf_metadata()?;
     metadata.push(("general.file_type".into(), Value::U32(0)));
@@ -129,9 +129,9 @@ fn gguf_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
 
 fn folder_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
     let mut declared = Vec::new();
-    for &id in checkpoint.tensor_ids() {
-        let (name, shape) = (checkpoint.config().arch.hf_tensor_name(id), checkpoint.describe(id)?.1.to_vec());
-        let parts: &[&str] = match id.is_matrix() {
+    for tensor in Fuse::new(&checkpoint.config().arch.hf_names, checkpoint.config()).declare(checkpoint.tensor_ids()) {
+        let (name, shape) = (tensor.name, tensor.shape);
+        let parts: &[&str] = match tensor.members[0].is_matrix() {
             true => &["_packed", "_scale", "_zero_point", "_shape"],
             false => &[""],
         };

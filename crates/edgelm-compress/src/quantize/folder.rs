@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     CompressError, MatrixFormat,
+    fuse::Fuse,
     layer_pass::{decode, decode_blocks},
     staged::Staged,
     tensor_pass::{Distortion, encode_rows},
@@ -24,6 +25,7 @@ pub(super) struct FolderOut {
     folder: Staged,
     weights: Writer,
     storage: Storage,
+    fuse: Fuse,
 }
 
 impl FolderOut {
@@ -35,10 +37,18 @@ impl FolderOut {
     ) -> Result<Self, CompressError> {
         let mut declared = Vec::new();
         let mut config = ConfigParts::default();
-        for plan in plans {
-            let shape = checkpoint.describe(plan.id)?.1.to_vec();
+        let fuse = Fuse::new(&checkpoint.config().arch.hf_names, checkpoint.config());
+        let order: Vec<TensorId> = plans.iter().map(|plan| plan.id).collect();
+        for tensor in fuse.declare(&order) {
+            let shape = tensor.shape;
+            let Some(plan) = plans.iter().find(|plan| plan.id == tensor.members[0]) else { continue };
             let matrix = [shape.first().copied().unwrap_or(0), shape.last().copied().unwrap_or(0)];
-            let name = module(&plan.name);
+            let name = module(&tensor.name);
+            // Blocks of a matrix that is stored [in, out], or beside those of other experts, have no place in such files.
+            let is_plain = fuse.is_alone(plan.id) || shape.len() == 2 && fuse.has_whole_rows(plan.id);
+            if plan.format.is_quantized() && !is_plain {
+                return Err(CompressError::Fused { name: tensor.name });
+            }
             match plan.format {
                 MatrixFormat::Block(dtype) => {
                     let element = Element::of(dtype).ok_or(CompressError::FolderFormat { dtype })?;
@@ -46,7 +56,7 @@ impl FolderOut {
                         declared.extend(declare_sparse(name, element, matrix));
                         config.has_sparse_floats = true;
                     } else {
-                        declared.push((plan.name.clone(), element, shape));
+                        declared.push((tensor.name.clone(), element, shape));
                         if plan.id.is_matrix() {
                             config.ignore.push(name.to_owned());
                         }
@@ -71,7 +81,7 @@ impl FolderOut {
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let weights = Writer::create_typed(&folder.path().join("model.safetensors"), &declared, &metadata)?;
-        Ok(Self { folder, weights, storage })
+        Ok(Self { folder, weights, storage, fuse })
     }
 
     /// Returns their bytes.
@@ -169,11 +179,15 @@ impl Out for FolderOut {
                 let sources: Vec<&[u8]> = bytes.chunks((bytes.len() / rows.max(1)).max(1)).collect();
                 let mut out = Vec::new();
                 let distortion = encode_rows(view.dtype, dtype, &sources, row_len, None, &mut out).map_err(named)?;
-                let parts = match self.storage.is_sparse(plan.id, plan.format, row_len) {
-                    true => pack_sparse(dtype.block_bytes(), [rows, row_len], &out).into(),
-                    false => vec![out],
-                };
-                let bytes = self.write_parts(&parts)?;
+                let bytes = out.len() as u64;
+                if let Some(out) = self.fuse.push(plan.id, out)? {
+                    let rows = self.fuse.stored_rows(plan.id).unwrap_or(rows);
+                    let parts = match self.storage.is_sparse(plan.id, plan.format, row_len) {
+                        true => pack_sparse(dtype.block_bytes(), [rows, row_len], &out).into(),
+                        false => vec![out],
+                    };
+                    self.write_parts(&parts)?;
+                }
                 Ok(Written { bytes, relative_rms_error: distortion.relative_rms() })
             }
             MatrixFormat::Int(_) | MatrixFormat::Lookup(_) => {
@@ -188,8 +202,12 @@ impl Out for FolderOut {
                 };
                 let scale = edited.input_scale(plan.id).unwrap_or_default();
                 let activations = self.storage.activations(plan.id);
-                let parts = plan.format.pack(activations, [rows, row_len], &of_rows(&blocks), scale);
-                Ok(Written { bytes: self.write_parts(&parts)?, relative_rms_error: error })
+                let mut bytes = 0;
+                if let Some(blocks) = self.fuse.push(plan.id, of_rows(&blocks))? {
+                    let rows = self.fuse.stored_rows(plan.id).unwrap_or(rows);
+                    bytes = self.write_parts(&plan.format.pack(activations, [rows, row_len], &blocks, scale))?;
+                }
+                Ok(Written { bytes, relative_rms_error: error })
             }
         }
     }

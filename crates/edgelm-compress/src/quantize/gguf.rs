@@ -3,12 +3,13 @@
 use super::{Out, Plan, Written};
 use crate::{
     CompressError,
+    fuse::Fuse,
     tensor_pass::{Distortion, encode_rows},
 };
 use edgelm_format::gguf::{Value, Writer};
-use edgelm_model::{Checkpoint, Edited, Tensors};
+use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
 use edgelm_tensor::DType;
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 /// f32 values in work at a time: 16 MiB of them, with their encoded form. Large enough that threads stay busy, small
 /// beside any model worth compressing.
@@ -16,6 +17,7 @@ const VALUES_AT_A_TIME: usize = 4 << 20;
 
 pub(super) struct GgufOut {
     writer: Writer,
+    fuse: Fuse,
 }
 
 impl GgufOut {
@@ -34,14 +36,17 @@ impl GgufOut {
         for (name, shape, _) in &extras {
             declared.push((name.clone(), DType::F32, shape.clone()));
         }
-        for plan in plans {
-            declared.push((plan.name.clone(), plan.format.dtype(), checkpoint.describe(plan.id)?.1.to_vec()));
+        let fuse = Fuse::new(&checkpoint.config().arch.gguf_names, checkpoint.config());
+        let order: Vec<TensorId> = plans.iter().map(|plan| plan.id).collect();
+        let formats: HashMap<TensorId, DType> = plans.iter().map(|plan| (plan.id, plan.format.dtype())).collect();
+        for tensor in fuse.declare(&order) {
+            declared.push((tensor.name, formats[&tensor.members[0]], tensor.shape));
         }
         let mut writer = Writer::create(output, &metadata, &declared)?;
         for (_, _, values) in &extras {
             writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
         }
-        Ok(Self { writer })
+        Ok(Self { writer, fuse })
     }
 }
 
@@ -68,7 +73,7 @@ impl Out for GgufOut {
         let rows_at_a_time = (VALUES_AT_A_TIME / row_len.max(1)).max(1);
         let mut distortion = Distortion::default();
         let mut bytes = 0;
-        let mut out = Vec::new();
+        let (mut out, mut whole) = (Vec::new(), Vec::new());
         for start in (0..rows).step_by(rows_at_a_time) {
             go_on()?;
             let end = (start + rows_at_a_time).min(rows);
@@ -80,7 +85,15 @@ impl Out for GgufOut {
             distortion.error += part.error;
             distortion.energy += part.energy;
             bytes += out.len() as u64;
-            self.writer.write(&out)?;
+            match self.fuse.is_alone(plan.id) {
+                true => self.writer.write(&out)?,
+                false => whole.extend_from_slice(&out),
+            }
+        }
+        if !self.fuse.is_alone(plan.id)
+            && let Some(bytes) = self.fuse.push(plan.id, whole)?
+        {
+            self.writer.write(&bytes)?;
         }
         Ok(Written { bytes, relative_rms_error: distortion.relative_rms() })
     }

@@ -13,6 +13,7 @@ pub use ints::{CalibratorName, Inputs, IntOptions, Per, largest_group};
 use crate::{
     CompressError, Importance, MatrixFormat, Walk,
     equalize::{Equalize, equalize_layer},
+    fuse::Fuse,
     go_on,
     layer_pass::{Codes, MatrixErrors, decode, quantize_layer, quantize_matrix},
     ranges::Calibrator,
@@ -355,6 +356,19 @@ pub(crate) fn refuse_overwriting_input(checkpoint: &Checkpoint, output: &Path) -
     Ok(())
 }
 
+/// What a file stores as one tensor has one format: the smallest that any of its parts was to have, so that a budget for the
+/// whole still holds.
+fn one_format_each(plans: &mut [Plan], fuse: &Fuse) {
+    let formats: HashMap<TensorId, MatrixFormat> = plans.iter().map(|plan| (plan.id, plan.format)).collect();
+    for plan in plans.iter_mut().filter(|plan| plan.id.is_matrix()) {
+        let members = fuse.members(plan.id).iter().filter_map(|id| formats.get(id));
+        let size = |format: &&MatrixFormat| format.bytes(1, 4096).unwrap_or(u64::MAX);
+        if let Some(&format) = members.min_by_key(size) {
+            plan.format = format;
+        }
+    }
+}
+
 /// What becomes of each tensor, in the order in which they are written.
 fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>, is_folder: bool) -> Result<Vec<Plan>, CompressError> {
     let arch = checkpoint.config().arch;
@@ -393,6 +407,8 @@ fn plan(checkpoint: &Checkpoint, options: &QuantizeOptions<'_>, is_folder: bool)
         let name = if is_folder { arch.hf_tensor_name(id) } else { gguf_name };
         plans.push(Plan { id, name, format, instead_of });
     }
+    let names = if is_folder { &arch.hf_names } else { &arch.gguf_names };
+    one_format_each(&mut plans, &Fuse::new(names, checkpoint.config()));
     match used.iter().position(|used| !used) {
         Some(unused) => Err(CompressError::UnusedKeep(options.keep[unused].pattern.clone())),
         None => Ok(plans),

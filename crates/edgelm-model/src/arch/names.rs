@@ -66,6 +66,18 @@ pub struct Stored {
     pub rows: Option<Rows>,
     /// The rows are columns in the file.
     pub transposed: bool,
+    /// Its rows are so many tensors of their own, with their number for `{}` in the name.
+    pub spread: Option<usize>,
+}
+
+impl Stored {
+    /// Names of the tensors in the file.
+    pub fn names(&self) -> Vec<String> {
+        match self.spread {
+            None => vec![self.name.clone()],
+            Some(count) => (0..count).map(|row| self.name.replace("{}", &row.to_string())).collect(),
+        }
+    }
 }
 
 /// Rows of a stored tensor.
@@ -109,7 +121,8 @@ impl Names {
     /// Where a tensor that `config` implies is stored.
     pub fn stored(&self, prefix: Prefix, config: &ModelConfig, id: TensorId) -> Stored {
         let shape = config.tensor_shape(id).unwrap_or_default();
-        let mut stored = Stored { name: self.name(prefix, id), shape, expert: None, rows: None, transposed: false };
+        let mut stored =
+            Stored { name: self.name(prefix, id), shape, expert: None, rows: None, transposed: false, spread: None };
         let TensorId::Layer(index, tensor) = id else { return stored };
         if let Some((parts, order)) = self.fused_with(config, index, tensor) {
             let rows: Vec<usize> = parts.iter().map(|&part| rows_of(config, index, part)).collect();
@@ -119,6 +132,9 @@ impl Names {
             }
         }
         let is_expert = matches!(tensor, LayerTensor::Expert(..));
+        if !is_expert && stored.name.contains("{}") {
+            stored.spread = Some(stored.shape.remove(0));
+        }
         if tensor.is_linear()
             && (self.transposed == Transposed::All || is_expert && self.transposed == Transposed::Experts)
         {

@@ -1,8 +1,8 @@
 //! StableLM 2 (Bellagente et al. 2024, arXiv:2402.17834).
 //! Baseline: Llama. Layer norms, rotation of a part of each head, biases on queries, keys and values where asked for.
 
-use super::{Arch, BiasRule, Defaults, MlpBiasRule, llama::LLAMA};
-use crate::{AttentionBias, NormKind, Residual, RopePairs, Style};
+use super::{Arch, BiasRule, Defaults, MlpBiasRule, Names, llama::LLAMA, names::llama_layer};
+use crate::{AttentionBias, LayerTensor, NormKind, QkNorm, Residual, RopePairs, Style};
 
 pub(super) const STABLELM: Arch = Arch {
     name: "stablelm",
@@ -10,7 +10,14 @@ pub(super) const STABLELM: Arch = Arch {
     hf_model_type: "stablelm",
     gguf_name: Some("stablelm"),
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
-    only: &[("qk_layernorm", "false")],
+    hf_names: Names {
+        layer: |tensor| match tensor {
+            LayerTensor::QNorm => "self_attn.q_layernorm.norms.{}",
+            LayerTensor::KNorm => "self_attn.k_layernorm.norms.{}",
+            _ => llama_layer(tensor),
+        },
+        ..LLAMA.hf_names
+    },
     style: Style { norm: NormKind::Layer, ..LLAMA.style },
     attention_bias: BiasRule::Key("use_qkv_bias", false, AttentionBias::None, AttentionBias::Qkv),
     mlp_bias: MlpBiasRule::Always(false),
@@ -26,6 +33,9 @@ pub(super) const STABLELM: Arch = Arch {
         if keys.flag("use_parallel_residual")? == Some(true) {
             config.style.residual = Residual::Parallel;
             config.style.norms.ffn = false;
+        }
+        if keys.flag("qk_layernorm")? == Some(true) {
+            config.style.qk_norm = QkNorm::OwnHead(NormKind::LayerGain);
         }
         Ok(())
     },

@@ -152,8 +152,22 @@ impl Checkpoint {
     pub fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
         let Some(shape) = self.shapes.get(&id) else { return Err(self.missing(id)) };
         let stored = self.stored(id);
+        if stored.spread.is_some() {
+            return self.gathered(id, &stored, shape);
+        }
         let view = self.store.get(&stored.name)?.ok_or_else(|| self.missing(id))?;
         Ok(part::of(view, &stored, shape))
+    }
+
+    /// A tensor whose rows are tensors of their own.
+    fn gathered<'a>(&'a self, id: TensorId, stored: &Stored, shape: &'a [usize]) -> Result<TensorView<'a>, ModelError> {
+        let (dtype, _) = self.describe(id)?;
+        let mut bytes = Vec::new();
+        for name in stored.names() {
+            let row = self.store.get(&name)?.filter(|row| row.dtype == dtype).ok_or_else(|| self.missing(id))?;
+            bytes.extend_from_slice(&row.bytes);
+        }
+        Ok(TensorView { dtype, shape, bytes: bytes.into() })
     }
 
     fn missing(&self, id: TensorId) -> ModelError {
@@ -176,7 +190,8 @@ impl Checkpoint {
 
     /// Format and shape of a tensor, without reading its values. Errors if absent.
     pub fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
-        match (self.store.describe(&self.stored_name(id))?, self.shapes.get(&id)) {
+        let name = self.stored(id).names().swap_remove(0);
+        match (self.store.describe(&name)?, self.shapes.get(&id)) {
             (Some((dtype, _)), Some(shape)) => Ok((dtype, shape)),
             _ => Err(self.missing(id)),
         }

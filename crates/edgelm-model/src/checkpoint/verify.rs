@@ -34,22 +34,11 @@ pub(super) fn tensors(
     let found: HashSet<&str> = store.names().into_iter().collect();
     let mut expected: HashSet<String> = HashSet::new();
     for &id in &ids {
-        let Stored { name, shape: want, transposed, .. } = names.stored(prefix, config, id);
-        let Some((dtype, shape)) = store.describe(&name)? else {
-            return Err(ModelError::MissingTensor { path: path.to_owned(), name });
-        };
-        if shape != want {
-            return Err(ModelError::TensorShape { name, got: shape.to_vec(), want });
+        let stored = names.stored(prefix, config, id);
+        for name in stored.names() {
+            check(&stored, &name, id, store, path)?;
+            expected.insert(name);
         }
-        if transposed && dtype.is_quantized() {
-            let what = format!("tensor `{name}` is stored as {dtype} and [in, out]: its blocks lie across its rows");
-            return Err(ModelError::Config { path: path.to_owned(), what });
-        }
-        if !id.is_matrix() && dtype.is_quantized() {
-            let what = format!("tensor `{name}` is stored as {dtype}; norms and biases must be F32, F16 or BF16");
-            return Err(ModelError::Config { path: path.to_owned(), what });
-        }
-        expected.insert(name);
     }
     let ignored = |name: &str| match storage {
         StorageKind::Safetensors => {
@@ -71,4 +60,23 @@ pub(super) fn tensors(
 /// True for a tensor beside a decoder that is one part of a larger model.
 fn is_of_other_modality((body, head): Prefix, name: &str) -> bool {
     body.contains("language_model") && !name.starts_with(body) && (head.is_empty() || !name.starts_with(head))
+}
+
+/// One tensor of the file is what the model wants it to be.
+fn check(stored: &Stored, name: &str, id: TensorId, store: &Store, path: &Path) -> Result<(), ModelError> {
+    let Some((dtype, shape)) = store.describe(name)? else {
+        return Err(ModelError::MissingTensor { path: path.to_owned(), name: name.to_owned() });
+    };
+    if shape != stored.shape {
+        return Err(ModelError::TensorShape { name: name.to_owned(), got: shape.to_vec(), want: stored.shape.clone() });
+    }
+    if stored.transposed && dtype.is_quantized() {
+        let what = format!("tensor `{name}` is stored as {dtype} and [in, out]: its blocks lie across its rows");
+        return Err(ModelError::Config { path: path.to_owned(), what });
+    }
+    if !id.is_matrix() && dtype.is_quantized() {
+        let what = format!("tensor `{name}` is stored as {dtype}; norms and biases must be F32, F16 or BF16");
+        return Err(ModelError::Config { path: path.to_owned(), what });
+    }
+    Ok(())
 }

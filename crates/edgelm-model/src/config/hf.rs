@@ -311,7 +311,11 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
 
 fn read_windows(keys: &mut Keys<'_>, arch: &Arch, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
     let given = keys.has("sliding_window");
-    let size = keys.size("sliding_window", MAX_CONTEXT)?;
+    // 0 is how some writers say "none".
+    let size = match keys.get("sliding_window").and_then(Value::as_u64) {
+        Some(0) => None,
+        _ => keys.size("sliding_window", MAX_CONTEXT)?,
+    };
     let size = if given { size } else { arch.defaults.sliding_window };
     let switched_on = keys.flag("use_sliding_window")?;
     // Read even where it decides nothing: every family may carry it. 0 means "from the first layer on".
