@@ -14,7 +14,7 @@ pub(super) const BLOOM: Arch = Arch {
     name: "bloom",
     hf_name: "BloomForCausalLM",
     hf_model_type: "bloom",
-    gguf_name: Some("bloom"),
+    gguf_name: None,
     hf_names: Names {
         token_embedding: "word_embeddings",
         embedding_norm: "word_embeddings_layernorm",

@@ -8,7 +8,7 @@ pub(super) const COHERE: Arch = Arch {
     name: "cohere",
     hf_name: "CohereForCausalLM",
     hf_model_type: "cohere",
-    gguf_name: Some("command-r"),
+    gguf_name: None,
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
     style: Style {
         norm: NormKind::LayerGain,

@@ -8,7 +8,7 @@ pub(super) const COHERE2: Arch = Arch {
     name: "cohere2",
     hf_name: "Cohere2ForCausalLM",
     hf_model_type: "cohere2",
-    gguf_name: Some("cohere2"),
+    gguf_name: None,
     only: &[("use_qk_norm", "false")],
     harmless: &[
         "_sliding_window_pattern",

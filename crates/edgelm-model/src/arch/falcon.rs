@@ -13,7 +13,7 @@ pub(super) const FALCON: Arch = Arch {
     name: "falcon",
     hf_name: "FalconForCausalLM",
     hf_model_type: "falcon",
-    gguf_name: Some("falcon"),
+    gguf_name: None,
     hf_names: Names { embedding_norm: "", ..BLOOM.hf_names },
     aliases: &[
         ("hidden_act", "activation"),

@@ -10,7 +10,7 @@ pub(super) const GEMMA: Arch = Arch {
     name: "gemma",
     hf_name: "GemmaForCausalLM",
     hf_model_type: "gemma",
-    gguf_name: Some("gemma"),
+    gguf_name: None,
     only: &[("use_bidirectional_attention", "false")],
     style: Style { norm: NormKind::RmsPlusOne, activation: Activation::GeluTanh, ..LLAMA.style },
     attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),

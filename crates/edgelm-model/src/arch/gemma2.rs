@@ -14,7 +14,7 @@ pub(super) const GEMMA2: Arch = Arch {
     name: "gemma2",
     hf_name: "Gemma2ForCausalLM",
     hf_model_type: "gemma2",
-    gguf_name: Some("gemma2"),
+    gguf_name: None,
     hf_names: Names { layer, ..LLAMA.hf_names },
     style: Style { norms: Norms { attn: true, post_attn: true, ffn: true, post_ffn: true }, ..GEMMA.style },
     window: WindowRule::AllButEach(2),

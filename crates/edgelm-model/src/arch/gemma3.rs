@@ -9,7 +9,7 @@ pub(super) const GEMMA3: Arch = Arch {
     name: "gemma3",
     hf_name: "Gemma3ForCausalLM",
     hf_model_type: "gemma3_text",
-    gguf_name: Some("gemma3"),
+    gguf_name: None,
     harmless: &["_sliding_window_pattern"],
     style: Style { qk_norm: QkNorm::Head(NormKind::RmsPlusOne), ..GEMMA2.style },
     window: WindowRule::AllButEach(6),

@@ -12,7 +12,7 @@ pub(super) const GLM4: Arch = Arch {
     name: "glm4",
     hf_name: "Glm4ForCausalLM",
     hf_model_type: "glm4",
-    gguf_name: Some("glm4"),
+    gguf_name: None,
     gguf_names: Names {
         layer: |tensor| match tensor {
             LayerTensor::Gate | LayerTensor::Up => "ffn_up",

@@ -9,7 +9,7 @@ pub(super) const GPT_NEOX: Arch = Arch {
     name: "gpt_neox",
     hf_name: "GPTNeoXForCausalLM",
     hf_model_type: "gpt_neox",
-    gguf_name: Some("gptneox"),
+    gguf_name: None,
     hf_names: Names {
         token_embedding: "embed_in",
         output_norm: "final_layer_norm",

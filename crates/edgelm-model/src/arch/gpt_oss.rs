@@ -12,7 +12,7 @@ pub(super) const GPT_OSS: Arch = Arch {
     name: "gpt_oss",
     hf_name: "GptOssForCausalLM",
     hf_model_type: "gpt_oss",
-    gguf_name: Some("gpt-oss"),
+    gguf_name: None,
     hf_names: Names {
         layer,
         fused: &[(&[LayerTensor::Gate, LayerTensor::Up], Order::Interleaved)],

@@ -9,7 +9,7 @@ pub(super) const GRANITE: Arch = Arch {
     name: "granite",
     hf_name: "GraniteForCausalLM",
     hf_model_type: "granite",
-    gguf_name: Some("granite"),
+    gguf_name: None,
     gguf_rope_factors: false,
     read_hf: read_factors,
     ..LLAMA

@@ -13,7 +13,7 @@ pub(super) const GRANITEMOE: Arch = Arch {
     name: "granitemoe",
     hf_name: "GraniteMoeForCausalLM",
     hf_model_type: "granitemoe",
-    gguf_name: Some("granitemoe"),
+    gguf_name: None,
     hf_names: Names { layer, fused: &[(&[LayerTensor::Gate, LayerTensor::Up], Order::Stacked)], ..GRANITE.hf_names },
     aliases: &[("num_experts", "num_local_experts")],
     harmless: experts::HARMLESS,

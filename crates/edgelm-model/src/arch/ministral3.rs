@@ -7,7 +7,7 @@ pub(super) const MINISTRAL3: Arch = Arch {
     name: "ministral3",
     hf_name: "Ministral3ForCausalLM",
     hf_model_type: "ministral3",
-    gguf_name: Some("mistral3"),
+    gguf_name: None,
     defaults: Defaults { norm_eps: 1e-5, rope_theta: 1e6, sliding_window: None, ..MISTRAL.defaults },
     ..MISTRAL
 };

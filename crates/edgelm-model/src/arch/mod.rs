@@ -256,15 +256,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_complete() {
+    fn only_what_is_fused_shares_a_name() {
         for arch in ARCHS {
-            let mut hf = std::collections::BTreeSet::new();
-            let mut gguf = std::collections::BTreeSet::new();
-            let mut ids = vec![TensorId::TokenEmbedding, TensorId::OutputNorm, TensorId::Output];
-            ids.extend(LayerTensor::ALL.iter().map(|&tensor| TensorId::Layer(7, tensor)));
-            for id in ids {
-                assert!(hf.insert(arch.hf_tensor_name(id)), "{id:?}");
-                assert!(gguf.insert(arch.gguf_tensor_name(id)), "{id:?}");
+            for names in [&arch.hf_names, &arch.gguf_names] {
+                let ids = LayerTensor::ALL.map(|tensor| TensorId::Layer(7, tensor));
+                let mut owners = std::collections::BTreeMap::new();
+                for id in TensorId::FRONT.into_iter().chain(ids).chain(TensorId::BACK) {
+                    let name = names.name(names.prefixes[0], id);
+                    let is_named = |end: &str| name != format!("{}{end}", names.prefixes[0].0);
+                    if !is_named(".weight") || !is_named(".bias") {
+                        continue;
+                    }
+                    let TensorId::Layer(_, tensor) = id else {
+                        assert!(owners.insert(name, LayerTensor::AttnNorm).is_none(), "{} {id:?}", arch.name);
+                        continue;
+                    };
+                    let Some(other) = owners.insert(name, tensor.weight()) else { continue };
+                    let fused = names.fused.iter().any(|(parts, _)| {
+                        parts.contains(&tensor.weight()) && parts.contains(&other)
+                            || tensor.is_shared() && other.is_shared()
+                    });
+                    assert!(fused, "{} {tensor:?} {other:?}", arch.name);
+                }
             }
         }
         let q = TensorId::Layer(3, LayerTensor::QBias);

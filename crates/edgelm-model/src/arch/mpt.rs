@@ -9,7 +9,7 @@ pub(super) const MPT: Arch = Arch {
     name: "mpt",
     hf_name: "MptForCausalLM",
     hf_model_type: "mpt",
-    gguf_name: Some("mpt"),
+    gguf_name: None,
     hf_names: Names {
         token_embedding: "wte",
         output_norm: "norm_f",

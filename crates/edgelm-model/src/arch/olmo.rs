@@ -8,7 +8,7 @@ pub(super) const OLMO: Arch = Arch {
     name: "olmo",
     hf_name: "OlmoForCausalLM",
     hf_model_type: "olmo",
-    gguf_name: Some("olmo"),
+    gguf_name: None,
     style: Style { norm: NormKind::LayerPlain, ..LLAMA.style },
     mlp_bias: MlpBiasRule::Always(false),
     defaults: Defaults { norm_eps: 1e-5, ..LLAMA.defaults },

@@ -9,7 +9,7 @@ pub(super) const OLMOE: Arch = Arch {
     name: "olmoe",
     hf_name: "OlmoeForCausalLM",
     hf_model_type: "olmoe",
-    gguf_name: Some("olmoe"),
+    gguf_name: None,
     harmless: experts::HARMLESS,
     style: Style { qk_norm: QkNorm::All(NormKind::Rms), ..LLAMA.style },
     mlp_bias: MlpBiasRule::Always(false),

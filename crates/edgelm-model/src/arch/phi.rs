@@ -14,7 +14,7 @@ pub(super) const PHI: Arch = Arch {
     name: "phi",
     hf_name: "PhiForCausalLM",
     hf_model_type: "phi",
-    gguf_name: Some("phi2"),
+    gguf_name: None,
     hf_names: Names { output_norm: "final_layernorm", layer, ..LLAMA.hf_names },
     gguf_names: GGUF_QKV,
     aliases: &[("rms_norm_eps", "layer_norm_eps")],

@@ -13,7 +13,7 @@ pub(super) const PHI3: Arch = Arch {
     name: "phi3",
     hf_name: "Phi3ForCausalLM",
     hf_model_type: "phi3",
-    gguf_name: Some("phi3"),
+    gguf_name: None,
     hf_names: Names { layer, fused: FUSED, ..LLAMA.hf_names },
     gguf_names: Names { layer: gguf, fused: FUSED, ..GGUF },
     defaults: Defaults {

@@ -8,7 +8,7 @@ pub(super) const QWEN2_MOE: Arch = Arch {
     name: "qwen2_moe",
     hf_name: "Qwen2MoeForCausalLM",
     hf_model_type: "qwen2_moe",
-    gguf_name: Some("qwen2moe"),
+    gguf_name: None,
     harmless: experts::HARMLESS,
     defaults: Defaults { sliding_window: None, ..QWEN2.defaults },
     read_hf: |keys, config| {

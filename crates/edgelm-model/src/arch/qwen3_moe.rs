@@ -8,7 +8,7 @@ pub(super) const QWEN3_MOE: Arch = Arch {
     name: "qwen3_moe",
     hf_name: "Qwen3MoeForCausalLM",
     hf_model_type: "qwen3_moe",
-    gguf_name: Some("qwen3moe"),
+    gguf_name: None,
     aliases: &[("num_experts", "num_local_experts")],
     harmless: experts::HARMLESS,
     read_hf: |keys, config| {

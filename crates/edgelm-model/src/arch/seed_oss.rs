@@ -8,7 +8,7 @@ pub(super) const SEED_OSS: Arch = Arch {
     name: "seed_oss",
     hf_name: "SeedOssForCausalLM",
     hf_model_type: "seed_oss",
-    gguf_name: Some("seed_oss"),
+    gguf_name: None,
     harmless: &["residual_dropout"],
     attention_bias: BiasRule::Key("attention_bias", true, AttentionBias::None, AttentionBias::Qkv),
     defaults: Defaults { head_dim: Some(128), max_position_embeddings: 524_288, ..LLAMA.defaults },

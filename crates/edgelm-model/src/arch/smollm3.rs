@@ -8,7 +8,7 @@ pub(super) const SMOLLM3: Arch = Arch {
     name: "smollm3",
     hf_name: "SmolLM3ForCausalLM",
     hf_model_type: "smollm3",
-    gguf_name: Some("smollm3"),
+    gguf_name: None,
     attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),
     mlp_bias: MlpBiasRule::Key("mlp_bias", false),
     defaults: Defaults { rope_theta: 2e6, tie_word_embeddings: true, ..QWEN2.defaults },

@@ -8,7 +8,7 @@ pub(super) const STABLELM: Arch = Arch {
     name: "stablelm",
     hf_name: "StableLmForCausalLM",
     hf_model_type: "stablelm",
-    gguf_name: Some("stablelm"),
+    gguf_name: None,
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
     hf_names: Names {
         layer: |tensor| match tensor {
