@@ -1,7 +1,7 @@
 //! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
 
 use crate::{EngineError, rope::RopeTable};
-use edgelm_format::TensorView;
+use edgelm_format::{Reordered, TensorView};
 use edgelm_kernels::{
     Attention, Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, Span, Weights, add_assign, rms_norm, rope,
     silu_mul,
@@ -283,7 +283,7 @@ impl Block {
 const REWRITTEN_AT_A_TIME: usize = 128 << 20;
 
 /// Packed matrices that wait for their place.
-pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
+pub(crate) struct Matrices(pub(crate) HashMap<TensorId, Matrix>);
 
 impl Matrices {
     /// Packs all of `ids` at once, letting go of the mapped pages they are read from on the way.
@@ -291,11 +291,17 @@ impl Matrices {
         let mut packed = HashMap::new();
         let mut rest = ids;
         while !rest.is_empty() {
-            let (mut views, mut rewritten) = (Vec::new(), 0);
+            let (mut views, mut orders, mut rewritten) = (Vec::new(), Vec::new(), 0);
             for &id in rest {
-                let view = tensors.tensor(id)?;
+                let (view, order) = match tensors.reordered(id)? {
+                    Some(Reordered { order, dtype, bytes }) => {
+                        (TensorView { dtype, shape: tensors.describe(id)?.1, bytes: bytes.into() }, Some(order))
+                    }
+                    None => (tensors.tensor(id)?, None),
+                };
                 rewritten += if let Cow::Owned(bytes) = &view.bytes { bytes.len() } else { 0 };
                 views.push(view);
+                orders.push(order);
                 if rewritten >= REWRITTEN_AT_A_TIME {
                     break;
                 }
@@ -307,7 +313,11 @@ impl Matrices {
             };
             let weights: Vec<Weights<'_>> = views.iter().map(weights).collect();
             let matrices = Matrix::pack_all(cpu, &weights, &|index, bytes| tensors.release_part(now[index], bytes))?;
-            packed.extend(now.iter().copied().zip(matrices));
+            let ordered = matrices.into_iter().zip(orders).map(|(matrix, order)| match order {
+                Some(order) => matrix.with_order(order),
+                None => matrix,
+            });
+            packed.extend(now.iter().copied().zip(ordered));
             rest = later;
         }
         Ok(Self(packed))

@@ -96,11 +96,26 @@ struct Piece {
 impl Engine {
     /// Packs every weight of a checkpoint for this machine.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
+        Self::load_by(checkpoint, cpu, |checkpoint, cpu, ids| Matrices::load(&**checkpoint, cpu, ids))
+    }
+
+    /// The same model in f32 arithmetic on exactly the values that the checkpoint means: no weights, inputs or caches are
+    /// rounded. For models that are not quantized that is what `load` gives; quantized weights are decoded for every
+    /// product anew, which takes no memory and much time.
+    pub fn load_exact(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
+        Self::load_by(checkpoint, cpu, Matrices::load_exact)
+    }
+
+    fn load_by(
+        checkpoint: Arc<Checkpoint>,
+        cpu: Arc<Cpu>,
+        load: impl Fn(&Arc<Checkpoint>, &Cpu, &[TensorId]) -> Result<Matrices, EngineError>,
+    ) -> Result<Self, EngineError> {
         let config = checkpoint.config();
         let head = Head::load(&*checkpoint)?;
         let layers = 0..config.layers.len();
         let ids: Vec<_> = layers.clone().flat_map(Block::matrix_ids).chain([head.tensor()]).collect();
-        let mut matrices = Matrices::load(&*checkpoint, &cpu, &ids)?;
+        let mut matrices = load(&checkpoint, &cpu, &ids)?;
         let blocks =
             layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
         let output = matrices.take(head.tensor())?;
@@ -240,7 +255,8 @@ impl Engine {
             let step = &batch[piece.step];
             let held = step.sequence.tokens.len();
             for &id in &step.tokens[piece.offset..piece.offset + piece.len] {
-                embed(&*self.checkpoint, id, &mut workspace.hidden[row * d..][..d])?;
+                let out = &mut workspace.hidden[row * d..][..d];
+                self.checkpoint.values(TensorId::TokenEmbedding, id as usize..id as usize + 1, out)?;
                 row += 1;
             }
             let start = held + piece.offset;

@@ -6,6 +6,7 @@
 mod beam;
 mod block;
 mod engine;
+mod exact;
 mod generate;
 mod head;
 mod model;

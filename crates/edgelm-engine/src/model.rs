@@ -13,7 +13,12 @@ pub struct Model {
 impl Model {
     /// Packs the weights for this machine. Keeps the checkpoint for its tokenizer and embedding rows.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
-        Ok(Self { engine: Engine::load(checkpoint, cpu)? })
+        Ok(Self::new(Engine::load(checkpoint, cpu)?))
+    }
+
+    /// With an engine that is loaded.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
     }
 
     /// For messages and `/v1/models`.

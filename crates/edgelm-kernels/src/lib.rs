@@ -26,7 +26,7 @@ pub use edgelm_tensor::RopePairs;
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{ReadProbe, f32_peak, int8_peak, read_bandwidth};
-pub use matmul::{Linear, Matrix, Scratch, Weights};
+pub use matmul::{Linear, Matrix, RowSource, Scratch, Weights};
 pub use ops::{add_assign, kl_divergence, log_sum_exp, rms_norm, rope, silu_mul};
 pub use pool::Pool;
 pub use trace::{Interval, Limits, Operator, OperatorRecord, Recorder, Records, StepRecord, StepSpan, Work};

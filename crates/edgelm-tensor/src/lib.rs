@@ -13,7 +13,7 @@ mod lookup_format;
 mod rope_pairs;
 
 pub use dtype::DType;
-pub use int_format::{IntBlock, IntFormat};
+pub use int_format::{IntBlock, IntFormat, write_ints};
 pub use lookup_format::LookupFormat;
 pub use rope_pairs::RopePairs;
 

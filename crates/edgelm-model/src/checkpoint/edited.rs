@@ -2,7 +2,7 @@
 
 use super::{Checkpoint, row_of};
 use crate::{ModelConfig, ModelError, TensorId};
-use edgelm_format::TensorView;
+use edgelm_format::{Reordered, TensorView};
 use edgelm_tensor::DType;
 use std::{borrow::Cow, collections::HashMap};
 
@@ -19,6 +19,9 @@ pub trait Tensors: Sync {
 
     /// Format and bytes of one row of a matrix.
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError>;
+
+    /// A matrix with its columns in another order, see [`Checkpoint::reordered`].
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError>;
 
     /// The scale of a linear layer's int8 inputs, where it is fixed.
     fn input_scale(&self, id: TensorId) -> Option<f32>;
@@ -47,6 +50,10 @@ impl Tensors for Checkpoint {
 
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
         Checkpoint::row(self, id, row)
+    }
+
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        Checkpoint::reordered(self, id)
     }
 
     fn input_scale(&self, id: TensorId) -> Option<f32> {
@@ -178,6 +185,13 @@ impl Tensors for Edited<'_> {
         match self.replaced.get(&self.source(id)) {
             Some(_) => Ok(row_of(self.tensor(id)?, row)),
             None => self.base.row(self.source(id), row),
+        }
+    }
+
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        match self.is_replaced(id) {
+            true => Ok(None),
+            false => self.base.reordered(self.source(id)),
         }
     }
 

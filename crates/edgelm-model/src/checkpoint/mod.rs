@@ -17,12 +17,13 @@ pub use export_hf::HfFile;
 pub use texts::Texts;
 
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
-use edgelm_tensor::DType;
+use edgelm_format::{Reordered, Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use edgelm_tensor::{DType, block::decode_row};
 use files::Files;
 use packed::PackedFolder;
 use std::{
     borrow::Cow,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -179,6 +180,46 @@ impl Checkpoint {
             return Ok((self.describe(id)?.0, bytes.into()));
         }
         Ok(row_of(self.tensor(id)?, row))
+    }
+
+    /// Rows of a matrix as the values that the file means, in f32: what [`Self::tensor`] holds them in, some formats round
+    /// a little. Errors if the tensor is absent, or has not so many rows, or `out` is not of their length.
+    pub fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
+        let name = self.stored_name(id);
+        let (dtype, shape) = self.describe(id)?;
+        let columns = shape.last().copied().unwrap_or(1);
+        let count: usize = shape.iter().rev().skip(1).product();
+        if rows.end > count || out.len() != rows.len() * columns {
+            let got = vec![rows.end, out.len()];
+            return Err(ModelError::TensorShape { name, got, want: shape.to_vec() });
+        }
+        if let Store::Packed(folder) = &self.store
+            && folder.values(&name, rows.clone(), out)?
+        {
+            return Ok(());
+        }
+        let row_bytes = dtype.row_bytes(columns)?;
+        let bytes = self.tensor(id)?.bytes;
+        Ok(decode_row(dtype, &bytes[rows.start * row_bytes..rows.end * row_bytes], out)?)
+    }
+
+    /// True if [`Self::values`] may be others than the floats of [`Self::tensor`], or those are none. Errors if the tensor is
+    /// absent.
+    pub fn is_coded(&self, id: TensorId) -> Result<bool, ModelError> {
+        let dtype = self.describe(id)?.0;
+        Ok(match &self.store {
+            Store::Packed(folder) => dtype.is_quantized() || folder.is_packed(&self.stored_name(id)),
+            Store::Safetensors(_) | Store::Gguf(_) => dtype.is_quantized(),
+        })
+    }
+
+    /// A matrix with its columns in an order that lets a smaller format hold it than that of [`Self::tensor`], where there is
+    /// one: integers whose groups were made in the order of importance.
+    pub fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        match &self.store {
+            Store::Packed(folder) => Ok(folder.reordered(&self.stored_name(id))?),
+            Store::Safetensors(_) | Store::Gguf(_) => Ok(None),
+        }
     }
 
     /// The scale of a linear layer's int8 inputs, where calibration fixed it.

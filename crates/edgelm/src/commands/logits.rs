@@ -21,7 +21,10 @@ pub struct LogitsArgs {
     /// Only the last N positions
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
+    /// With the kernels and rounded inputs of `run`, in place of f32 arithmetic on exactly the weights that the file means
+    #[arg(long)]
+    fast: bool,
+    /// Cache format [default: f32; with --fast as `run`]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
 }
@@ -36,7 +39,8 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
         (None, None) => return Err(Usage("--tokens or --tokens-file is needed".into()).into()),
     };
     let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let engine = Engine::load(checkpoint, machine::cpu(global)?)?;
+    let load = if args.fast { Engine::load } else { Engine::load_exact };
+    let engine = load(checkpoint, machine::cpu(global)?)?;
     let mut sequence = engine.sequence(args.kv.unwrap_or_else(|| engine.default_kv()));
     let mut workspace = Workspace::default();
     let mut batch = [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }];
