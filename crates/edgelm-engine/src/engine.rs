@@ -1,7 +1,7 @@
 //! Batches of tokens through all layers.
 
 use crate::{
-    EngineError,
+    Arithmetic, EngineError,
     block::{Block, BlockScratch, Matrices, Rows},
     head::Head,
     rope::RopeTable,
@@ -94,28 +94,21 @@ struct Piece {
 }
 
 impl Engine {
-    /// Packs every weight of a checkpoint for this machine.
+    /// Packs every weight of a checkpoint for this machine: [`Arithmetic::Fast`].
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
-        Self::load_by(checkpoint, cpu, |checkpoint, cpu, ids| Matrices::load(&**checkpoint, cpu, ids))
+        Self::load_with(checkpoint, cpu, Arithmetic::Fast)
     }
 
-    /// The same model in f32 arithmetic on exactly the values that the checkpoint means: no weights, inputs or caches are
-    /// rounded. For models that are not quantized that is what `load` gives; quantized weights are decoded for every
-    /// product anew, which takes no memory and much time.
-    pub fn load_exact(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
-        Self::load_by(checkpoint, cpu, Matrices::load_exact)
-    }
-
-    fn load_by(
-        checkpoint: Arc<Checkpoint>,
-        cpu: Arc<Cpu>,
-        load: impl Fn(&Arc<Checkpoint>, &Cpu, &[TensorId]) -> Result<Matrices, EngineError>,
-    ) -> Result<Self, EngineError> {
+    /// Prepares a checkpoint for this machine and an arithmetic.
+    pub fn load_with(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>, arithmetic: Arithmetic) -> Result<Self, EngineError> {
         let config = checkpoint.config();
         let head = Head::load(&*checkpoint)?;
         let layers = 0..config.layers.len();
         let ids: Vec<_> = layers.clone().flat_map(Block::matrix_ids).chain([head.tensor()]).collect();
-        let mut matrices = load(&checkpoint, &cpu, &ids)?;
+        let mut matrices = match arithmetic.is_exact(&checkpoint, &ids)? {
+            true => Matrices::load_exact(&checkpoint, &cpu, &ids)?,
+            false => Matrices::load(&*checkpoint, &cpu, &ids)?,
+        };
         let blocks =
             layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
         let output = matrices.take(head.tensor())?;

@@ -16,6 +16,7 @@ mod stop;
 
 pub use block::{Block, Observer};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
+pub use exact::Arithmetic;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;
 pub use model::Model;
