@@ -23,6 +23,8 @@ FORMATS = {
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0],
     "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0],
 }
+# Only read here, so that ggml's encoders are no measure. The exponents of MXFP4 are of ordinary size.
+READ_ONLY = {"MXFP4": [], "TQ1_0": [52], "TQ2_0": [64]}
 # ggml encodes these only with importance; "without" means that all values count the same.
 NEED_IMPORTANCE = ["IQ2_XXS", "IQ2_XS"]
 HERE = pathlib.Path(__file__).parent
@@ -47,12 +49,14 @@ def rows():
 def main():
     random = np.random.default_rng(7)
     lines = []
-    for name, fields in FORMATS.items():
+    for name, fields in (FORMATS | READ_ONLY).items():
         kind = gguf.GGMLQuantizationType[name]
         _, size = gguf.GGML_QUANT_SIZES[kind]
         block = random.integers(0, 256, size, dtype=np.uint8)
         for field in fields:
             block[field : field + 2] = np.array([random.uniform(-0.1, 0.1)], np.float16).view(np.uint8)
+        if name == "MXFP4":
+            block[0] = 122
         values = quants.dequantize(block.reshape(1, -1), kind).astype("<f4")
         lines.append(f"{name} {block.tobytes().hex()} {values.tobytes().hex()}\n")
     (HERE / "blocks.txt").write_text("".join(lines))

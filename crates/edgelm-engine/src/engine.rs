@@ -1,7 +1,7 @@
 //! Batches of tokens through all layers.
 
 use crate::{
-    EngineError,
+    Arithmetic, EngineError,
     block::{Block, BlockScratch, Matrices, Rows},
     front::Front,
     head::Head,
@@ -95,14 +95,22 @@ struct Piece {
 }
 
 impl Engine {
-    /// Packs every weight of a checkpoint for this machine.
+    /// Packs every weight of a checkpoint for this machine: [`Arithmetic::Fast`].
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
+        Self::load_with(checkpoint, cpu, Arithmetic::Fast)
+    }
+
+    /// Prepares a checkpoint for this machine and an arithmetic.
+    pub fn load_with(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>, arithmetic: Arithmetic) -> Result<Self, EngineError> {
         let config = checkpoint.config();
         let (front, head) = (Front::load(&*checkpoint, &cpu)?, Head::load(&*checkpoint, &cpu)?);
         let layers = 0..config.layers.len();
         let ids: Vec<_> =
             layers.clone().flat_map(|index| Block::matrix_ids(config, index)).chain([head.tensor()]).collect();
-        let mut matrices = Matrices::load(&*checkpoint, &cpu, &ids)?;
+        let mut matrices = match arithmetic.is_exact(&checkpoint, &ids)? {
+            true => Matrices::load_exact(&checkpoint, &cpu, &ids)?,
+            false => Matrices::load(&*checkpoint, &cpu, &ids)?,
+        };
         let blocks =
             layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
         let output = matrices.take(head.tensor())?;

@@ -6,7 +6,6 @@ use crate::{
 };
 use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
 use edgelm_model::{TensorId, Tensors};
-use edgelm_tensor::block::decode_row;
 
 /// How tokens become hidden states.
 pub(crate) struct Front {
@@ -91,7 +90,5 @@ fn embed_token(tensors: &dyn Tensors, id: u32, out: &mut [f32]) -> Result<(), En
 }
 
 fn decode(tensors: &dyn Tensors, id: TensorId, row: usize, out: &mut [f32]) -> Result<(), EngineError> {
-    let (dtype, bytes) = tensors.row(id, row)?;
-    decode_row(dtype, &bytes, out).map_err(edgelm_kernels::KernelError::from)?;
-    Ok(())
+    Ok(tensors.values(id, row..row + 1, out)?)
 }

@@ -6,6 +6,7 @@
 mod beam;
 mod block;
 mod engine;
+mod exact;
 mod front;
 mod generate;
 mod head;
@@ -16,6 +17,7 @@ mod stop;
 
 pub use block::{Block, Observer};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
+pub use exact::Arithmetic;
 pub use front::token_embeddings;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;

@@ -1,6 +1,6 @@
 //! Engine, tokenizer and template together: text in, text out.
 
-use crate::{Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, generate};
+use crate::{Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, generate};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
 use std::{ops::ControlFlow, sync::Arc};
@@ -13,7 +13,12 @@ pub struct Model {
 impl Model {
     /// Packs the weights for this machine. Keeps the checkpoint for its tokenizer and embedding rows.
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>) -> Result<Self, EngineError> {
-        Ok(Self { engine: Engine::load(checkpoint, cpu)? })
+        Self::load_with(checkpoint, cpu, Arithmetic::Fast)
+    }
+
+    /// The same for an arithmetic.
+    pub fn load_with(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>, arithmetic: Arithmetic) -> Result<Self, EngineError> {
+        Ok(Self { engine: Engine::load_with(checkpoint, cpu, arithmetic)? })
     }
 
     /// For messages and `/v1/models`.

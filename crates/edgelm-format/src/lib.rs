@@ -3,16 +3,23 @@
 //! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
 //! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
 
+pub mod awq;
+mod bits;
 pub mod bitsandbytes;
+mod coded;
+pub mod column_ints;
 pub mod compressed_tensors;
 mod fault;
+pub mod fp8;
 pub mod gguf;
+pub mod gptq;
 mod output;
 mod payload;
 pub mod safetensors;
 mod shape;
 mod source;
 
+pub use coded::{CodedMatrix, Reordered};
 pub use output::{create_sibling, rename_synced, write_file};
 pub use source::Source;
 

@@ -28,7 +28,7 @@ pub use edgelm_tensor::{Activation, RopePairs};
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{ReadProbe, f32_peak, int8_peak, read_bandwidth};
-pub use matmul::{Linear, Matrix, Scratch, Weights};
+pub use matmul::{Linear, Matrix, RowSource, Scratch, Weights};
 pub use ops::{
     activate, activate_mul, add_assign, clamp, kl_divergence, layer_norm, log_sum_exp, rms_norm, rope, scale, softcap,
 };

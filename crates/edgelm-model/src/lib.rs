@@ -29,6 +29,9 @@ pub enum ModelError {
     /// The file itself.
     #[error(transparent)]
     Format(#[from] edgelm_format::FormatError),
+    /// Bytes that are not those of their format.
+    #[error(transparent)]
+    Tensor(#[from] edgelm_tensor::TensorError),
     /// A config file or key.
     #[error("`{path}`: {what}")]
     Config {

@@ -32,12 +32,15 @@ pub enum DType {
     FP4,
     Q8_24,
     Q4_24,
+    MXFP4,
+    TQ1_0,
+    TQ2_0,
 }
 
 type Row = (DType, &'static str, Option<u32>, usize, usize);
 
 /// (type, name, GGUF id, values per block, bytes per block)
-const TABLE: [Row; 24] = [
+const TABLE: [Row; 27] = [
     (DType::F32, "F32", Some(0), 1, 4),
     (DType::F16, "F16", Some(1), 1, 2),
     (DType::BF16, "BF16", Some(30), 1, 2),
@@ -62,6 +65,9 @@ const TABLE: [Row; 24] = [
     (DType::FP4, "FP4", None, 32, 18),
     (DType::Q8_24, "Q8_24", None, 32, 22),
     (DType::Q4_24, "Q4_24", None, 32, 14),
+    (DType::MXFP4, "MXFP4", Some(39), 32, 17),
+    (DType::TQ1_0, "TQ1_0", Some(34), 256, 54),
+    (DType::TQ2_0, "TQ2_0", Some(35), 256, 66),
 ];
 
 impl DType {

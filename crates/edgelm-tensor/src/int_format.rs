@@ -5,7 +5,7 @@
 
 use crate::{
     DType,
-    block::{Block, BlockQ4_0, BlockQ4_1, BlockQ4Sparse, BlockQ8_0, BlockQ8Sparse},
+    block::{Block, BlockQ4_0, BlockQ4_1, BlockQ4Sparse, BlockQ5_0, BlockQ8_0, BlockQ8Sparse},
 };
 use half::f16;
 
@@ -103,19 +103,13 @@ impl IntFormat {
     /// that are not zero first.
     pub fn write_block(self, block: &IntBlock, out: &mut Vec<u8>) {
         let IntBlock { scale, zero, codes } = *block;
-        let nibbles = |from: i8| -> [u8; 16] {
-            std::array::from_fn(|i| {
-                let code = |i: usize| codes[i].wrapping_sub(from) as u8 & 15;
-                code(i) | code(i + 16) << 4
-            })
-        };
         match self.dtype {
-            DType::Q8_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ8_0 { scale, codes })),
-            DType::Q4_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ4_0 { scale, nibbles: nibbles(-8) })),
+            DType::Q8_0 | DType::Q4_0 => write_ints(self.dtype, scale, &codes, out),
             DType::Q8_24 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ8Sparse::from_quants(scale, &codes))),
             DType::Q4_24 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ4Sparse::from_quants(scale, &codes))),
             _ => {
-                let block = BlockQ4_1 { scale, min: self.min(scale, zero), nibbles: nibbles(self.low()) };
+                let nibbles = nibbles(&codes, self.low());
+                let block = BlockQ4_1 { scale, min: self.min(scale, zero), nibbles };
                 out.extend_from_slice(bytemuck::bytes_of(&block));
             }
         }
@@ -158,6 +152,29 @@ impl IntFormat {
     }
 }
 
+/// Low four bits of 32 codes less `from`, as blocks have them.
+fn nibbles(codes: &[i8; LEN], from: i8) -> [u8; LEN / 2] {
+    std::array::from_fn(|i| {
+        let code = |i: usize| codes[i].wrapping_sub(from) as u8 & 15;
+        code(i) | code(i + LEN / 2) << 4
+    })
+}
+
+/// Appends a block whose values are scale · code, of Q4_0 (codes from −8 to 7), Q5_0 (−16 to 15) or Q8_0: exact. Panics for other
+/// formats.
+pub fn write_ints(dtype: DType, scale: f16, codes: &[i8; LEN], out: &mut Vec<u8>) {
+    match dtype {
+        DType::Q4_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ4_0 { scale, nibbles: nibbles(codes, -8) })),
+        DType::Q5_0 => {
+            let fifth = |bits: u32, i: usize| bits | u32::from(codes[i].wrapping_add(16) as u8 >> 4 & 1) << i;
+            let fifth_bits = (0..LEN).fold(0, fifth).to_le_bytes();
+            out.extend_from_slice(bytemuck::bytes_of(&BlockQ5_0 { scale, fifth_bits, nibbles: nibbles(codes, -16) }));
+        }
+        DType::Q8_0 => out.extend_from_slice(bytemuck::bytes_of(&BlockQ8_0 { scale, codes: *codes })),
+        other => panic!("{other} does not hold integers with one scale"),
+    }
+}
+
 const _: () = assert!(BlockQ8_0::LEN == LEN && BlockQ4_0::LEN == LEN && BlockQ4_1::LEN == LEN);
 const _: () = assert!(BlockQ8Sparse::LEN == LEN && BlockQ4Sparse::LEN == LEN);
 
@@ -173,6 +190,19 @@ mod tests {
 
     fn all_and_sparse() -> impl Iterator<Item = IntFormat> {
         all().chain(all().filter_map(IntFormat::sparse))
+    }
+
+    #[test]
+    fn integers_are_written_exactly() {
+        for (dtype, low, high) in [(DType::Q4_0, -8, 7), (DType::Q5_0, -16, 15), (DType::Q8_0, -128, 127)] {
+            let codes: [i8; LEN] = std::array::from_fn(|i| (low + (i as i32 * 37) % (high - low + 1)) as i8);
+            let scale = f16::from_f32(-0.0371);
+            let mut bytes = Vec::new();
+            write_ints(dtype, scale, &codes, &mut bytes);
+            let mut values = [0.0; LEN];
+            decode_row(dtype, &bytes, &mut values).unwrap();
+            assert_eq!(values, codes.map(|code| scale.to_f32() * f32::from(code)), "{dtype}");
+        }
     }
 
     #[test]

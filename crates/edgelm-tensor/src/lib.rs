@@ -15,7 +15,7 @@ mod rope_pairs;
 
 pub use activation::Activation;
 pub use dtype::DType;
-pub use int_format::{IntBlock, IntFormat};
+pub use int_format::{IntBlock, IntFormat, write_ints};
 pub use lookup_format::LookupFormat;
 pub use rope_pairs::RopePairs;
 

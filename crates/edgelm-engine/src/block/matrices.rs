@@ -1,7 +1,7 @@
 //! Weights on their way from a checkpoint into a block.
 
 use crate::EngineError;
-use edgelm_format::TensorView;
+use edgelm_format::{Reordered, TensorView};
 use edgelm_kernels::{Cpu, Linear, Matrix, Weights};
 use edgelm_model::{LayerTensor, TensorId, Tensors};
 use edgelm_tensor::block::decode_row;
@@ -38,7 +38,7 @@ impl Projection {
 const REWRITTEN_AT_A_TIME: usize = 128 << 20;
 
 /// Packed matrices that wait for their place.
-pub(crate) struct Matrices(HashMap<TensorId, Matrix>);
+pub(crate) struct Matrices(pub(crate) HashMap<TensorId, Matrix>);
 
 impl Matrices {
     /// Packs all of `ids` at once, letting go of the mapped pages they are read from on the way.
@@ -46,11 +46,17 @@ impl Matrices {
         let mut packed = HashMap::new();
         let mut rest = ids;
         while !rest.is_empty() {
-            let (mut views, mut rewritten) = (Vec::new(), 0);
+            let (mut views, mut orders, mut rewritten) = (Vec::new(), Vec::new(), 0);
             for &id in rest {
-                let view = tensors.tensor(id)?;
+                let (view, order) = match tensors.reordered(id)? {
+                    Some(Reordered { order, dtype, bytes }) => {
+                        (TensorView { dtype, shape: tensors.describe(id)?.1, bytes: bytes.into() }, Some(order))
+                    }
+                    None => (tensors.tensor(id)?, None),
+                };
                 rewritten += if let Cow::Owned(bytes) = &view.bytes { bytes.len() } else { 0 };
                 views.push(view);
+                orders.push(order);
                 if rewritten >= REWRITTEN_AT_A_TIME {
                     break;
                 }
@@ -62,7 +68,11 @@ impl Matrices {
             };
             let weights: Vec<Weights<'_>> = views.iter().map(weights).collect();
             let matrices = Matrix::pack_all(cpu, &weights, &|index, bytes| tensors.release_part(now[index], bytes))?;
-            packed.extend(now.iter().copied().zip(matrices));
+            let ordered = matrices.into_iter().zip(orders).map(|(matrix, order)| match order {
+                Some(order) => matrix.with_order(order),
+                None => matrix,
+            });
+            packed.extend(now.iter().copied().zip(ordered));
             rest = later;
         }
         Ok(Self(packed))

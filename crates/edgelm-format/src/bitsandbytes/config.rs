@@ -2,7 +2,7 @@
 
 use crate::{
     FormatError,
-    fault::{Fault, Name},
+    fault::{Fault, Name, malformed},
 };
 use edgelm_tensor::LookupFormat;
 use serde::Deserialize;
@@ -10,6 +10,15 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What it says of a folder. Each matrix says the rest itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Config {
+    /// `load_in_4bit`.
+    FourBit(FourBitConfig),
+    /// `load_in_8bit`.
+    EightBit,
+}
+
+/// What it says of weights of 4 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FourBitConfig {
     /// What codes mean.
@@ -52,17 +61,14 @@ fn fp4() -> String {
     "fp4".to_owned()
 }
 
-impl FourBitConfig {
-    /// True if a `quantization_config` is one of bitsandbytes.
-    pub fn is_meant_by(value: &Value) -> bool {
-        value.get("quant_method").and_then(Value::as_str) == Some("bitsandbytes")
-    }
-
+impl Config {
     /// From the value of `quantization_config`. Errors name the key; `path` is that of config.json.
     pub fn from_json(value: &Value, path: &Path) -> Result<Self, FormatError> {
         read(value).map_err(|fault| fault.within("`quantization_config`").at(path))
     }
+}
 
+impl FourBitConfig {
     /// The value for config.json.
     pub fn to_json(&self) -> Value {
         json!({
@@ -81,11 +87,13 @@ impl FourBitConfig {
     }
 }
 
-fn read(value: &Value) -> Result<FourBitConfig, Fault> {
+fn read(value: &Value) -> Result<Config, Fault> {
     let stored = Stored::deserialize(value).map_err(|error| Fault::Malformed(error.to_string()))?;
     let unsupported = |what: String| Err(Fault::Unsupported(what));
-    if stored.load_in_8bit || !stored.load_in_4bit {
-        return unsupported("bitsandbytes weights of 8 bits are not supported, only `load_in_4bit`".to_owned());
+    match (stored.load_in_4bit, stored.load_in_8bit) {
+        (true, false) => {}
+        (false, true) => return Ok(Config::EightBit),
+        _ => return malformed!("neither or both of `load_in_4bit` and `load_in_8bit` are true"),
     }
     match stored.bnb_4bit_quant_storage.as_deref() {
         None | Some("uint8" | "torch.uint8") => {}
@@ -94,5 +102,5 @@ fn read(value: &Value) -> Result<FourBitConfig, Fault> {
     let Some(format) = LookupFormat::from_name(&stored.bnb_4bit_quant_type) else {
         return unsupported(format!("`bnb_4bit_quant_type` {} is not supported", Name(&stored.bnb_4bit_quant_type)));
     };
-    Ok(FourBitConfig { format, skipped: stored.llm_int8_skip_modules.unwrap_or_default() })
+    Ok(Config::FourBit(FourBitConfig { format, skipped: stored.llm_int8_skip_modules.unwrap_or_default() }))
 }

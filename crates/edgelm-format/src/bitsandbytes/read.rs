@@ -2,7 +2,7 @@
 
 use super::state_name;
 use crate::{
-    FormatError, Source, TensorInfo,
+    CodedMatrix, FormatError, Source, TensorInfo,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
 };
@@ -134,32 +134,10 @@ impl<'a> LookupTensor<'a> {
         Ok(Self { format, shape: [n, k], codes, absmax, run, sources })
     }
 
-    /// `[N, K]`.
-    pub fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    /// The block format of [`Self::blocks`].
-    pub fn dtype(&self) -> DType {
-        self.format.block_dtype()
-    }
-
-    /// Lets the kernel drop the pages it was read from.
-    pub fn release(&self) {
-        self.sources.iter().for_each(|(source, bytes)| source.release(bytes));
-    }
-
-    /// Rows as blocks of [`Self::dtype`], with scales rounded to f16. Panics if there are no such rows.
-    pub fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
-        let columns = self.shape[1];
-        let mut out = Vec::with_capacity(rows.len() * columns / BLOCK * self.dtype().block_bytes());
-        for start in (rows.start * columns..rows.end * columns).step_by(BLOCK) {
-            let bytes = &self.codes[start / 2..][..BLOCK / 2];
-            let codes = std::array::from_fn(|i| if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 });
-            let scale = self.scale(start / self.run).clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
-            self.format.write_block(f16::from_f32(scale), &codes, &mut out);
-        }
-        out
+    /// The codes of a block, from value `start` of the matrix on.
+    fn codes(&self, start: usize) -> [u8; BLOCK] {
+        let bytes = &self.codes[start / 2..][..BLOCK / 2];
+        std::array::from_fn(|i| if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 })
     }
 
     fn scale(&self, index: usize) -> f32 {
@@ -169,6 +147,43 @@ impl<'a> LookupTensor<'a> {
                 number(map, usize::from(codes[index])) * number(scales, index / run) + offset
             }
         }
+    }
+}
+
+impl CodedMatrix for LookupTensor<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn dtype(&self) -> DType {
+        self.format.block_dtype()
+    }
+
+    /// Scales are rounded to f16.
+    fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
+        let columns = self.shape[1];
+        let mut out = Vec::with_capacity(rows.len() * columns / BLOCK * self.dtype().block_bytes());
+        for start in (rows.start * columns..rows.end * columns).step_by(BLOCK) {
+            let codes = self.codes(start);
+            let scale = self.scale(start / self.run).clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
+            self.format.write_block(f16::from_f32(scale), &codes, &mut out);
+        }
+        out
+    }
+
+    fn values(&self, rows: Range<usize>, out: &mut [f32]) {
+        let columns = self.shape[1];
+        assert_eq!(out.len(), rows.len() * columns, "values are not those of the rows");
+        let table = &self.format.table().values;
+        let starts = (rows.start * columns..rows.end * columns).step_by(BLOCK);
+        for (start, out) in starts.zip(out.as_chunks_mut::<BLOCK>().0) {
+            let scale = self.scale(start / self.run);
+            out.iter_mut().zip(self.codes(start)).for_each(|(out, code)| *out = table[usize::from(code)] * scale);
+        }
+    }
+
+    fn release(&self) {
+        self.sources.iter().for_each(|(source, bytes)| source.release(bytes));
     }
 }
 

@@ -1,12 +1,13 @@
 //! One matrix: its parts checked, and its rows as blocks.
 
 use super::{
-    Activations, Bits, Group, Packing,
+    Activations, Group, Packing,
     sparse::{bitmask, parts},
     two_of_four::Bitmask,
 };
 use crate::{
-    FormatError, Source, TensorInfo,
+    CodedMatrix, FormatError, Source, TensorInfo,
+    bits::Bits,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
 };
@@ -137,31 +138,9 @@ impl<'a> IntTensor<'a> {
         Ok(Self { format, shape, quants, bitmask, scales, zeros, input_scale, sources })
     }
 
-    /// `[N, K]`.
-    pub fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    /// The block format of [`Self::blocks`].
-    pub fn dtype(&self) -> DType {
-        self.format.block_dtype()
-    }
-
-    /// The scale of its int8 inputs, where it is fixed.
-    pub fn input_scale(&self) -> Option<f32> {
-        self.input_scale
-    }
-
-    /// Lets the kernel drop the pages it was read from.
-    pub fn release(&self) {
-        self.sources.iter().for_each(|(source, bytes)| source.release(bytes));
-    }
-
-    /// Rows as blocks of [`Self::dtype`], with scales rounded to f16. Panics if there are no such rows.
-    pub fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
+    /// Calls `body(scale, zero, quants)` for every block of some rows.
+    fn each_block(&self, rows: Range<usize>, mut body: impl FnMut(f32, i8, [i8; BLOCK])) {
         let columns = self.shape[1];
-        let format = self.format;
-        let mut out = Vec::with_capacity(rows.len() * columns / BLOCK * format.block_bytes());
         let mut row_scales = vec![0.0; self.scales.columns];
         let group = columns / self.scales.columns.max(1);
         for row in rows {
@@ -170,11 +149,9 @@ impl<'a> IntTensor<'a> {
                 let at = start / group;
                 let mut codes = [0; BLOCK];
                 self.quants(row, start, &mut codes);
-                let scale = f16::from_f32(row_scales[at].clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
-                format.write_block(&IntBlock { scale, zero: self.zero(row, at), codes }, &mut out);
+                body(row_scales[at], self.zero(row, at), codes);
             }
         }
-        out
     }
 
     fn quants(&self, row: usize, start: usize, codes: &mut [i8; BLOCK]) {
@@ -200,6 +177,47 @@ impl<'a> IntTensor<'a> {
             Some(Zeros::Bytes(bytes)) => bytes[row * columns + column] as i8,
             Some(Zeros::Words(bytes, layout)) => layout.read(|at| read_word(bytes, at * columns + column), row),
         }
+    }
+}
+
+impl CodedMatrix for IntTensor<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn dtype(&self) -> DType {
+        self.format.block_dtype()
+    }
+
+    fn input_scale(&self) -> Option<f32> {
+        self.input_scale
+    }
+
+    /// Scales, and the minima of asymmetric weights, are rounded to f16.
+    fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
+        let columns = self.shape[1];
+        let format = self.format;
+        let mut out = Vec::with_capacity(rows.len() * columns / BLOCK * format.block_bytes());
+        self.each_block(rows, |scale, zero, codes| {
+            let scale = f16::from_f32(scale.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+            format.write_block(&IntBlock { scale, zero, codes }, &mut out);
+        });
+        out
+    }
+
+    fn values(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * self.shape[1], "values are not those of the rows");
+        let mut rest = out.as_chunks_mut::<BLOCK>().0.iter_mut();
+        self.each_block(rows, |scale, zero, codes| {
+            let Some(out) = rest.next() else { return };
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = scale * (f32::from(code) - f32::from(zero));
+            }
+        });
+    }
+
+    fn release(&self) {
+        self.sources.iter().for_each(|(source, bytes)| source.release(bytes));
     }
 }
 

@@ -5,11 +5,11 @@ use super::{
     two_of_four::{Bitmask, two_of_four},
 };
 use crate::{
-    FormatError, Source, TensorInfo,
+    CodedMatrix, FormatError, Source, TensorInfo,
     fault::{Fault, Name, malformed},
     safetensors::{Element, SafeTensors},
 };
-use edgelm_tensor::DType;
+use edgelm_tensor::{DType, block::decode_row};
 use std::ops::Range;
 
 /// Borrowed from the file.
@@ -34,29 +34,6 @@ impl<'a> SparseTensor<'a> {
         Ok(Some(Self { shape, dtype, values, bitmask, source }))
     }
 
-    /// `[N, K]`.
-    pub fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    /// The type of the values.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Lets the kernel drop the pages it was read from.
-    pub fn release(&self) {
-        self.source.release(self.values);
-    }
-
-    /// Rows with their zeros. Panics if there are no such rows.
-    pub fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
-        match self.dtype.block_bytes() {
-            4 => self.expanded::<4>(rows),
-            _ => self.expanded::<2>(rows),
-        }
-    }
-
     fn expanded<const S: usize>(&self, rows: Range<usize>) -> Vec<u8> {
         let columns = self.shape[1];
         let values = self.values.as_chunks::<S>().0;
@@ -74,6 +51,35 @@ impl<'a> SparseTensor<'a> {
             out.extend(of_row.iter().flat_map(|word| word.to_le_bytes().into_iter().take(S)));
         }
         out
+    }
+}
+
+impl CodedMatrix for SparseTensor<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// As stored, with the zeros.
+    fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
+        match self.dtype.block_bytes() {
+            4 => self.expanded::<4>(rows),
+            _ => self.expanded::<2>(rows),
+        }
+    }
+
+    fn values(&self, rows: Range<usize>, out: &mut [f32]) {
+        // As many bytes as the values need.
+        if decode_row(self.dtype, &self.blocks(rows), out).is_err() {
+            out.fill(f32::NAN);
+        }
+    }
+
+    fn release(&self) {
+        self.source.release(self.values);
     }
 }
 

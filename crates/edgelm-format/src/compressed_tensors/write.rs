@@ -1,7 +1,7 @@
 //! One matrix on its way into a file.
 
-use super::{Activations, Bits, Group, Packing, Strategy, two_of_four};
-use crate::safetensors::Element;
+use super::{Activations, Group, Packing, Strategy, two_of_four};
+use crate::{bits::Bits, safetensors::Element};
 use edgelm_tensor::IntBlock;
 
 /// Values of a block.

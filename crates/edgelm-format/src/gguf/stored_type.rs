@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 /// (GGUF id, name, values per block, bytes per block) of the types `DType` lacks, so that files that use them can be
 /// listed and bounds-checked. Source: `GGML_QUANT_SIZES` of gguf-py.
-const FOREIGN: [(u32, &str, usize, usize); 15] = [
+const FOREIGN: [(u32, &str, usize, usize); 12] = [
     (9, "Q8_1", 32, 36),
     (15, "Q8_K", 256, 292),
     (19, "IQ1_S", 256, 50),
@@ -15,9 +15,6 @@ const FOREIGN: [(u32, &str, usize, usize); 15] = [
     (27, "I64", 1, 8),
     (28, "F64", 1, 8),
     (29, "IQ1_M", 256, 56),
-    (34, "TQ1_0", 256, 54),
-    (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
     (40, "NVFP4", 64, 36),
     (41, "Q1_0", 128, 18),
     (42, "Q2_0", 64, 18),

@@ -6,7 +6,7 @@
 use super::activations::{Floats, Panel, panels_at_once};
 use super::lanes::{Job, Lanes, Line, ROWS};
 use super::output::{Out, PutRows};
-use super::pack::Packed;
+use super::pack::TileLines;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -47,7 +47,7 @@ impl Element for Bf16 {
 
 /// Some tiles of one matrix, to be multiplied with all rows of x.
 pub(super) struct Tiles<'a, E> {
-    pub(super) weights: &'a Packed,
+    pub(super) weights: TileLines<'a>,
     /// K.
     pub(super) cols: usize,
     pub(super) tiles: Range<usize>,

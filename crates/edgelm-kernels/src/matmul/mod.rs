@@ -14,20 +14,23 @@ mod float;
 mod format;
 mod interleave;
 pub(crate) mod lanes;
+mod order;
 mod output;
 mod pack;
 pub(crate) mod quantized;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod two_terms;
 
 use crate::disjoint::Disjoint;
-use crate::{Cpu, KernelError};
+use crate::{Cpu, Isa, KernelError};
 use activations::{Floats, Input, Quantized};
 use arena::Arena;
 use edgelm_tensor::{DType, TensorError};
 use format::*;
-use lanes::{Family, Lanes, LanesVisitor, ROWS};
+use lanes::{Family, Lanes, LanesVisitor, Line, ROWS};
+use order::{Order, in_order};
 use output::Out;
 use pack::{Layout, Packed};
 use std::marker::PhantomData;
@@ -35,13 +38,23 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Weights `[N, K]`, repacked once for the kernel family of a `Cpu`.
+pub use streamed::RowSource;
+
+/// Weights `[N, K]`: repacked once for the kernel family of a `Cpu`, or made anew for every product.
 pub struct Matrix {
-    packed: Packed,
+    held: Held,
+    /// Of the input, if it is not that of the columns.
+    order: Option<Order>,
     dtype: DType,
     rows: usize,
     cols: usize,
     family: Family,
+}
+
+/// Where the weights are.
+enum Held {
+    Packed(Packed),
+    Streamed(Arc<dyn RowSource>),
 }
 
 /// Rows of a matrix as they stand in a file.
@@ -108,13 +121,27 @@ impl Matrix {
         let arena = Arc::new(arena);
         let family = Family::of(cpu.isa());
         let matrix = |((weights, layout), start): ((&Weights<'_>, Layout), usize)| Self {
-            packed: Packed::new(Arc::clone(&arena), start..start + layout.lines(), layout),
+            held: Held::Packed(Packed::new(Arc::clone(&arena), start..start + layout.lines(), layout)),
+            order: None,
             dtype: weights.dtype,
             rows: weights.rows,
             cols: weights.cols,
             family,
         };
         Ok(weights.iter().zip(layouts).zip(starts).map(matrix).collect())
+    }
+
+    /// A matrix of f32 whose rows are asked for whenever they are multiplied, so that nothing is held in memory.
+    pub fn streamed(cpu: &Cpu, rows: usize, cols: usize, source: Arc<dyn RowSource>) -> Self {
+        let family = Family::of(cpu.isa());
+        Self { held: Held::Streamed(source), order: None, dtype: DType::F32, rows, cols, family }
+    }
+
+    /// The same weights for an input in another order: column j meets value `order[j]` of it. Panics if `order` is not a
+    /// permutation of 0 .. K.
+    pub fn with_order(self, order: Vec<u32>) -> Self {
+        assert_eq!(order.len(), self.cols, "the order is not that of the columns");
+        Self { order: Some(Order::new(order)), ..self }
     }
 
     /// N.
@@ -134,7 +161,10 @@ impl Matrix {
 
     /// Bytes held in memory.
     pub fn bytes(&self) -> usize {
-        self.packed.bytes()
+        match &self.held {
+            Held::Packed(packed) => packed.bytes(),
+            Held::Streamed(_) => 0,
+        }
     }
 
     /// `{arch}-{types}-{feature}`, for `bench` and logs.
@@ -145,6 +175,14 @@ impl Matrix {
     /// Tiles that hold anything.
     fn tiles(&self) -> usize {
         self.rows.div_ceil(ROWS)
+    }
+
+    /// Bytes of a tile that a product reads.
+    fn tile_bytes(&self) -> usize {
+        match &self.held {
+            Held::Packed(packed) => packed.tile_bytes(),
+            Held::Streamed(_) => self.cols * size_of::<Line>(),
+        }
     }
 }
 
@@ -182,6 +220,9 @@ impl Weights<'_> {
             DType::FP4 => Layout::quantized::<Fp4>(rows, row_bytes),
             DType::Q8_24 => Layout::quantized::<Q8Sparse>(rows, row_bytes),
             DType::Q4_24 => Layout::quantized::<Q4Sparse>(rows, row_bytes),
+            DType::MXFP4 => Layout::rewritten::<Mxfp4>(rows, row_bytes, dtype.block_bytes(), with_half),
+            DType::TQ1_0 => Layout::rewritten::<Tq2_0>(rows, row_bytes, dtype.block_bytes(), from_tq1_0),
+            DType::TQ2_0 => Layout::quantized::<Tq2_0>(rows, row_bytes),
         })
     }
 }
@@ -257,6 +298,9 @@ kernel_names! {
     FP4 "fp4q8",
     Q8_24 "q8_24q8",
     Q4_24 "q4_24q8",
+    MXFP4 "mxfp4q8",
+    TQ1_0 "tq1_0q8",
+    TQ2_0 "tq2_0q8",
 }
 
 /// One product of a group that shares its input.
@@ -275,6 +319,8 @@ pub struct Scratch {
     quantized: Quantized,
     floats: Floats,
     terms: two_terms::Terms,
+    /// x in the order of a matrix.
+    ordered: Vec<f32>,
     /// One per worker; only the worker locks it.
     workers: Vec<Mutex<Buffers>>,
 }
@@ -283,6 +329,7 @@ pub struct Scratch {
 struct Buffers {
     unpacked: quantized::Unpacked,
     converted: float::Converted,
+    made: streamed::Made,
 }
 
 /// From this many rows on, unpacking to a buffer pays.
@@ -304,7 +351,7 @@ impl Cpu {
     /// on the number of threads, and is the same bits in every kernel family. For float weights x stays f32 and sums
     /// run in the order of k; SIMD families fuse each multiply-add, `scalar` rounds twice. Panics if lengths disagree.
     pub fn matmul(&self, x: &[f32], m: usize, group: &mut [Linear<'_>], scratch: &mut Scratch) {
-        self.matmul_of(x, m, None, group, scratch);
+        in_order(x, group, scratch, &|x, group, scratch| self.matmul_of(x, m, None, group, scratch));
     }
 
     /// The same with one scale for all of x instead of one per row and group: x is rounded to whole multiples of it, from
@@ -317,9 +364,10 @@ impl Cpu {
         group: &mut [Linear<'_>],
         scratch: &mut Scratch,
     ) {
-        self.matmul_of(x, m, Some(input_scale), group, scratch);
+        in_order(x, group, scratch, &|x, group, scratch| self.matmul_of(x, m, Some(input_scale), group, scratch));
     }
 
+    /// For columns in the order of x.
     fn matmul_of(&self, x: &[f32], m: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
         let Some(first) = group.first() else { return };
         let cols = first.weight.cols;
@@ -377,11 +425,11 @@ impl LanesVisitor for Matmul<'_, '_> {
             .iter_mut()
             .map(|linear| {
                 let out = Out::new(linear.out, linear.weight.rows, linear.bias);
-                Work { weight: linear.weight, out }
+                Work { weight: linear.weight, out, isa: cpu.isa() }
             })
             .collect();
         let grain = if many && L::TWO_TILES { 2 } else { 1 };
-        let total: usize = work.iter().map(|work| work.weight.bytes()).sum();
+        let total: usize = work.iter().map(|work| work.weight.tiles() * work.weight.tile_bytes()).sum();
         let scratch = &*scratch;
         let run = |worker: usize, part: usize, parts: usize| {
             let mut buffers = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
@@ -407,13 +455,14 @@ impl LanesVisitor for Matmul<'_, '_> {
 struct Work<'a> {
     weight: &'a Matrix,
     out: Out<'a>,
+    isa: Isa,
 }
 
 /// The tiles of every product in one part: an equal share of the bytes of the group, cut at multiples of `grain` tiles.
 fn share(work: &[Work<'_>], part: usize, parts: usize, grain: usize) -> impl Iterator<Item = Range<usize>> {
     let units = move |work: &Work<'_>| work.weight.tiles().div_ceil(grain);
     // A tile of a matrix without columns has no bytes, but still a bias to write.
-    let unit_bytes = move |work: &Work<'_>| (work.weight.packed.tile_bytes() * grain).max(1);
+    let unit_bytes = move |work: &Work<'_>| (work.weight.tile_bytes() * grain).max(1);
     let total: usize = work.iter().map(|work| units(work) * unit_bytes(work)).sum();
     let bound = move |part: usize| (total as u128 * part as u128 / parts as u128) as usize;
     let mut before = 0;
@@ -427,46 +476,60 @@ fn share(work: &[Work<'_>], part: usize, parts: usize, grain: usize) -> impl Ite
     })
 }
 
+/// Tiles of packed weights, and what they are multiplied with.
+struct With<'a> {
+    packed: &'a Packed,
+    tiles: Range<usize>,
+    many: bool,
+    scratch: &'a Scratch,
+    buffers: &'a mut Buffers,
+}
+
 impl Work<'_> {
     fn run<L: Lanes>(&self, l: L, tiles: Range<usize>, many: bool, scratch: &Scratch, buffers: &mut Buffers) {
+        let packed = match &self.weight.held {
+            Held::Packed(packed) => packed,
+            Held::Streamed(source) => {
+                let shape = [self.weight.rows, self.weight.cols];
+                let tiles = streamed::Tiles { source: &**source, shape, tiles, x: &scratch.floats, out: &self.out };
+                return tiles.run(l, self.isa, many, &mut buffers.made, &mut buffers.converted);
+            }
+        };
+        let with = With { packed, tiles, many, scratch, buffers };
         match self.weight.dtype {
-            DType::F32 => self.floats::<L, float::F32>(l, tiles, many, scratch, buffers),
-            DType::F16 => self.floats::<L, float::F16>(l, tiles, many, scratch, buffers),
-            DType::BF16 => self.floats::<L, float::Bf16>(l, tiles, many, scratch, buffers),
-            DType::Q4_0 => self.blocks::<L, Q4_0>(l, tiles, many, scratch, buffers),
-            DType::Q4_1 => self.blocks::<L, Q4_1>(l, tiles, many, scratch, buffers),
-            DType::Q5_0 => self.blocks::<L, Q5_0>(l, tiles, many, scratch, buffers),
-            DType::Q5_1 => self.blocks::<L, Q5_1>(l, tiles, many, scratch, buffers),
-            DType::Q8_0 => self.blocks::<L, Q8_0>(l, tiles, many, scratch, buffers),
-            DType::Q2_K => self.blocks::<L, Q2K>(l, tiles, many, scratch, buffers),
-            DType::Q3_K => self.blocks::<L, Q3K>(l, tiles, many, scratch, buffers),
-            DType::Q4_K => self.blocks::<L, Q4K>(l, tiles, many, scratch, buffers),
-            DType::Q5_K => self.blocks::<L, Q5K>(l, tiles, many, scratch, buffers),
-            DType::Q6_K => self.blocks::<L, Q6K>(l, tiles, many, scratch, buffers),
-            DType::IQ4_NL => self.blocks::<L, Iq4Nl>(l, tiles, many, scratch, buffers),
-            DType::IQ4_XS => self.blocks::<L, Iq4Xs>(l, tiles, many, scratch, buffers),
-            DType::IQ2_XXS => self.blocks::<L, Iq2Xxs>(l, tiles, many, scratch, buffers),
-            DType::IQ2_XS => self.blocks::<L, Iq2Xs>(l, tiles, many, scratch, buffers),
-            DType::IQ2_S => self.blocks::<L, Iq2S>(l, tiles, many, scratch, buffers),
-            DType::IQ3_XXS => self.blocks::<L, Iq3Xxs>(l, tiles, many, scratch, buffers),
-            DType::IQ3_S => self.blocks::<L, Iq3S>(l, tiles, many, scratch, buffers),
-            DType::NF4 => self.blocks::<L, Nf4>(l, tiles, many, scratch, buffers),
-            DType::FP4 => self.blocks::<L, Fp4>(l, tiles, many, scratch, buffers),
-            DType::Q8_24 => self.blocks::<L, Q8Sparse>(l, tiles, many, scratch, buffers),
-            DType::Q4_24 => self.blocks::<L, Q4Sparse>(l, tiles, many, scratch, buffers),
+            DType::F32 => self.floats::<L, float::F32>(l, with),
+            DType::F16 => self.floats::<L, float::F16>(l, with),
+            DType::BF16 => self.floats::<L, float::Bf16>(l, with),
+            DType::Q4_0 => self.blocks::<L, Q4_0>(l, with),
+            DType::Q4_1 => self.blocks::<L, Q4_1>(l, with),
+            DType::Q5_0 => self.blocks::<L, Q5_0>(l, with),
+            DType::Q5_1 => self.blocks::<L, Q5_1>(l, with),
+            DType::Q8_0 => self.blocks::<L, Q8_0>(l, with),
+            DType::Q2_K => self.blocks::<L, Q2K>(l, with),
+            DType::Q3_K => self.blocks::<L, Q3K>(l, with),
+            DType::Q4_K => self.blocks::<L, Q4K>(l, with),
+            DType::Q5_K => self.blocks::<L, Q5K>(l, with),
+            DType::Q6_K => self.blocks::<L, Q6K>(l, with),
+            DType::IQ4_NL => self.blocks::<L, Iq4Nl>(l, with),
+            DType::IQ4_XS => self.blocks::<L, Iq4Xs>(l, with),
+            DType::IQ2_XXS => self.blocks::<L, Iq2Xxs>(l, with),
+            DType::IQ2_XS => self.blocks::<L, Iq2Xs>(l, with),
+            DType::IQ2_S => self.blocks::<L, Iq2S>(l, with),
+            DType::IQ3_XXS => self.blocks::<L, Iq3Xxs>(l, with),
+            DType::IQ3_S => self.blocks::<L, Iq3S>(l, with),
+            DType::NF4 => self.blocks::<L, Nf4>(l, with),
+            DType::FP4 => self.blocks::<L, Fp4>(l, with),
+            DType::Q8_24 => self.blocks::<L, Q8Sparse>(l, with),
+            DType::Q4_24 => self.blocks::<L, Q4Sparse>(l, with),
+            DType::MXFP4 => self.blocks::<L, Mxfp4>(l, with),
+            DType::TQ1_0 | DType::TQ2_0 => self.blocks::<L, Tq2_0>(l, with),
         }
     }
 
-    fn blocks<L: Lanes, F: Format>(
-        &self,
-        l: L,
-        tiles: Range<usize>,
-        many: bool,
-        scratch: &Scratch,
-        buffers: &mut Buffers,
-    ) {
+    fn blocks<L: Lanes, F: Format>(&self, l: L, with: With<'_>) {
+        let With { packed, tiles, many, scratch, buffers } = with;
         let tiles = quantized::Tiles::<F> {
-            weights: &self.weight.packed,
+            weights: packed,
             blocks: self.weight.cols / self.weight.dtype.block_len(),
             tiles,
             x: &scratch.quantized,
@@ -480,16 +543,10 @@ impl Work<'_> {
         }
     }
 
-    fn floats<L: Lanes, E: float::Element>(
-        &self,
-        l: L,
-        tiles: Range<usize>,
-        many: bool,
-        scratch: &Scratch,
-        buffers: &mut Buffers,
-    ) {
+    fn floats<L: Lanes, E: float::Element>(&self, l: L, with: With<'_>) {
+        let With { packed, tiles, many, scratch, buffers } = with;
         let tiles = float::Tiles::<E> {
-            weights: &self.weight.packed,
+            weights: packed.tiles(),
             cols: self.weight.cols,
             tiles,
             x: &scratch.floats,

@@ -30,6 +30,11 @@ impl Packed {
         &self.arena.lines()[self.lines.clone()][tile * self.per_tile..][..self.per_tile]
     }
 
+    /// All tiles.
+    pub(super) fn tiles(&self) -> TileLines<'_> {
+        TileLines { lines: &self.arena.lines()[self.lines.clone()], per_tile: self.per_tile, first: 0 }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.lines.len() * size_of::<Line>()
     }
@@ -37,6 +42,21 @@ impl Packed {
     /// Bytes of one tile.
     pub(super) fn tile_bytes(&self) -> usize {
         self.per_tile * size_of::<Line>()
+    }
+}
+
+/// Tiles that stand side by side, wherever.
+#[derive(Clone, Copy)]
+pub(super) struct TileLines<'a> {
+    pub(super) lines: &'a [Line],
+    pub(super) per_tile: usize,
+    /// Number of the first of them in its matrix.
+    pub(super) first: usize,
+}
+
+impl<'a> TileLines<'a> {
+    pub(super) fn tile(self, tile: usize) -> &'a [Line] {
+        &self.lines[(tile - self.first) * self.per_tile..][..self.per_tile]
     }
 }
 
@@ -48,20 +68,36 @@ pub(super) struct Layout {
     per_tile: usize,
     /// Fills the lines (zeros before) of a tile from its rows, at most [`ROWS`] of them.
     fill: fn(Isa, &[u8], usize, &mut [Line]),
+    /// What rows become before that, and their bytes then.
+    rewrite: Option<(Rewrite, usize)>,
 }
+
+/// Appends rows in another form.
+type Rewrite = fn(&[u8], &mut Vec<u8>);
 
 impl Layout {
     /// `rows` rows of `row_bytes` bytes in blocks of a quantized format.
     pub(super) fn quantized<F: Format>(rows: usize, row_bytes: usize) -> Self {
         let blocks = row_bytes / block_bytes::<F>();
         let per_tile = half_lines::<F>(blocks) + blocks * F::Words::COUNT;
-        Self { rows, row_bytes, per_tile, fill: fill_blocks::<F> }
+        Self { rows, row_bytes, per_tile, fill: fill_blocks::<F>, rewrite: None }
+    }
+
+    /// `rows` rows of `row_bytes` bytes in blocks of `stored_bytes`, which `rewrite` makes blocks of a quantized format, as many.
+    pub(super) fn rewritten<F: Format>(rows: usize, row_bytes: usize, stored_bytes: usize, rewrite: Rewrite) -> Self {
+        let packed_bytes = row_bytes / stored_bytes * block_bytes::<F>();
+        Self { row_bytes, rewrite: Some((rewrite, packed_bytes)), ..Self::quantized::<F>(rows, packed_bytes) }
     }
 
     /// `rows` rows of `row_bytes` bytes in values of S bytes.
     pub(super) fn floats<const S: usize>(rows: usize, row_bytes: usize) -> Self {
         let per_tile = (row_bytes * ROWS).div_ceil(size_of::<Line>());
-        Self { rows, row_bytes, per_tile, fill: fill_floats::<S> }
+        Self { rows, row_bytes, per_tile, fill: fill_floats::<S>, rewrite: None }
+    }
+
+    /// Lines of one tile.
+    pub(super) fn per_tile(&self) -> usize {
+        self.per_tile
     }
 
     pub(super) fn tiles(&self) -> usize {
@@ -90,8 +126,15 @@ impl Layout {
 
     /// Fills the lines of some tiles, zeros before, from the bytes of their rows.
     pub(super) fn pack(&self, isa: Isa, source: &[u8], lines: &mut [Line]) {
+        let mut rewritten = Vec::new();
         for (rows, lines) in source.chunks(self.source_bytes()).zip(lines.chunks_exact_mut(self.per_tile)) {
-            (self.fill)(isa, rows, self.row_bytes, lines);
+            let Some((rewrite, row_bytes)) = self.rewrite else {
+                (self.fill)(isa, rows, self.row_bytes, lines);
+                continue;
+            };
+            rewritten.clear();
+            rewrite(rows, &mut rewritten);
+            (self.fill)(isa, &rewritten, row_bytes, lines);
         }
     }
 }

@@ -36,7 +36,15 @@ fn half_fields(dtype: DType) -> &'static [usize] {
         DType::Q2_K => &[80, 82],
         DType::Q3_K => &[108],
         DType::Q6_K => &[208],
+        DType::MXFP4 => &[],
+        DType::TQ1_0 => &[52],
+        DType::TQ2_0 => &[64],
     }
+}
+
+/// Where an exponent in the place of a scale stands.
+fn exponent_field(dtype: DType) -> Option<usize> {
+    (dtype == DType::MXFP4).then_some(0)
 }
 
 /// Every bit pattern of quants and integer scales, and f16 fields of ordinary size.
@@ -52,6 +60,9 @@ fn random_weights(dtype: DType, rows: usize, cols: usize, random: &mut Random) -
                 for &at in half_fields(dtype) {
                     let half = half::f16::from_f32(random.uniform() * 0.1);
                     block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                }
+                if let Some(at) = exponent_field(dtype) {
+                    block[at] = 120 + block[at] % 8;
                 }
             }
             bytes
@@ -285,6 +296,84 @@ fn quantized_results_are_the_same_bits_in_every_family() {
     }
 }
 
+/// Rows out of a buffer.
+struct Rows {
+    cols: usize,
+    values: Vec<f32>,
+}
+
+impl RowSource for Rows {
+    fn write(&self, rows: std::ops::Range<usize>, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[rows.start * self.cols..rows.end * self.cols]);
+    }
+}
+
+#[test]
+fn streamed_weights_give_the_bits_of_f32_ones() {
+    let mut random = Random(31);
+    for threads in [1, 2] {
+        for isa in Isa::available() {
+            let cpu = Cpu::new(Some(threads), Some(isa)).unwrap();
+            for (rows, cols) in [(1, 1), (15, 7), (33, 64), (200, 300), (17, 0)] {
+                let case = Case::new(DType::F32, rows, cols, &mut random);
+                let values =
+                    decode(DType::F32, &case.weights, rows * cols).into_iter().map(|value| value as f32).collect();
+                let weight = Matrix::streamed(&cpu, rows, cols, Arc::new(Rows { cols, values }));
+                assert_eq!(weight.bytes(), 0);
+                let bias = random.floats(rows);
+                for m in [1, 3, 11, 12, 40] {
+                    let x = random.floats(m * cols);
+                    let mut out = vec![f32::NAN; m * rows];
+                    let mut group = [Linear { weight: &weight, bias: Some(&bias), out: &mut out }];
+                    cpu.matmul(&x, m, &mut group, &mut Scratch::default());
+                    assert_eq!(out, case.product(&cpu, &x, m, Some(&bias)), "{isa} N={rows} K={cols} M={m}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn columns_meet_their_own_values_of_the_input() {
+    let mut random = Random(32);
+    let cpu = Cpu::new(Some(2), None).unwrap();
+    let cols = 256;
+    for dtype in [DType::F32, DType::Q4_0, DType::Q8_0] {
+        let cases = [(); 3].map(|()| Case::new(dtype, 35, cols, &mut random));
+        let reversed: Vec<u32> = (0..cols as u32).rev().collect();
+        let turned: Vec<u32> = (0..cols as u32).map(|k| (k + 77) % cols as u32).collect();
+        let orders = [Some(reversed), None, Some(turned)];
+        for m in [1, 5, 20] {
+            let x = rows_with_outliers(m, cols, &mut random);
+            let weights: Vec<Matrix> = cases
+                .iter()
+                .zip(&orders)
+                .map(|(case, order)| {
+                    let weight = Matrix::pack(&cpu, dtype, 35, cols, &case.weights).unwrap();
+                    match order {
+                        Some(order) => weight.with_order(order.clone()),
+                        None => weight,
+                    }
+                })
+                .collect();
+            let mut outs = [(); 3].map(|()| vec![0.0; m * 35]);
+            let mut outs_of = outs.iter_mut();
+            let mut group: Vec<_> =
+                weights.iter().map(|weight| Linear { weight, bias: None, out: outs_of.next().unwrap() }).collect();
+            cpu.matmul_two_terms(&x, m, &mut group, &mut Scratch::default());
+            for ((case, order), out) in cases.iter().zip(&orders).zip(&outs) {
+                let ordered: Vec<f32> = match order {
+                    Some(order) => {
+                        x.chunks(cols).flat_map(|x| order.iter().map(|k| x[*k as usize]).collect::<Vec<_>>()).collect()
+                    }
+                    None => x.clone(),
+                };
+                assert_eq!(out, &case.product_in_two_terms(&cpu, &ordered, m, None), "{dtype} M={m}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_row_does_not_depend_on_its_batch_or_on_threads() {
     for isa in Isa::available() {
@@ -446,6 +535,9 @@ fn extreme_quants_do_not_saturate() {
             for block in weights.chunks_exact_mut(dtype.block_bytes()) {
                 for &at in half_fields(dtype) {
                     block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+                }
+                if let Some(at) = exponent_field(dtype) {
+                    block[at] = 127;
                 }
             }
             let case = Case { dtype, rows: 16, cols, weights };

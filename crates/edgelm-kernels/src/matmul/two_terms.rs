@@ -3,6 +3,7 @@
 use super::{
     Linear, Scratch,
     activations::{GROUP, scale_of},
+    order::in_order,
 };
 use crate::{
     Cpu, Work,
@@ -54,6 +55,11 @@ impl Cpu {
     /// most max|x| / 2^8 in groups of 128 without b and max|x| / 2^15 with it. Few rows with second terms read the weights
     /// once.
     pub fn matmul_two_terms(&self, x: &[f32], m: usize, group: &mut [Linear<'_>], scratch: &mut Scratch) {
+        in_order(x, group, scratch, &|x, group, scratch| self.two_terms_of(x, m, group, scratch));
+    }
+
+    /// For columns in the order of x.
+    fn two_terms_of(&self, x: &[f32], m: usize, group: &mut [Linear<'_>], scratch: &mut Scratch) {
         let Some(cols) = group.first().map(|linear| linear.weight.cols()) else { return };
         assert_eq!(x.len(), m * cols, "x is not [{m}, {cols}]");
         let dtypes = group.iter().map(|linear| linear.weight.dtype());
@@ -62,12 +68,12 @@ impl Cpu {
         // A row of one value per group, which is as coarse as rows get.
         let coarsest = (GROUP as f32 / 12.0).sqrt() / 127.0;
         if most >= coarsest {
-            return self.matmul(x, m, group, scratch);
+            return self.matmul_of(x, m, None, group, scratch);
         }
         let mut terms = std::mem::take(&mut scratch.terms);
         terms.find_coarse(self, x, m, cols, most);
         if terms.coarse.is_empty() {
-            self.matmul(x, m, group, scratch);
+            self.matmul_of(x, m, None, group, scratch);
         } else if m < super::MANY_ROWS {
             terms.x.clear();
             terms.x.extend_from_slice(x);
@@ -84,7 +90,7 @@ impl Cpu {
                 add_rows(linear, &terms.coarse, rests);
             }
         } else {
-            self.matmul(x, m, group, scratch);
+            self.matmul_of(x, m, None, group, scratch);
             for start in (0..terms.coarse.len()).step_by(ROWS_AT_A_TIME) {
                 let part = start..terms.coarse.len().min(start + ROWS_AT_A_TIME);
                 terms.x.clear();
@@ -150,7 +156,7 @@ impl Terms {
             out.resize(rows * linear.weight.rows(), 0.0);
             linears.push(Linear { weight: linear.weight, bias: None, out });
         }
-        cpu.matmul(&self.x, rows, &mut linears, scratch);
+        cpu.matmul_of(&self.x, rows, None, &mut linears, scratch);
     }
 }
 

@@ -71,6 +71,15 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Which row of the stored tensor a row is, where it is one of its rows.
+    pub fn row(&self, row: usize) -> usize {
+        match &self.rows {
+            None => row,
+            Some(Rows::Range(range)) => range.start + row,
+            Some(Rows::List(list)) => list.get(row).copied().unwrap_or(row),
+        }
+    }
+
     /// Names of the tensors in the file.
     pub fn names(&self) -> Vec<String> {
         match self.spread {

@@ -2,9 +2,9 @@
 
 use super::{Checkpoint, row_of};
 use crate::{ModelConfig, ModelError, TensorId};
-use edgelm_format::TensorView;
-use edgelm_tensor::DType;
-use std::{borrow::Cow, collections::HashMap};
+use edgelm_format::{Reordered, TensorView};
+use edgelm_tensor::{DType, block::decode_row};
+use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 /// Where a decoder layer can be read from.
 pub trait Tensors: Sync {
@@ -19,6 +19,12 @@ pub trait Tensors: Sync {
 
     /// Format and bytes of one row of a matrix.
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError>;
+
+    /// A matrix with its columns in another order, see [`Checkpoint::reordered`].
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError>;
+
+    /// Rows of a tensor as the values that are meant, see [`Checkpoint::values`].
+    fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError>;
 
     /// The scale of a linear layer's int8 inputs, where it is fixed.
     fn input_scale(&self, id: TensorId) -> Option<f32>;
@@ -47,6 +53,14 @@ impl Tensors for Checkpoint {
 
     fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
         Checkpoint::row(self, id, row)
+    }
+
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        Checkpoint::reordered(self, id)
+    }
+
+    fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
+        Checkpoint::values(self, id, rows, out)
     }
 
     fn input_scale(&self, id: TensorId) -> Option<f32> {
@@ -178,6 +192,28 @@ impl Tensors for Edited<'_> {
         match self.replaced.get(&self.source(id)) {
             Some(_) => Ok(row_of(self.tensor(id)?, row)),
             None => self.base.row(self.source(id), row),
+        }
+    }
+
+    fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        match self.is_replaced(id) {
+            true => Ok(None),
+            false => self.base.reordered(self.source(id)),
+        }
+    }
+
+    fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
+        let Some(tensor) = self.replaced.get(&self.source(id)) else {
+            return self.base.values(self.source(id), rows, out);
+        };
+        let row_bytes = tensor.dtype.row_bytes(tensor.shape.last().copied().unwrap_or(1))?;
+        match tensor.bytes.get(rows.start * row_bytes..rows.end * row_bytes) {
+            Some(bytes) => Ok(decode_row(tensor.dtype, bytes, out)?),
+            None => Err(ModelError::TensorShape {
+                name: self.base.stored_name(self.source(id)),
+                got: vec![rows.end],
+                want: tensor.shape.clone(),
+            }),
         }
     }
 

@@ -19,13 +19,14 @@ pub use texts::Texts;
 
 use crate::arch::{Names, Prefix, Stored};
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
-use edgelm_tensor::DType;
+use edgelm_format::{Reordered, Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use edgelm_tensor::{DType, block::decode_row};
 use files::Files;
 use packed::PackedFolder;
 use std::{
     borrow::Cow,
     collections::HashMap,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -206,6 +207,60 @@ impl Checkpoint {
             return Ok((self.describe(id)?.0, bytes.into()));
         }
         Ok(row_of(self.tensor(id)?, row))
+    }
+
+    /// Rows of a matrix as the values that the file means, in f32: what [`Self::tensor`] holds them in, some formats round
+    /// a little. Errors if the tensor is absent, or has not so many rows, or `out` is not of their length.
+    pub fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
+        let name = self.stored_name(id);
+        let (dtype, shape) = self.describe(id)?;
+        let columns = shape.last().copied().unwrap_or(1);
+        let count: usize = shape.iter().rev().skip(1).product();
+        if rows.end > count || out.len() != rows.len() * columns {
+            let got = vec![rows.end, out.len()];
+            return Err(ModelError::TensorShape { name, got, want: shape.to_vec() });
+        }
+        let stored = self.stored(id);
+        if let Store::Packed(folder) = &self.store
+            && folder.is_packed(&name)
+            && !stored.transposed
+            && stored.expert.is_none()
+        {
+            for (row, out) in rows.zip(out.chunks_exact_mut(columns.max(1))) {
+                let row = stored.row(row);
+                folder.values(&name, row..row + 1, out)?;
+            }
+            return Ok(());
+        }
+        let row_bytes = dtype.row_bytes(columns)?;
+        let bytes = self.tensor(id)?.bytes;
+        Ok(decode_row(dtype, &bytes[rows.start * row_bytes..rows.end * row_bytes], out)?)
+    }
+
+    /// True if [`Self::values`] may be others than the floats of [`Self::tensor`], or those are none. Errors if the tensor is
+    /// absent.
+    pub fn is_coded(&self, id: TensorId) -> Result<bool, ModelError> {
+        let dtype = self.describe(id)?.0;
+        Ok(match &self.store {
+            Store::Packed(folder) => dtype.is_quantized() || folder.is_packed(&self.stored_name(id)),
+            Store::Safetensors(_) | Store::Gguf(_) => dtype.is_quantized(),
+        })
+    }
+
+    /// A matrix with its columns in an order that lets a smaller format hold it than that of [`Self::tensor`], where there is
+    /// one: integers whose groups were made in the order of importance.
+    pub fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
+        match &self.store {
+            Store::Packed(folder) => {
+                let stored = self.stored(id);
+                let Some(whole) = folder.reordered(&stored.name)? else { return Ok(None) };
+                let Some(rows) = self.shapes.get(&id).and_then(|shape| shape.first()) else { return Ok(None) };
+                let row_bytes = whole.bytes.len() / stored.shape[0].max(1);
+                let row = |row: usize| &whole.bytes[stored.row(row) * row_bytes..][..row_bytes];
+                Ok(Some(Reordered { bytes: (0..*rows).flat_map(row).copied().collect(), ..whole.clone() }))
+            }
+            Store::Safetensors(_) | Store::Gguf(_) => Ok(None),
+        }
     }
 
     /// The scale of a linear layer's int8 inputs, where calibration fixed it.

@@ -4,10 +4,12 @@
 
 use crate::ModelError;
 use edgelm_format::{
-    FormatError, Source, TensorView, bitsandbytes,
-    bitsandbytes::{FourBitConfig, LookupTensor},
-    compressed_tensors,
-    compressed_tensors::{Group, IntQuantization, IntTensor, SparseTensor},
+    CodedMatrix, FormatError, Reordered, Source, TensorView,
+    awq::{self, AwqConfig},
+    bitsandbytes::{self, Int8Tensor, LookupTensor},
+    compressed_tensors::{self, Group, IntQuantization, IntTensor, SparseTensor},
+    fp8::{self, Fp8Config, Fp8Tensor},
+    gptq::{self, GptqConfig},
     safetensors::SafeTensors,
 };
 use edgelm_tensor::DType;
@@ -17,15 +19,21 @@ use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::Path};
 /// `quantization_config`.
 pub(super) enum Quantization {
     Ints(IntQuantization),
-    FourBit,
+    BitsAndBytes(bitsandbytes::Config),
+    Gptq(GptqConfig),
+    Awq(AwqConfig),
+    Fp8(Fp8Config),
 }
 
 impl Quantization {
     /// Errors name the key; `path` is that of config.json.
     pub(super) fn from_json(value: &Value, path: &Path) -> Result<Self, FormatError> {
-        match FourBitConfig::is_meant_by(value) {
-            true => FourBitConfig::from_json(value, path).map(|_| Self::FourBit),
-            false => IntQuantization::from_json(value, path).map(Self::Ints),
+        match value.get("quant_method").and_then(Value::as_str) {
+            Some("bitsandbytes") => bitsandbytes::Config::from_json(value, path).map(Self::BitsAndBytes),
+            Some("gptq") => GptqConfig::from_json(value, path).map(Self::Gptq),
+            Some("awq") => AwqConfig::from_json(value, path).map(Self::Awq),
+            Some("fp8") => Fp8Config::from_json(value, path).map(Self::Fp8),
+            _ => IntQuantization::from_json(value, path).map(Self::Ints),
         }
     }
 }
@@ -48,66 +56,35 @@ struct Packed {
 enum Stored {
     Ints { module: String, group: Group },
     FourBit { weight: String },
+    Int8 { module: String },
     Sparse { module: String },
+    Gptq { module: String, config: GptqConfig },
+    Awq { module: String, config: AwqConfig },
+    Fp8 { weight: String, config: Fp8Config },
 }
 
 /// A matrix whose parts were checked.
-enum Opened<'a> {
-    Ints(IntTensor<'a>),
-    FourBit(LookupTensor<'a>),
-    Sparse(SparseTensor<'a>),
-}
+type Opened<'a> = Box<dyn CodedMatrix + 'a>;
 
 impl Stored {
     fn open<'a>(&'a self, file: &'a SafeTensors) -> Result<Option<Opened<'a>>, FormatError> {
-        Ok(match self {
-            Self::Ints { module, group } => IntTensor::open(file, module, group)?.map(Opened::Ints),
-            Self::FourBit { weight } => LookupTensor::open(file, weight)?.map(Opened::FourBit),
-            Self::Sparse { module } => SparseTensor::open(file, module)?.map(Opened::Sparse),
-        })
-    }
-}
-
-impl Opened<'_> {
-    fn shape(&self) -> [usize; 2] {
-        match self {
-            Self::Ints(tensor) => tensor.shape(),
-            Self::FourBit(tensor) => tensor.shape(),
-            Self::Sparse(tensor) => tensor.shape(),
+        fn boxed<'a>(found: Option<impl CodedMatrix + 'a>) -> Option<Opened<'a>> {
+            found.map(|found| Box::new(found) as Opened<'a>)
         }
-    }
-
-    fn dtype(&self) -> DType {
         match self {
-            Self::Ints(tensor) => tensor.dtype(),
-            Self::FourBit(tensor) => tensor.dtype(),
-            Self::Sparse(tensor) => tensor.dtype(),
-        }
-    }
-
-    fn input_scale(&self) -> Option<f32> {
-        match self {
-            Self::Ints(tensor) => tensor.input_scale(),
-            Self::FourBit(_) | Self::Sparse(_) => None,
-        }
-    }
-
-    fn blocks(&self, rows: Range<usize>) -> Vec<u8> {
-        match self {
-            Self::Ints(tensor) => tensor.blocks(rows),
-            Self::FourBit(tensor) => tensor.blocks(rows),
-            Self::Sparse(tensor) => tensor.blocks(rows),
-        }
-    }
-
-    fn release(&self) {
-        match self {
-            Self::Ints(tensor) => tensor.release(),
-            Self::FourBit(tensor) => tensor.release(),
-            Self::Sparse(tensor) => tensor.release(),
+            Self::Ints { module, group } => IntTensor::open(file, module, group).map(boxed),
+            Self::FourBit { weight } => LookupTensor::open(file, weight).map(boxed),
+            Self::Int8 { module } => Int8Tensor::open(file, module).map(boxed),
+            Self::Sparse { module } => SparseTensor::open(file, module).map(boxed),
+            Self::Gptq { module, config } => config.open(file, module).map(boxed),
+            Self::Awq { module, config } => config.open(file, module).map(boxed),
+            Self::Fp8 { weight, config } => Fp8Tensor::open(file, weight, config).map(boxed),
         }
     }
 }
+
+/// Suffixes of the tensor that shows that a module has a matrix.
+const WEIGHTS: [&str; 4] = [".qweight", ".weight_packed", ".compressed", ".weight"];
 
 /// True if two of every four weights of a module are stored, without quantization.
 fn is_sparse_floats(file: &SafeTensors, quantization: &IntQuantization, module: &str) -> bool {
@@ -124,14 +101,20 @@ impl PackedFolder {
     ) -> Result<Self, ModelError> {
         let mut matrices = BTreeMap::new();
         for name in file.names() {
-            let parts = [".weight_packed", ".compressed", ".weight"];
-            let Some(module) = parts.iter().find_map(|part| name.strip_suffix(part)) else { continue };
+            let Some(module) = WEIGHTS.iter().find_map(|part| name.strip_suffix(part)) else { continue };
             let weight = format!("{module}.weight");
+            let module = module.to_owned();
             let stored = match quantization {
-                Quantization::FourBit => Stored::FourBit { weight: weight.clone() },
-                Quantization::Ints(quantization) => match quantization.group_of(module, class_of(&weight)) {
-                    _ if is_sparse_floats(&file, quantization, module) => Stored::Sparse { module: module.to_owned() },
-                    Some(group) => Stored::Ints { module: module.to_owned(), group: group.clone() },
+                Quantization::BitsAndBytes(bitsandbytes::Config::FourBit(_)) => {
+                    Stored::FourBit { weight: weight.clone() }
+                }
+                Quantization::BitsAndBytes(bitsandbytes::Config::EightBit) => Stored::Int8 { module },
+                Quantization::Gptq(config) => Stored::Gptq { module, config: *config },
+                Quantization::Awq(config) => Stored::Awq { module, config: *config },
+                Quantization::Fp8(config) => Stored::Fp8 { weight: weight.clone(), config: *config },
+                Quantization::Ints(quantization) => match quantization.group_of(&module, class_of(&weight)) {
+                    _ if is_sparse_floats(&file, quantization, &module) => Stored::Sparse { module },
+                    Some(group) => Stored::Ints { module, group: group.clone() },
                     None => continue,
                 },
             };
@@ -149,16 +132,30 @@ impl PackedFolder {
 
     /// Names of tensors, with one name for the parts of each matrix.
     pub(super) fn names(&self) -> Vec<&str> {
-        let of_module = compressed_tensors::PARTS.iter().map(|part| (*part, ".weight"));
-        let parts: Vec<(&str, &str)> = of_module.chain(bitsandbytes::PARTS.iter().map(|part| (*part, ""))).collect();
+        let of_module =
+            [&compressed_tensors::PARTS[..], &bitsandbytes::MODULE_PARTS, &gptq::PARTS, &awq::PARTS, &fp8::PARTS];
+        let of_module = of_module.concat().into_iter().map(|part| (part, ".weight"));
+        let parts: Vec<(&str, &str)> = of_module.chain(bitsandbytes::PARTS.map(|part| (part, ""))).collect();
         let is_part = |name: &str| {
             parts.iter().any(|(part, rest)| {
                 let owner = name.strip_suffix(part).and_then(|name| name.strip_suffix('.'));
                 owner.is_some_and(|owner| self.matrices.contains_key(&format!("{owner}{rest}")))
             })
         };
-        let others = self.file.names().filter(|name| !self.matrices.contains_key(*name) && !is_part(name));
+        let is_other =
+            |name: &&str| !self.matrices.contains_key(*name) && !is_part(name) && !self.is_bias_of_zeros(name);
+        let others = self.file.names().filter(is_other);
         self.matrices.keys().map(String::as_str).chain(others).collect()
+    }
+
+    /// True for a bias of a packed matrix that changes nothing: AutoGPTQ writes one where the model has none.
+    fn is_bias_of_zeros(&self, name: &str) -> bool {
+        let owner = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
+        let is_zero = || {
+            let bytes = self.file.info(name).and_then(|info| info.bytes);
+            bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0))
+        };
+        owner.is_some_and(|owner| self.matrices.contains_key(&owner)) && is_zero()
     }
 
     /// Format and shape, without reading the values.
@@ -183,6 +180,27 @@ impl PackedFolder {
     pub(super) fn row(&self, name: &str, row: usize) -> Result<Option<Vec<u8>>, FormatError> {
         let Some(matrix) = self.matrices.get(name).filter(|matrix| row < matrix.shape[0]) else { return Ok(None) };
         Ok(matrix.stored.open(&self.file)?.map(|found| found.blocks(row..row + 1)))
+    }
+
+    /// True for a matrix that is made of parts.
+    pub(super) fn is_packed(&self, name: &str) -> bool {
+        self.matrices.contains_key(name)
+    }
+
+    /// Rows of a matrix that is packed as the values that the file means; false if this is none.
+    pub(super) fn values(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<bool, FormatError> {
+        let Some(matrix) = self.matrices.get(name).filter(|matrix| rows.end <= matrix.shape[0]) else {
+            return Ok(false);
+        };
+        let Some(found) = matrix.stored.open(&self.file)? else { return Ok(false) };
+        found.values(rows, out);
+        Ok(true)
+    }
+
+    /// A matrix with its columns in an order that lets a smaller format hold it, where there is one.
+    pub(super) fn reordered(&self, name: &str) -> Result<Option<Reordered>, FormatError> {
+        let Some(matrix) = self.matrices.get(name) else { return Ok(None) };
+        Ok(matrix.stored.open(&self.file)?.and_then(|found| found.reordered()))
     }
 
     /// The scale of a matrix's int8 inputs, where the file fixes it.

@@ -109,6 +109,9 @@ pub fn visit_coded<V: CodedVisitor>(dtype: DType, visitor: V) -> Option<V::Outpu
         DType::FP4 => visitor.visit::<BlockFp4>(),
         DType::Q8_24 => visitor.visit::<BlockQ8Sparse>(),
         DType::Q4_24 => visitor.visit::<BlockQ4Sparse>(),
+        DType::MXFP4 => visitor.visit::<BlockMxfp4>(),
+        DType::TQ1_0 => visitor.visit::<BlockTq1_0>(),
+        DType::TQ2_0 => visitor.visit::<BlockTq2_0>(),
     })
 }
 

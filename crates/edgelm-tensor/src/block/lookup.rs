@@ -104,7 +104,11 @@ pub struct LookupGrid {
 impl LookupGrid {
     /// The values under one scale.
     pub fn new(table: &'static LookupTable, scale: f16) -> Self {
-        let scale = scale.to_f32();
+        Self::scaled(table, scale.to_f32())
+    }
+
+    /// The same for a scale that is no f16.
+    pub(super) fn scaled(table: &'static LookupTable, scale: f32) -> Self {
         Self { table, scale, inverse: inverse(scale) }
     }
 }

@@ -27,6 +27,7 @@ mod iq4_xs;
 mod iq_grids;
 mod k_scales;
 mod lookup;
+mod mxfp4;
 mod nf4;
 mod packing;
 mod q2_k;
@@ -46,6 +47,8 @@ mod symmetric;
 mod symmetric_super;
 #[cfg(test)]
 mod tests;
+mod tq1_0;
+mod tq2_0;
 mod weights;
 
 pub use fp4::{BlockFp4, FP4};
@@ -62,6 +65,7 @@ pub use iq4_nl::{BlockIq4Nl, IQ4_VALUES};
 pub use iq4_xs::BlockIq4Xs;
 pub use k_scales::{pack_k_scales, unpack_k_scales};
 pub use lookup::{LookupGrid, LookupTable};
+pub use mxfp4::{BlockMxfp4, MXFP4};
 pub use nf4::{BlockNf4, NF4};
 pub use q2_k::BlockQ2K;
 pub use q3_k::BlockQ3K;
@@ -75,6 +79,8 @@ pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
 pub use q8_24::BlockQ8Sparse;
+pub use tq1_0::BlockTq1_0;
+pub use tq2_0::BlockTq2_0;
 
 // Blocks are read and written as plain memory, and GGUF is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"), "block formats are little-endian");
@@ -133,6 +139,9 @@ pub fn decode_row(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Ten
         DType::FP4 => decode_blocks::<BlockFp4>(bytes, out),
         DType::Q8_24 => decode_blocks::<BlockQ8Sparse>(bytes, out),
         DType::Q4_24 => decode_blocks::<BlockQ4Sparse>(bytes, out),
+        DType::MXFP4 => decode_blocks::<BlockMxfp4>(bytes, out),
+        DType::TQ1_0 => decode_blocks::<BlockTq1_0>(bytes, out),
+        DType::TQ2_0 => decode_blocks::<BlockTq2_0>(bytes, out),
     }
     Ok(())
 }
@@ -178,6 +187,9 @@ pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &m
         DType::FP4 => encode_blocks::<BlockFp4>(row, importance, out),
         DType::Q8_24 => encode_blocks::<BlockQ8Sparse>(row, importance, out),
         DType::Q4_24 => encode_blocks::<BlockQ4Sparse>(row, importance, out),
+        DType::MXFP4 => encode_blocks::<BlockMxfp4>(row, importance, out),
+        DType::TQ1_0 => encode_blocks::<BlockTq1_0>(row, importance, out),
+        DType::TQ2_0 => encode_blocks::<BlockTq2_0>(row, importance, out),
     }
     Ok(())
 }

@@ -46,7 +46,9 @@ impl<const LOW: i32, const HIGH: i32> Levels for Integers<LOW, HIGH> {
         100.. => (-12.4, 1.5),
         16.. => (-4.4, 2.5),
         8.. => (-2.4, 2.5),
-        _ => (-1.4, 2.5),
+        2.. => (-1.4, 2.5),
+        // The peak must have a level other than zero.
+        _ => (-0.4, 2.5),
     };
 
     fn nearest(self, t: f32) -> f32 {

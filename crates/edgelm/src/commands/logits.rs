@@ -3,7 +3,7 @@
 use crate::{commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
-use edgelm_engine::{Engine, Step, Want, Workspace};
+use edgelm_engine::{Arithmetic, Engine, Step, Want, Workspace};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -21,7 +21,10 @@ pub struct LogitsArgs {
     /// Only the last N positions
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
+    /// Quantized weights: in f32 as the file means them, or with the integer kernels of `run`
+    #[arg(long, value_name = "exact|fast|auto", value_parser = super::run::parse_arithmetic, default_value = "exact")]
+    arithmetic: Arithmetic,
+    /// Cache format [default: f32; with --arithmetic fast as `run`]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
 }
@@ -36,7 +39,7 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
         (None, None) => return Err(Usage("--tokens or --tokens-file is needed".into()).into()),
     };
     let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let engine = Engine::load(checkpoint, machine::cpu(global)?)?;
+    let engine = Engine::load_with(checkpoint, machine::cpu(global)?, args.arithmetic)?;
     let mut sequence = engine.sequence(args.kv.unwrap_or_else(|| engine.default_kv()));
     let mut workspace = Workspace::default();
     let mut batch = [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }];

@@ -7,7 +7,7 @@ mod windows;
 use crate::{commands::parse_ids, failure::Usage, interrupt, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::Args;
-use edgelm_engine::{GenerateOptions, Generation, Model, Sampling};
+use edgelm_engine::{Arithmetic, GenerateOptions, Generation, Model, Sampling};
 use edgelm_kernels::{Cpu, KvDtype};
 use edgelm_model::{GenerationConfig, Message};
 use serde_json::json;
@@ -44,6 +44,9 @@ pub struct RunArgs {
     /// Tokens from one window's start to the next [default: three quarters of the window]
     #[arg(long, value_name = "N", requires = "window")]
     stride: Option<usize>,
+    /// Quantized weights: with integer kernels, in f32 as the file means them (slow), or exact for tiny models alone
+    #[arg(long, value_name = "auto|fast|exact", value_parser = parse_arithmetic, default_value = "auto")]
+    arithmetic: Arithmetic,
     /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
     #[arg(long, value_name = "F")]
     trace: Option<PathBuf>,
@@ -111,6 +114,16 @@ pub fn parse_kv(text: &str) -> Result<KvDtype, String> {
     }
 }
 
+/// An arithmetic by its name on the command line.
+pub fn parse_arithmetic(text: &str) -> Result<Arithmetic, String> {
+    match text {
+        "auto" => Ok(Arithmetic::Auto),
+        "fast" => Ok(Arithmetic::Fast),
+        "exact" => Ok(Arithmetic::Exact),
+        _ => Err("expected auto, fast or exact".into()),
+    }
+}
+
 impl GenerationArgs {
     /// Flags over the model's own defaults (used only if it says that it samples) over greedy.
     fn options(&self, model: &GenerationConfig) -> GenerateOptions {
@@ -161,7 +174,7 @@ pub fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
 fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> {
     let begin = Instant::now();
     let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let model = Model::load(checkpoint, cpu)?;
+    let model = Model::load_with(checkpoint, cpu, args.arithmetic)?;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
     let options = args.generation.options(model.generation_config());
     if let Some(ids) = &args.tokens {

@@ -3,7 +3,7 @@
 use crate::{commands::run::parse_kv, machine, options::Global, resolve};
 use anyhow::Context;
 use clap::Args;
-use edgelm_engine::{GenerateOptions, Model};
+use edgelm_engine::{Arithmetic, GenerateOptions, Model};
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{ApiKeys, Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
 use std::{path::PathBuf, sync::Arc};
@@ -47,7 +47,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     let cpu = machine::cpu(global)?;
     let name = args.name;
     let load = move || {
-        let model = Arc::new(Model::load(checkpoint, cpu)?);
+        let model = Arc::new(Model::load_with(checkpoint, cpu, Arithmetic::Auto)?);
         let backend: Arc<dyn Backend> = Arc::new(ModelBackend::new(model, name, base)?);
         Ok(backend)
     };
