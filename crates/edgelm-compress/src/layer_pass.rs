@@ -12,7 +12,7 @@ use crate::{
     walk::Walk,
 };
 use edgelm_engine::Block;
-use edgelm_model::{Edited, LayerTensor, ModelConfig, Replaced, TensorId, Tensors};
+use edgelm_model::{Edited, ExpertTensor, LayerTensor, ModelConfig, Replaced, TensorId, Tensors};
 use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
 use std::{collections::HashMap, ops::ControlFlow};
@@ -25,9 +25,21 @@ pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
 
 /// The matrices of [`GROUPS`] that a layer has; groups without any are left out.
 pub(crate) fn groups_of(config: &ModelConfig, layer: usize) -> Vec<Vec<LayerTensor>> {
+    use LayerTensor::{Expert, SharedDown, SharedGate, SharedUp};
     let is_there = |tensor: &LayerTensor| config.tensor_shape(TensorId::Layer(layer, *tensor)).is_some();
-    let groups = GROUPS.into_iter().map(|group| group.iter().copied().filter(is_there).collect());
-    groups.filter(|group: &Vec<_>| !group.is_empty()).collect()
+    let count = config.layers[layer].experts.map_or(0, |experts| experts.count);
+    let of = |expert: usize| {
+        let part = |part| Expert(expert as u16, part);
+        [vec![part(ExpertTensor::Gate), part(ExpertTensor::Up)], vec![part(ExpertTensor::Down)]]
+    };
+    let dense = GROUPS.into_iter().map(<[LayerTensor]>::to_vec);
+    let shared = [vec![SharedGate, SharedUp], vec![SharedDown]];
+    // As a layer goes through them: experts one after another, the shared one last.
+    let groups = dense.chain((0..count).flat_map(of)).chain(shared);
+    groups
+        .map(|group| group.into_iter().filter(is_there).collect())
+        .filter(|group: &Vec<_>| !group.is_empty())
+        .collect()
 }
 
 /// How the codes of a matrix are chosen, given the second moments of its inputs.
@@ -77,7 +89,9 @@ pub(crate) fn quantize_layer(
         }
         let mut moments = Moments::new(edited.describe(ids[0])?.1.last().copied().unwrap_or_default());
         let mut magnitudes = static_inputs.map(|_| Histogram::default());
-        let mut drift = parent.as_ref().map(|_| Drift::new(moments.columns()));
+        // The parent may send other tokens to an expert: there is nothing to compare.
+        let follows = parent.as_ref().filter(|_| !matches!(group[0], LayerTensor::Expert(..)));
+        let mut drift = follows.map(|_| Drift::new(moments.columns()));
         let mut see = |x: &[f32], rows| {
             moments.add(x, rows);
             magnitudes.iter_mut().for_each(|magnitudes| magnitudes.add(x));

@@ -17,6 +17,7 @@ mod layer_pass;
 mod logits;
 mod lookup_groups;
 mod matrix_format;
+mod merge;
 pub mod mixed;
 mod moments;
 mod output;
@@ -44,6 +45,7 @@ pub use int_groups::{Activations, IntSettings, Strategy};
 pub use layer_pass::Codes;
 pub use lookup_groups::LookupSettings;
 pub use matrix_format::MatrixFormat;
+pub use merge::{MergeReport, merge};
 pub use moments::{Factor, Moments};
 pub use quantize::{
     CalibratorName, FolderScheme, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per,
@@ -330,7 +332,8 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoo
 
 /// For passes that fold factors into neighbours, or take channels out.
 pub(crate) fn needs_plain_layers(config: &edgelm_model::ModelConfig, what: &'static str) -> Result<(), CompressError> {
-    match config.style.is_plain() {
+    let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
+    match config.style.is_plain() && !has_experts {
         true => Ok(()),
         false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
     }

@@ -102,10 +102,10 @@ impl LayerStore {
     }
 }
 
-/// The tensors of a layer and their names.
+/// The tensors of a layer and their names here: by role, since files of models may store several as one.
 fn tensors(tensors: &Edited<'_>, layer: usize) -> Vec<(TensorId, String)> {
-    let ids = LayerTensor::ALL.map(|tensor| TensorId::Layer(layer, tensor)).into_iter();
-    ids.filter(|&id| tensors.has(id)).map(|id| (id, tensors.config().arch.gguf_tensor_name(id))).collect()
+    let roles = tensors.config().layer_tensors(layer).into_iter();
+    roles.map(|tensor| (TensorId::Layer(layer, tensor), format!("{tensor:?}"))).collect()
 }
 
 fn error_key(kind: &str, name: &str) -> String {

@@ -42,7 +42,8 @@ pub(crate) fn beam_search(
     let width = options.beams;
     let max_tokens = budget(engine, prompt.len(), options)?;
     let mut workspace = Workspace::default();
-    let mut sequence = engine.sequence(options.kv.unwrap_or_else(|| engine.default_kv()));
+    let mut sequence =
+        engine.adapted_sequence(options.kv.unwrap_or_else(|| engine.default_kv()), options.adapter.clone());
     engine.forward(&mut [Step { sequence: &mut sequence, tokens: prompt, want: Want::Last }], &mut workspace)?;
     let ttft = begin.elapsed().as_secs_f64();
 

@@ -1,7 +1,8 @@
 //! Batches of tokens through all layers.
 
 use crate::{
-    Arithmetic, EngineError,
+    Arithmetic, EngineError, LoadedAdapter,
+    adapter::AdaptedRows,
     block::{Block, BlockScratch, Matrices, Rows},
     front::Front,
     head::Head,
@@ -31,6 +32,7 @@ pub struct Engine {
 pub struct Sequence {
     cache: KvCache,
     tokens: Vec<u32>,
+    adapter: Option<Arc<LoadedAdapter>>,
 }
 
 impl Sequence {
@@ -177,7 +179,12 @@ impl Engine {
 
     /// An empty sequence.
     pub fn sequence(&self, kv: KvDtype) -> Sequence {
-        Sequence { cache: KvCache::new(&self.kv_shapes(), kv), tokens: Vec::new() }
+        Sequence { cache: KvCache::new(&self.kv_shapes(), kv), tokens: Vec::new(), adapter: None }
+    }
+
+    /// An empty sequence that goes through adapters of this engine's model.
+    pub fn adapted_sequence(&self, kv: KvDtype, adapter: Option<Arc<LoadedAdapter>>) -> Sequence {
+        Sequence { adapter, ..self.sequence(kv) }
     }
 
     /// Appends each step's tokens to its sequence; the logits asked for are left in `workspace`.
@@ -262,7 +269,8 @@ impl Engine {
         for (index, step) in batch.iter_mut().enumerate() {
             if let Some(piece) = pieces.next_if(|piece| piece.step == index) {
                 let start = step.sequence.tokens.len() + piece.offset;
-                spans.push(Rows { cache: &mut step.sequence.cache, start, rows: piece.len });
+                let Sequence { cache, adapter, .. } = &mut *step.sequence;
+                spans.push(Rows { cache, start, rows: piece.len, adapter: adapter.as_deref() });
             }
         }
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -288,6 +296,7 @@ impl Engine {
         let Workspace { hidden, wanted, normed, block, logits } = workspace;
         wanted.clear();
         let mut row = 0;
+        let mut adapters = Vec::new();
         for piece in group {
             let step = &batch[piece.step];
             let ends = piece.offset + piece.len == step.tokens.len();
@@ -297,6 +306,7 @@ impl Engine {
                 Want::Last | Want::None => piece.len,
             };
             wanted.extend_from_slice(&hidden[(row + first) * d..(row + piece.len) * d]);
+            adapters.push((piece.len - first, step.sequence.adapter.as_deref()));
             row += piece.len;
         }
         let rows = wanted.len() / d;
@@ -306,7 +316,16 @@ impl Engine {
         self.head.norm(&self.cpu, wanted, normed);
         let before = logits.len();
         logits.resize(before + rows * v, 0.0);
-        self.head.logits(&self.cpu, &self.output, normed, rows, &mut logits[before..], &mut block.matmul);
+        let adapted = AdaptedRows::new(adapters.into_iter());
+        self.head.adapted_logits(
+            &self.cpu,
+            &self.output,
+            normed,
+            rows,
+            &adapted,
+            &mut logits[before..],
+            &mut block.matmul,
+        );
     }
 }
 

@@ -1,12 +1,12 @@
 //! The generation loop: options, result, and sampling one token after another.
 
 use crate::{
-    Engine, EngineError, Sampler, Sampling, Sequence, Step, Want, Workspace, sampling::top_log_probabilities,
-    stop::StopMatcher,
+    Engine, EngineError, LoadedAdapter, Sampler, Sampling, Sequence, Step, Want, Workspace,
+    sampling::top_log_probabilities, stop::StopMatcher,
 };
 use edgelm_kernels::KvDtype;
 use edgelm_model::{DecodeStream, Tokenizer};
-use std::{ops::ControlFlow, time::Instant};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 /// What to generate and when to stop.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,8 @@ pub struct GenerateOptions {
     pub keep_special: bool,
     /// Report the log-probability of each token and of this many alternatives.
     pub logprobs: Option<usize>,
+    /// Go through these adapters.
+    pub adapter: Option<Arc<LoadedAdapter>>,
 }
 
 /// Why generation ended.

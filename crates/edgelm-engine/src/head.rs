@@ -2,6 +2,7 @@
 
 use crate::{
     EngineError,
+    adapter::AdaptedRows,
     block::{Norm, load_matrix, load_vector},
 };
 use edgelm_kernels::{Cpu, Linear, Matrix, Scratch, scale, softcap};
@@ -65,6 +66,29 @@ impl Head {
     }
 
     /// Logits `[T, V]` of normed hidden states `[T, D]`: cap(scale · (W x + b)).
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn adapted_logits(
+        &self,
+        cpu: &Cpu,
+        weight: &Matrix,
+        normed: &[f32],
+        rows: usize,
+        adapted: &AdaptedRows<'_>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let bias = self.bias.as_deref();
+        cpu.matmul_two_terms(normed, rows, &mut [Linear { weight, bias, out: &mut *out }], scratch);
+        adapted.apply(cpu, self.tensor, normed, rows, bias, out, scratch);
+        if self.style.logit_scale != 1.0 {
+            scale(cpu, out, self.style.logit_scale);
+        }
+        if let Some(cap) = self.style.logit_softcap {
+            softcap(cpu, out, cap);
+        }
+    }
+
+    /// The same without adapters.
     pub fn logits(
         &self,
         cpu: &Cpu,
@@ -74,13 +98,6 @@ impl Head {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let bias = self.bias.as_deref();
-        cpu.matmul_two_terms(normed, rows, &mut [Linear { weight, bias, out: &mut *out }], scratch);
-        if self.style.logit_scale != 1.0 {
-            scale(cpu, out, self.style.logit_scale);
-        }
-        if let Some(cap) = self.style.logit_softcap {
-            softcap(cpu, out, cap);
-        }
+        self.adapted_logits(cpu, weight, normed, rows, &AdaptedRows::default(), out, scratch);
     }
 }

@@ -3,6 +3,7 @@
 //! Separate because everything above (evaluation, calibration, serving) needs a model that runs and nothing below does.
 //! Must not parse files of its own, print, or know about HTTP.
 
+mod adapter;
 mod beam;
 mod block;
 mod engine;
@@ -15,6 +16,7 @@ mod rope;
 mod sampling;
 mod stop;
 
+pub use adapter::LoadedAdapter;
 pub use block::{Block, Observer};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
 pub use exact::Arithmetic;
@@ -34,6 +36,9 @@ pub enum EngineError {
     /// The machine.
     #[error(transparent)]
     Kernel(#[from] edgelm_kernels::KernelError),
+    /// An adapter that cannot be used so.
+    #[error("adapter: {0}")]
+    Adapter(&'static str),
     /// A matrix that is not among those that were packed.
     #[error("{id:?} was not packed")]
     NotPacked {

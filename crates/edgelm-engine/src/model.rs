@@ -74,7 +74,8 @@ impl Model {
 
     /// An empty state for `generate_in`.
     pub fn sequence(&self, options: &GenerateOptions) -> Sequence {
-        self.engine.sequence(options.kv.unwrap_or_else(|| self.engine.default_kv()))
+        let kv = options.kv.unwrap_or_else(|| self.engine.default_kv());
+        self.engine.adapted_sequence(kv, options.adapter.clone())
     }
 
     /// As `generate`, but keeps the state: what `sequence` already holds of the prompt is not computed again, so that

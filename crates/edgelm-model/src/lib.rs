@@ -3,6 +3,7 @@
 //! Separate because loading, inference, calibration, quantization and export all read the same description.
 //! Must not compute anything: no kernels, no engine.
 
+mod adapter;
 pub mod arch;
 pub mod chat_template;
 mod checkpoint;
@@ -10,6 +11,7 @@ pub mod config;
 pub mod tensors;
 pub mod tokenizer;
 
+pub use adapter::{Adapter, AdaptionPrompt, Lora};
 pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Edited, Embedded, HfFile, Replaced, StorageKind, Tensors, Texts};

@@ -1,5 +1,6 @@
 //! The `edgelm` command: parse, resolve, call one library, print.
 
+mod adapters;
 mod calibration;
 mod commands;
 mod failure;

@@ -7,6 +7,7 @@ use crate::commands::{
     eval::EvalArgs,
     inspect::InspectArgs,
     logits::LogitsArgs,
+    merge::MergeArgs,
     prune::PruneArgs,
     pull::PullArgs,
     quantize::QuantizeArgs,
@@ -79,6 +80,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Leave out layers, heads, FFN channels or single weights
     Prune(PruneArgs),
+    /// Fold an adapter into its base model
+    Merge(MergeArgs),
     /// Follow a recipe of compression passes with quality gates
     Compress(CompressArgs),
     /// Perplexity, divergence from a parent model, task accuracy, ROUGE-L and BLEU

@@ -6,12 +6,16 @@ use super::{
     norm::HeadNorm,
     shared_input_scale,
 };
-use crate::EngineError;
+use crate::{
+    EngineError,
+    adapter::{AdaptedRows, Prompt},
+};
 use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Scores, Span, clamp, rope};
 use edgelm_model::{Alibi, LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 pub(super) struct Attention {
+    index: usize,
     config: LayerConfig,
     style: Style,
     pairs: RopePairs,
@@ -50,6 +54,7 @@ impl Attention {
             input_scale: shared_input_scale(tensors, index, &[T::Q, T::K, T::V])?,
             output_scale: shared_input_scale(tensors, index, &[T::O])?,
             pairs: config.rope.pairs,
+            index,
             config: layer,
             style,
         })
@@ -68,6 +73,7 @@ impl Attention {
         update: &mut Vec<f32>,
         layer: usize,
         spans: &mut [Rows<'_>],
+        adapted: &AdaptedRows<'_>,
         tables: &Tables<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
@@ -78,6 +84,10 @@ impl Attention {
         observer(&[T::Q, T::K, T::V], x, rows)?;
         let mut products = [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
         matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
+        let id = |tensor| TensorId::Layer(self.index, tensor);
+        for (tensor, projection, out) in [(T::Q, &self.q, &mut *q), (T::K, &self.k, k), (T::V, &self.v, v)] {
+            adapted.apply(cpu, id(tensor), x, rows, projection.bias(), out, buffers);
+        }
         if let Some(limit) = self.style.clip_qkv {
             [&mut *q, &mut *k, &mut *v].into_iter().for_each(|values| clamp(cpu, values, limit));
         }
@@ -123,9 +133,45 @@ impl Attention {
             window: self.config.sliding_window,
             out: heads,
         });
+        let prompted: Vec<_> = adapted.iter().filter_map(|(rows, by)| Some((rows, by.prompt(self.index)?))).collect();
+        for (rows, prompt) in &prompted {
+            self.see_prompt(prompt, rows.clone(), q, heads);
+        }
         observer(&[T::O], heads, rows)?;
         matmul(cpu, heads, rows, self.output_scale, &mut [self.o.linear(update, rows)], buffers);
+        adapted.apply(cpu, id(T::O), heads, rows, self.o.bias(), update, buffers);
+        if let Some(bias) = self.o.bias() {
+            // What a prompt adds goes through the output layer by itself, so that its bias is added once more.
+            for row in prompted.iter().flat_map(|(rows, _)| rows.clone()) {
+                update[row * bias.len()..][..bias.len()].iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+            }
+        }
         ControlFlow::Continue(())
+    }
+
+    /// heads += gate · softmax(scale · q · kᵀ) v over the learned positions, for some rows. They are few: scalar code.
+    fn see_prompt(&self, prompt: &Prompt, rows: Range<usize>, q: &[f32], heads: &mut [f32]) {
+        let LayerConfig { num_attention_heads, num_key_value_heads, head_dim, .. } = self.config;
+        let (group, width) = (num_attention_heads / num_key_value_heads, num_key_value_heads * head_dim);
+        for row in rows {
+            for head in 0..num_attention_heads {
+                let at = (row * num_attention_heads + head) * head_dim;
+                let part = (head / group) * head_dim..(head / group + 1) * head_dim;
+                let scores = prompt.k.chunks_exact(width).map(|k| {
+                    let product: f32 = q[at..at + head_dim].iter().zip(&k[part.clone()]).map(|(q, k)| q * k).sum();
+                    product * self.scale
+                });
+                let scores: Vec<f32> = scores.collect();
+                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+                let sum: f32 = weights.iter().sum();
+                for (weight, v) in weights.iter().zip(prompt.v.chunks_exact(width)) {
+                    let weight = prompt.gate * weight / sum;
+                    let out = &mut heads[at..at + head_dim];
+                    out.iter_mut().zip(&v[part.clone()]).for_each(|(out, v)| *out += weight * v);
+                }
+            }
+        }
     }
 
     fn rotate(&self, cpu: &Cpu, x: &mut [f32], tables: &Tables<'_>) {

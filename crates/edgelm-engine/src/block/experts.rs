@@ -6,7 +6,7 @@ use super::{
     matmul,
     matrices::{Matrices, Projection, load_vector},
 };
-use crate::EngineError;
+use crate::{EngineError, adapter::AdaptedRows};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ExpertTensor, Experts, LayerTensor, RoutingScore, TensorId, Tensors};
 use std::ops::ControlFlow;
@@ -69,12 +69,15 @@ impl MixtureOfExperts {
     }
 
     /// update = Σ over the experts taken of weight · expert(x), added in the order of their numbers, then the shared one.
+    /// Adapters have no part in experts (they are refused when they are opened), only in the shared one.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
         cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         rows: usize,
+        adapted: &AdaptedRows<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
@@ -93,14 +96,15 @@ impl MixtureOfExperts {
             for (row, _) in &share.rows {
                 share.x.extend_from_slice(&x[row * width..][..width]);
             }
-            expert.forward(cpu, &share.x, &mut share.update, share.rows.len(), scratch, observer)?;
+            let (rows, none) = (share.rows.len(), AdaptedRows::default());
+            expert.forward(cpu, &share.x, &mut share.update, rows, &none, scratch, observer)?;
             for ((row, weight), result) in share.rows.iter().zip(share.update.chunks_exact(width)) {
                 add(&mut update[row * width..][..width], result, *weight);
             }
         }
         if let Some(shared) = &self.shared {
             let mut result = Vec::new();
-            shared.forward(cpu, x, &mut result, rows, scratch, observer)?;
+            shared.forward(cpu, x, &mut result, rows, adapted, scratch, observer)?;
             let mut gates = vec![0.0; rows];
             if let Some(router) = &self.shared_router {
                 matmul(cpu, x, rows, None, &mut [router.linear(&mut gates, rows)], &mut scratch.matmul);

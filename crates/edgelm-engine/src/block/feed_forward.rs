@@ -5,7 +5,7 @@ use super::{
     matrices::{Matrices, Projection},
     shared_input_scale,
 };
-use crate::EngineError;
+use crate::{EngineError, adapter::AdaptedRows};
 use edgelm_kernels::{Cpu, activate, activate_mul};
 use edgelm_model::{LayerTensor, Style, TensorId, Tensors};
 use std::ops::ControlFlow;
@@ -24,6 +24,7 @@ impl Roles {
 }
 
 pub(super) struct FeedForward {
+    layer: usize,
     roles: Roles,
     style: Style,
     gate: Option<Projection>,
@@ -49,6 +50,7 @@ impl FeedForward {
             down: projection(roles.down)?,
             input_scale: shared_input_scale(tensors, index, &[roles.gate, roles.up])?,
             down_scale: shared_input_scale(tensors, index, &[roles.down])?,
+            layer: index,
             roles,
         })
     }
@@ -58,12 +60,14 @@ impl FeedForward {
     }
 
     /// update = down(f(gate(x)) · up(x)), or down(f(up(x))) without a gate.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
         cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         rows: usize,
+        adapted: &AdaptedRows<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
@@ -74,6 +78,9 @@ impl FeedForward {
                 observer(&[gate_role, up_role], x, rows)?;
                 let mut products = [projection.linear(gate, rows), self.up.linear(up, rows)];
                 matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
+                let id = |tensor| TensorId::Layer(self.layer, tensor);
+                adapted.apply(cpu, id(gate_role), x, rows, projection.bias(), gate, buffers);
+                adapted.apply(cpu, id(up_role), x, rows, self.up.bias(), up, buffers);
                 if let Some(limit) = self.style.glu_limit {
                     limit_glu(gate, up, limit);
                 }
@@ -83,12 +90,16 @@ impl FeedForward {
             None => {
                 observer(&[up_role], x, rows)?;
                 matmul(cpu, x, rows, self.input_scale, &mut [self.up.linear(up, rows)], buffers);
+                let id = TensorId::Layer(self.layer, up_role);
+                adapted.apply(cpu, id, x, rows, self.up.bias(), up, buffers);
                 activate(cpu, self.style.activation, up);
                 up
             }
         };
         observer(&[down_role], inner, rows)?;
         matmul(cpu, inner, rows, self.down_scale, &mut [self.down.linear(update, rows)], buffers);
+        let id = TensorId::Layer(self.layer, down_role);
+        adapted.apply(cpu, id, inner, rows, self.down.bias(), update, buffers);
         ControlFlow::Continue(())
     }
 }

@@ -27,6 +27,10 @@ impl Projection {
         })
     }
 
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     pub(super) fn linear<'a>(&'a self, out: &'a mut Vec<f32>, rows: usize) -> Linear<'a> {
         out.resize(rows * self.weight.rows(), 0.0);
         Linear { weight: &self.weight, bias: self.bias.as_deref(), out }

@@ -9,7 +9,7 @@ mod norm;
 pub(crate) use matrices::{Matrices, load_matrix, load_vector};
 pub(crate) use norm::Norm;
 
-use crate::{EngineError, rope::Tables};
+use crate::{EngineError, LoadedAdapter, adapter::AdaptedRows, rope::Tables};
 use attention::Attention;
 use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, add_assign, scale};
 use edgelm_model::{LayerTensor, ModelConfig, Residual, TensorId, Tensors};
@@ -65,6 +65,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) cache: &'a mut KvCache,
     pub(crate) start: usize,
     pub(crate) rows: usize,
+    pub(crate) adapter: Option<&'a LoadedAdapter>,
 }
 
 /// The feed-forward half.
@@ -81,18 +82,20 @@ impl Half {
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn forward(
         &self,
         cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         rows: usize,
+        adapted: &AdaptedRows<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         match self {
-            Self::Dense(network) => network.forward(cpu, x, update, rows, scratch, observer),
-            Self::Experts(experts) => experts.forward(cpu, x, update, rows, scratch, observer),
+            Self::Dense(network) => network.forward(cpu, x, update, rows, adapted, scratch, observer),
+            Self::Experts(experts) => experts.forward(cpu, x, update, rows, adapted, scratch, observer),
         }
     }
 }
@@ -182,7 +185,7 @@ impl Block {
         let mut cache = KvCache::new(&[shape], KvDtype::F32);
         let mut tables = Tables::new(&self.config);
         tables.extend(0..t, t);
-        let mut rows = [Rows { cache: &mut cache, start: 0, rows: t }];
+        let mut rows = [Rows { cache: &mut cache, start: 0, rows: t, adapter: None }];
         self.forward(cpu, hidden, 0, &mut rows, &tables, &mut BlockScratch::default(), observer)
     }
 
@@ -218,33 +221,35 @@ impl Block {
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         let Stream { normed, update, second } = stream;
+        let adapted = AdaptedRows::new(spans.iter().map(|span| (span.rows, span.adapter)));
+        let adapted = &adapted;
         let rows = tables.rows();
         let residual = self.config.style.residual;
         match residual {
             Residual::Parallel => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.attention.forward(cpu, x, update, layer, spans, tables, scratch, observer)?;
+                self.attention.forward(cpu, x, update, layer, spans, adapted, tables, scratch, observer)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if let Some(norm) = &self.ffn_norm {
                     norm.apply(cpu, hidden, normed);
                 }
                 let has_norm = self.attn_norm.is_some() || self.ffn_norm.is_some();
                 let x = if has_norm { normed.as_slice() } else { &*hidden };
-                self.feed_forward.forward(cpu, x, second, rows, scratch, observer)?;
+                self.feed_forward.forward(cpu, x, second, rows, adapted, scratch, observer)?;
                 add_assign(cpu, hidden, update);
                 self.finish(cpu, self.post_ffn_norm.as_ref(), second, update);
                 add_assign(cpu, hidden, second);
             }
             Residual::Sequential | Residual::Normed => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.attention.forward(cpu, x, update, layer, spans, tables, scratch, observer)?;
+                self.attention.forward(cpu, x, update, layer, spans, adapted, tables, scratch, observer)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if residual == Residual::Normed {
                     hidden.copy_from_slice(normed);
                 }
                 add_assign(cpu, hidden, update);
                 let x = before(cpu, self.ffn_norm.as_ref(), hidden, normed);
-                self.feed_forward.forward(cpu, x, update, rows, scratch, observer)?;
+                self.feed_forward.forward(cpu, x, update, rows, adapted, scratch, observer)?;
                 self.finish(cpu, self.post_ffn_norm.as_ref(), update, second);
                 if residual == Residual::Normed {
                     hidden.copy_from_slice(normed);
@@ -252,10 +257,10 @@ impl Block {
                 add_assign(cpu, hidden, update);
             }
             Residual::NormAfter => {
-                self.attention.forward(cpu, hidden, update, layer, spans, tables, scratch, observer)?;
+                self.attention.forward(cpu, hidden, update, layer, spans, adapted, tables, scratch, observer)?;
                 add_assign(cpu, hidden, update);
                 in_place(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.feed_forward.forward(cpu, hidden, update, rows, scratch, observer)?;
+                self.feed_forward.forward(cpu, hidden, update, rows, adapted, scratch, observer)?;
                 add_assign(cpu, hidden, update);
                 in_place(cpu, self.ffn_norm.as_ref(), hidden, normed);
             }

@@ -22,7 +22,8 @@ impl ModelConfig {
         self.row_source(id, row, self.arch.hf_rope_pairs)
     }
 
-    fn row_source(&self, id: TensorId, row: usize, target: RopePairs) -> usize {
+    /// The same for a file that pairs components so.
+    pub(crate) fn row_source(&self, id: TensorId, row: usize, target: RopePairs) -> usize {
         use LayerTensor::*;
         let TensorId::Layer(index, Q | QBias | QNorm | QNormBias | K | KBias | KNorm | KNormBias) = id else {
             return row;

@@ -1,6 +1,6 @@
 //! `edgelm logits`: next-token logits of every position, for tests.
 
-use crate::{commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
+use crate::{adapters, commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use edgelm_engine::{Arithmetic, Engine, Step, Want, Workspace};
@@ -18,6 +18,9 @@ pub struct LogitsArgs {
     /// File with token ids, separated by commas or white space
     #[arg(long, value_name = "F", group = "input")]
     tokens_file: Option<PathBuf>,
+    /// Adapter beside the model: a PEFT folder or a .gguf file (repeatable: all together)
+    #[arg(long, value_name = "DIR")]
+    lora: Vec<PathBuf>,
     /// Only the last N positions
     #[arg(long, value_name = "N")]
     last: Option<usize>,
@@ -40,7 +43,8 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
     };
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let engine = Engine::load_with(checkpoint, machine::cpu(global)?, args.arithmetic)?;
-    let mut sequence = engine.sequence(args.kv.unwrap_or_else(|| engine.default_kv()));
+    let adapter = adapters::load(&args.lora, &engine)?;
+    let mut sequence = engine.adapted_sequence(args.kv.unwrap_or_else(|| engine.default_kv()), adapter);
     let mut workspace = Workspace::default();
     let mut batch = [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }];
     engine.forward(&mut batch, &mut workspace)?;

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod logits;
+pub mod merge;
 pub mod prune;
 pub mod pull;
 pub mod quantize;
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Template(args) => template::run(args, global)?,
         Command::Quantize(args) => quantize::run(args, global)?,
         Command::Prune(args) => prune::run(args, global)?,
+        Command::Merge(args) => merge::run(args, global)?,
         Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,

@@ -4,7 +4,7 @@ mod chat;
 mod trace;
 mod windows;
 
-use crate::{commands::parse_ids, failure::Usage, interrupt, machine, options::Global, output, resolve};
+use crate::{adapters, commands::parse_ids, failure::Usage, interrupt, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::Args;
 use edgelm_engine::{Arithmetic, GenerateOptions, Generation, Model, Sampling};
@@ -47,6 +47,9 @@ pub struct RunArgs {
     /// Quantized weights: with integer kernels, in f32 as the file means them (slow), or exact for tiny models alone
     #[arg(long, value_name = "auto|fast|exact", value_parser = parse_arithmetic, default_value = "auto")]
     arithmetic: Arithmetic,
+    /// Adapter beside the model: a PEFT folder or a .gguf file (repeatable: all together)
+    #[arg(long, value_name = "DIR")]
+    lora: Vec<PathBuf>,
     /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
     #[arg(long, value_name = "F")]
     trace: Option<PathBuf>,
@@ -150,6 +153,7 @@ impl GenerationArgs {
             beams: self.beams,
             keep_special: false,
             logprobs: None,
+            adapter: None,
         }
     }
 }
@@ -175,8 +179,9 @@ fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> 
     let begin = Instant::now();
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let model = Model::load_with(checkpoint, cpu, args.arithmetic)?;
+    let adapter = adapters::load(&args.lora, model.engine())?;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
-    let options = args.generation.options(model.generation_config());
+    let options = GenerateOptions { adapter, ..args.generation.options(model.generation_config()) };
     if let Some(ids) = &args.tokens {
         return once(&model, parse_ids(ids)?, &options, load_ms, global);
     }

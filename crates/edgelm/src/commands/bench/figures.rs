@@ -24,10 +24,18 @@ impl Machine {
         let checkpoint = engine.checkpoint();
         let (mut layer_weights, mut is_int8) = (0, false);
         for layer in 0..engine.config().layers.len() {
-            for tensor in LayerTensor::ALL.into_iter().filter(|tensor| tensor.is_linear()) {
-                let view = checkpoint.tensor(TensorId::Layer(layer, tensor))?;
-                layer_weights += view.elements() as u64;
-                is_int8 |= view.dtype.is_quantized();
+            let experts = engine.config().layers[layer].experts;
+            for tensor in engine.config().layer_tensors(layer).into_iter().filter(|tensor| tensor.is_linear()) {
+                let (dtype, shape) = checkpoint.describe(TensorId::Layer(layer, tensor))?;
+                let weights = shape.iter().product::<usize>() as u64;
+                layer_weights += match (tensor, experts) {
+                    // Each token goes through some of them.
+                    (LayerTensor::Expert(..), Some(experts)) => {
+                        weights * experts.per_token as u64 / experts.count.max(1) as u64
+                    }
+                    _ => weights,
+                };
+                is_int8 |= dtype.is_quantized();
             }
         }
         let peak = if is_int8 { int8_peak(engine.cpu()) } else { f32_peak(engine.cpu()) };
