@@ -84,8 +84,7 @@ impl AwqConfig {
     ///
     /// Errors: parts that are missing, of another type or shape.
     pub fn open<'a>(&self, file: &'a SafeTensors, module: &str) -> Result<Option<ColumnInts<'a>>, FormatError> {
-        let parts =
-            Parts { bits: BITS, packing: Packing::Interleaved, group_size: self.group_size, is_in_order: true };
+        let parts = Parts { bits: BITS, packing: Packing::Interleaved, group_size: self.group_size, is_in_order: true };
         ColumnInts::open(file, module, parts)
     }
 }
@@ -99,11 +98,8 @@ fn read(value: &Value) -> Result<AwqConfig, Fault> {
     if !stored.zero_point {
         return unsupported("weights without `zero_point` are not supported".to_owned());
     }
-    let layouts = [
-        ("version", &stored.version),
-        ("checkpoint_format", &stored.checkpoint_format),
-        ("format", &stored.format),
-    ];
+    let layouts =
+        [("version", &stored.version), ("checkpoint_format", &stored.checkpoint_format), ("format", &stored.format)];
     for (key, layout) in layouts {
         if let Some(other) = layout.as_deref().filter(|layout| !layout.eq_ignore_ascii_case("gemm")) {
             return unsupported(format!("`{key}` {} is not supported", Name(other)));

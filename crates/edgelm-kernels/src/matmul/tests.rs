@@ -316,7 +316,8 @@ fn streamed_weights_give_the_bits_of_f32_ones() {
             let cpu = Cpu::new(Some(threads), Some(isa)).unwrap();
             for (rows, cols) in [(1, 1), (15, 7), (33, 64), (200, 300), (17, 0)] {
                 let case = Case::new(DType::F32, rows, cols, &mut random);
-                let values = decode(DType::F32, &case.weights, rows * cols).into_iter().map(|value| value as f32).collect();
+                let values =
+                    decode(DType::F32, &case.weights, rows * cols).into_iter().map(|value| value as f32).collect();
                 let weight = Matrix::streamed(&cpu, rows, cols, Arc::new(Rows { cols, values }));
                 assert_eq!(weight.bytes(), 0);
                 let bias = random.floats(rows);
@@ -357,10 +358,8 @@ fn columns_meet_their_own_values_of_the_input() {
                 .collect();
             let mut outs = [(); 3].map(|()| vec![0.0; m * 35]);
             let mut outs_of = outs.iter_mut();
-            let mut group: Vec<_> = weights
-                .iter()
-                .map(|weight| Linear { weight, bias: None, out: outs_of.next().unwrap() })
-                .collect();
+            let mut group: Vec<_> =
+                weights.iter().map(|weight| Linear { weight, bias: None, out: outs_of.next().unwrap() }).collect();
             cpu.matmul_two_terms(&x, m, &mut group, &mut Scratch::default());
             for ((case, order), out) in cases.iter().zip(&orders).zip(&outs) {
                 let ordered: Vec<f32> = match order {
