@@ -17,11 +17,18 @@ case $target in
     compressed_tensors)
         seeds="../testdata/format/*.ct" dictionaries="json safetensors" max_len=4096 ;;
     bitsandbytes)
-        seeds="../testdata/bitsandbytes/seeds/*.safetensors" dictionaries="json safetensors" max_len=8192 ;;
+        seeds="../testdata/bitsandbytes/seeds/*.safetensors ../testdata/quantized/seeds/bnb-*"
+        dictionaries="json safetensors" max_len=8192 ;;
+    column_ints)
+        seeds="../testdata/quantized/seeds/gptq-* ../testdata/quantized/seeds/awq" dictionaries="json safetensors" max_len=8192 ;;
+    fp8)
+        seeds="../testdata/quantized/seeds/fp8-*" dictionaries="json safetensors" max_len=4096 ;;
+    mxfp4)
+        seeds="../testdata/quantized/seeds/mxfp4" dictionaries="json safetensors" max_len=4096 ;;
     config)
         seeds="../testdata/model/published/*.json" dictionaries="json config" max_len=4096 features=model ;;
     *)
-        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes or config" >&2
+        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes, column_ints, fp8, mxfp4 or config" >&2
         exit 2 ;;
 esac
 

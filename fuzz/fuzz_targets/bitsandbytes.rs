@@ -1,16 +1,36 @@
-//! 4-bit weights in safetensors: every matrix is opened and its first rows read.
+//! 4-bit and 8-bit weights of bitsandbytes: every matrix is opened and its first rows read.
 #![no_main]
 
-use edgelm_format::{Source, bitsandbytes::LookupTensor, safetensors::SafeTensors};
+mod coded;
+
+use coded::{check, config_and_file};
+use edgelm_format::{
+    Source,
+    bitsandbytes::{Config, Int8Tensor, LookupTensor},
+    safetensors::SafeTensors,
+};
 use libfuzzer_sys::fuzz_target;
+use std::path::Path;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(file) = SafeTensors::from_sources(vec![Source::owned("fuzz", bytes.to_vec())]) else { return };
+    // Seeds of 4 bits are files alone.
+    let file = match config_and_file(bytes) {
+        Some((config, file)) => {
+            let _ = Config::from_json(&config, Path::new("config.json"));
+            file
+        }
+        None => match SafeTensors::from_sources(vec![Source::owned("fuzz", bytes.to_vec())]) {
+            Ok(file) => file,
+            Err(_) => return,
+        },
+    };
     for weight in file.names() {
         if let Ok(Some(found)) = LookupTensor::open(&file, weight) {
-            let rows = found.shape()[0].min(3);
-            let row_bytes = found.dtype().row_bytes(found.shape()[1]).expect("rows are whole blocks");
-            assert_eq!(found.blocks(0..rows).len(), rows * row_bytes);
+            check(&found);
+        }
+        let Some(module) = weight.strip_suffix(".weight") else { continue };
+        if let Ok(Some(found)) = Int8Tensor::open(&file, module) {
+            check(&found);
         }
     }
 });

@@ -4,7 +4,7 @@
 //! repository), so is every folder there whose architecture is described.
 #![allow(clippy::unwrap_used)]
 
-use edgelm_engine::{Engine, EngineError, GenerateOptions, Model, Step, Want, Workspace};
+use edgelm_engine::{Arithmetic, Engine, EngineError, GenerateOptions, Model, Step, Want, Workspace};
 use edgelm_kernels::{Cpu, Isa};
 use edgelm_model::{Checkpoint, ModelError};
 use serde_json::Value;
@@ -55,10 +55,10 @@ fn logits(engine: &Engine, tokens: &[u32], step: usize) -> Vec<f32> {
     all
 }
 
-fn check(folder: &Path, cpu: &Arc<Cpu>) -> Result<(), EngineError> {
+fn check(folder: &Path, cpu: &Arc<Cpu>, arithmetic: Arithmetic) -> Result<(), EngineError> {
     let name = format!("{} on {}", folder.file_name().unwrap().to_string_lossy(), cpu.isa());
     let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
-    let model = Model::load(Arc::new(Checkpoint::open(folder)?), Arc::clone(cpu))?;
+    let model = Model::load_with(Arc::new(Checkpoint::open(folder)?), Arc::clone(cpu), arithmetic)?;
     let engine = model.engine();
     let vocab = engine.config().vocab_size;
 
@@ -98,10 +98,58 @@ fn committed_goldens_pass_on_every_instruction_set() {
         for threads in [1, 2] {
             let cpu = Arc::new(Cpu::new(Some(threads), Some(isa)).unwrap());
             for folder in &folders {
-                check(folder, &cpu).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+                check(folder, &cpu, Arithmetic::Fast).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
             }
         }
     }
+}
+
+#[test]
+fn committed_quantized_goldens_pass_in_exact_arithmetic() {
+    let folders = folders(&root().join("testdata/goldens/quantized"));
+    assert_eq!(folders.len(), 4, "goldens are missing from testdata");
+    for isa in Isa::available() {
+        let cpu = Arc::new(Cpu::new(Some(2), Some(isa)).unwrap());
+        for folder in &folders {
+            check(folder, &cpu, Arithmetic::Exact).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        }
+    }
+    // They are so small that it is what `Auto` means.
+    let cpu = Arc::new(Cpu::new(None, None).unwrap());
+    let prompt = [3, 5, 7];
+    for folder in &folders {
+        let load = |arithmetic| {
+            let checkpoint = Arc::new(Checkpoint::open(folder).unwrap());
+            logits(&Engine::load_with(checkpoint, Arc::clone(&cpu), arithmetic).unwrap(), &prompt, 3)
+        };
+        let [auto, exact, fast] = [Arithmetic::Auto, Arithmetic::Exact, Arithmetic::Fast].map(load);
+        assert_eq!(auto, exact);
+        assert_ne!(fast, exact);
+        let error = worst(&fast, &exact);
+        println!("{}: fast logits differ by {error:.3}", folder.display());
+        // Inputs in int8 before layers of width 128; logits have a spread of 1.
+        assert!(error < 0.25, "{}: fast logits differ by {error}", folder.display());
+    }
+}
+
+#[test]
+fn shared_quantized_goldens_pass_in_exact_arithmetic() {
+    let shared = std::env::var_os("EDGELM_SHARED").map_or(root().join("../shared"), PathBuf::from);
+    let folders = folders(&shared.join("goldens/quantized"));
+    if folders.is_empty() {
+        println!("skipped: no shared goldens in {}", shared.display());
+        return;
+    }
+    let cpu = Arc::new(Cpu::new(None, None).unwrap());
+    let mut passed = 0;
+    for folder in &folders {
+        match check(folder, &cpu, Arithmetic::Exact) {
+            Ok(()) => passed += 1,
+            Err(EngineError::Model(ModelError::UnknownArchitecture { .. })) => {}
+            Err(error) => panic!("{}: {error}", folder.display()),
+        }
+    }
+    assert!(passed >= 13, "{passed} goldens passed");
 }
 
 #[test]
@@ -116,7 +164,7 @@ fn shared_goldens_of_described_architectures_pass() {
     let (mut passed, mut refused, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for folder in &folders {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(folder, &cpu))) {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(folder, &cpu, Arithmetic::Fast))) {
             Ok(Ok(())) => passed.push(name),
             Ok(Err(EngineError::Model(ModelError::UnknownArchitecture { .. }))) => refused.push(name),
             Ok(Err(error)) => failed.push(format!("{name}: {error}")),

@@ -3,10 +3,15 @@
 use edgelm_tensor::DType;
 use std::ops::Range;
 
-/// A matrix `[N, K]` of codes and scales whose parts were checked, borrowed from the file.
+/// A matrix `[N, K]` of codes and scales whose parts were checked, borrowed from the file; or several, seen as one.
 pub trait CodedMatrix {
-    /// `[N, K]`.
+    /// `[N, K]`, N all rows.
     fn shape(&self) -> [usize; 2];
+
+    /// `[…, N, K]`.
+    fn full_shape(&self) -> Vec<usize> {
+        self.shape().to_vec()
+    }
 
     /// The format of [`Self::blocks`].
     fn dtype(&self) -> DType;
@@ -18,6 +23,11 @@ pub trait CodedMatrix {
     /// Rows as the values that the file means, in f32. Panics if there are no such rows, or if `out` is not
     /// `[rows, K]`.
     fn values(&self, rows: Range<usize>, out: &mut [f32]);
+
+    /// The format of [`Self::reordered`], where there is one.
+    fn reordered_dtype(&self) -> Option<DType> {
+        None
+    }
 
     /// The whole matrix with its columns in an order that lets a smaller format than [`Self::dtype`] hold it, where there is one.
     fn reordered(&self) -> Option<Reordered> {

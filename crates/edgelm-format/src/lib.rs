@@ -13,6 +13,7 @@ mod fault;
 pub mod fp8;
 pub mod gguf;
 pub mod gptq;
+pub mod mxfp4;
 mod output;
 mod payload;
 pub mod safetensors;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use edgelm_format::{
-    Source,
-    bitsandbytes::{FourBitConfig, LookupMatrix, LookupTensor, declare_lookup, pack_lookup},
+    CodedMatrix, Source,
+    bitsandbytes::{Config, FourBitConfig, LookupMatrix, LookupTensor, declare_lookup, pack_lookup},
     safetensors::{SafeTensors, Writer},
 };
 use edgelm_tensor::LookupFormat;
@@ -38,7 +38,7 @@ fn everything_that_is_packed_comes_back() {
             assert!(LookupTensor::open(&file, "a.weight.absmax").unwrap().is_none());
         }
         let config = FourBitConfig { format, skipped: vec!["lm_head".to_owned()] };
-        assert_eq!(FourBitConfig::from_json(&config.to_json(), Path::new("config.json")).unwrap(), config);
+        assert_eq!(Config::from_json(&config.to_json(), Path::new("config.json")).unwrap(), Config::FourBit(config));
     }
 }
 
@@ -112,15 +112,15 @@ fn what_is_not_supported_is_named() {
 
     let config = FourBitConfig { format: LookupFormat::Nf4, skipped: Vec::new() }.to_json();
     for (key, value, part) in [
-        ("load_in_4bit", json!(false), "8 bits"),
-        ("load_in_8bit", json!(true), "8 bits"),
+        ("load_in_4bit", json!(false), "neither or both"),
+        ("load_in_8bit", json!(true), "neither or both"),
         ("bnb_4bit_quant_type", json!("int4"), "int4"),
         ("bnb_4bit_quant_storage", json!("bfloat16"), "bfloat16"),
         ("unheard_of", Value::Null, "unheard_of"),
     ] {
         let mut config = config.clone();
         config[key] = value;
-        let error = FourBitConfig::from_json(&config, Path::new("config.json")).unwrap_err().to_string();
+        let error = Config::from_json(&config, Path::new("config.json")).unwrap_err().to_string();
         assert!(error.contains(part), "{key}: {error}");
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use edgelm_format::{
-    Source,
+    CodedMatrix, Source,
     compressed_tensors::{
         Activations, Group, IntQuantization, IntTensor, Packing, SparseTensor, Strategy, declare_matrix, pack_matrix,
     },

@@ -1,6 +1,6 @@
 //! Folders packed by other libraries, against what these make of them.
 
-use edgelm_engine::{Engine, Step, Want, Workspace};
+use edgelm_engine::{Arithmetic, Engine, Step, Want, Workspace};
 use edgelm_format::{Source, safetensors::SafeTensors};
 use edgelm_kernels::{Cpu, Isa};
 use edgelm_model::{Checkpoint, TensorId};
@@ -26,14 +26,14 @@ pub fn decoded(checkpoint: &Checkpoint, id: TensorId) -> Vec<f32> {
 }
 
 /// Root of Σ difference² / Σ reference² of the logits that torch has for a folder.
-pub fn difference(folder: &Path, isa: Isa) -> f64 {
+pub fn difference(folder: &Path, isa: Isa, arithmetic: Arithmetic) -> f64 {
     let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let numbers =
         |value: &Value| -> Vec<f64> { value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
     let ids: Vec<u32> = numbers(&expected["ids"]).iter().map(|id| *id as u32).collect();
     let want: Vec<f64> = expected["logits"].as_array().unwrap().iter().flat_map(numbers).collect();
     let cpu = Arc::new(Cpu::new(Some(1), Some(isa)).unwrap());
-    let engine = Engine::load(Arc::new(Checkpoint::open(folder).unwrap()), cpu).unwrap();
+    let engine = Engine::load_with(Arc::new(Checkpoint::open(folder).unwrap()), cpu, arithmetic).unwrap();
     let mut sequence = engine.sequence(engine.default_kv());
     let mut workspace = Workspace::default();
     engine.forward(&mut [Step { sequence: &mut sequence, tokens: &ids, want: Want::All }], &mut workspace).unwrap();

@@ -290,12 +290,14 @@ impl CodedMatrix for ColumnInts<'_> {
         });
     }
 
+    fn reordered_dtype(&self) -> Option<DType> {
+        self.order()?;
+        Some(self.block_dtype()).filter(|dtype| *dtype != DType::F16)
+    }
+
     fn reordered(&self) -> Option<Reordered> {
+        let dtype = self.reordered_dtype()?;
         let order = self.order()?;
-        let dtype = self.block_dtype();
-        if dtype == DType::F16 {
-            return None;
-        }
         let bytes = self.ordered_blocks(0..self.shape[0], dtype, |k| order[k] as usize);
         Some(Reordered { order, dtype, bytes })
     }

@@ -267,6 +267,16 @@ mod tests {
                     if !is_named(".weight") || !is_named(".bias") {
                         continue;
                     }
+                    let norms = arch.style.norms;
+                    let is_absent = match id {
+                        TensorId::Layer(_, LayerTensor::FfnNorm | LayerTensor::FfnNormBias) => !norms.ffn,
+                        TensorId::Layer(_, LayerTensor::PostAttnNorm) => !norms.post_attn,
+                        TensorId::Layer(_, LayerTensor::PostFfnNorm) => !norms.post_ffn,
+                        _ => false,
+                    };
+                    if is_absent {
+                        continue;
+                    }
                     let TensorId::Layer(_, tensor) = id else {
                         assert!(owners.insert(name, LayerTensor::AttnNorm).is_none(), "{} {id:?}", arch.name);
                         continue;

@@ -237,6 +237,23 @@ impl Checkpoint {
         Ok(decode_row(dtype, &bytes[rows.start * row_bytes..rows.end * row_bytes], out)?)
     }
 
+    /// The format in which the engine runs a matrix: that of [`Self::describe`], or of [`Self::reordered`]. Errors if absent.
+    pub fn run_dtype(&self, id: TensorId) -> Result<DType, ModelError> {
+        let dtype = self.describe(id)?.0;
+        Ok(match &self.store {
+            Store::Packed(folder) => folder.run_dtype(&self.stored_name(id)).unwrap_or(dtype),
+            Store::Safetensors(_) | Store::Gguf(_) => dtype,
+        })
+    }
+
+    /// How another program quantized the model, in a line: method, bits, groups. `None` where no `quantization_config` says.
+    pub fn quantization(&self) -> Option<&str> {
+        match &self.store {
+            Store::Packed(folder) => Some(folder.summary()),
+            Store::Safetensors(_) | Store::Gguf(_) => None,
+        }
+    }
+
     /// True if [`Self::values`] may be others than the floats of [`Self::tensor`], or those are none. Errors if the tensor is
     /// absent.
     pub fn is_coded(&self, id: TensorId) -> Result<bool, ModelError> {

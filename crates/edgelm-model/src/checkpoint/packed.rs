@@ -10,11 +10,12 @@ use edgelm_format::{
     compressed_tensors::{self, Group, IntQuantization, IntTensor, SparseTensor},
     fp8::{self, Fp8Config, Fp8Tensor},
     gptq::{self, GptqConfig},
+    mxfp4::{self, Mxfp4Tensor},
     safetensors::SafeTensors,
 };
 use edgelm_tensor::DType;
 use serde_json::Value;
-use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range, path::Path};
 
 /// `quantization_config`.
 pub(super) enum Quantization {
@@ -23,6 +24,7 @@ pub(super) enum Quantization {
     Gptq(GptqConfig),
     Awq(AwqConfig),
     Fp8(Fp8Config),
+    Mxfp4,
 }
 
 impl Quantization {
@@ -33,7 +35,69 @@ impl Quantization {
             Some("gptq") => GptqConfig::from_json(value, path).map(Self::Gptq),
             Some("awq") => AwqConfig::from_json(value, path).map(Self::Awq),
             Some("fp8") => Fp8Config::from_json(value, path).map(Self::Fp8),
+            Some("mxfp4") => mxfp4::check_config(value, path).map(|()| Self::Mxfp4),
             _ => IntQuantization::from_json(value, path).map(Self::Ints),
+        }
+    }
+
+    /// What the presence of tensor `name` says: which tensor may be made of parts, and how to open it.
+    fn stored(
+        &self,
+        file: &SafeTensors,
+        name: &str,
+        class_of: impl Fn(&str) -> &'static str,
+    ) -> Option<(String, Stored)> {
+        if let Self::Mxfp4 = self {
+            let tensor = name.strip_suffix(mxfp4::PARTS[0])?.to_owned();
+            return Some((tensor.clone(), Stored::Mxfp4 { tensor }));
+        }
+        let module = WEIGHTS.iter().find_map(|part| name.strip_suffix(part))?.to_owned();
+        let weight = format!("{module}.weight");
+        let stored = match self {
+            Self::Mxfp4 => return None,
+            Self::BitsAndBytes(bitsandbytes::Config::FourBit(_)) => Stored::FourBit { weight: weight.clone() },
+            Self::BitsAndBytes(bitsandbytes::Config::EightBit) => Stored::Int8 { module },
+            Self::Gptq(config) => Stored::Gptq { module, config: *config },
+            Self::Awq(config) => Stored::Awq { module, config: *config },
+            Self::Fp8(config) => Stored::Fp8 { weight: weight.clone(), config: *config },
+            Self::Ints(ints) if is_sparse_floats(file, ints, &module) => Stored::Sparse { module },
+            Self::Ints(ints) => {
+                let group = ints.group_of(&module, class_of(&weight))?.clone();
+                Stored::Ints { module, group }
+            }
+        };
+        Some((weight, stored))
+    }
+}
+
+impl fmt::Display for Quantization {
+    /// Method, bits, and what shares a scale, in a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups = |size: Option<usize>| size.map_or("one group".to_owned(), |size| format!("groups of {size}"));
+        match self {
+            Self::BitsAndBytes(bitsandbytes::Config::FourBit(config)) => {
+                write!(f, "bitsandbytes {}, 4 bits", config.format.name())
+            }
+            Self::BitsAndBytes(bitsandbytes::Config::EightBit) => write!(f, "bitsandbytes, 8 bits, a scale per row"),
+            Self::Gptq(GptqConfig { bits, group_size, desc_act, .. }) => {
+                let order = if *desc_act { ", act order" } else { "" };
+                write!(f, "gptq, {bits} bits, {}{order}", groups(*group_size))
+            }
+            Self::Awq(AwqConfig { group_size }) => write!(f, "awq, 4 bits, {}", groups(*group_size)),
+            Self::Fp8(Fp8Config { block: Some([rows, columns]) }) => {
+                write!(f, "fp8 (e4m3), 8 bits, blocks of {rows}x{columns}")
+            }
+            Self::Fp8(Fp8Config { block: None }) => write!(f, "fp8 (e4m3), 8 bits"),
+            Self::Mxfp4 => write!(f, "mxfp4, 4 bits, groups of 32"),
+            Self::Ints(IntQuantization { groups, sparse, .. }) => {
+                let mut kinds: Vec<String> =
+                    groups.iter().map(|group| format!("{} bits", group.format.bits())).collect();
+                kinds.dedup();
+                if !sparse.is_empty() {
+                    kinds.push("2:4".to_owned());
+                }
+                write!(f, "compressed-tensors, {}", kinds.join(", "))
+            }
         }
     }
 }
@@ -41,15 +105,26 @@ impl Quantization {
 /// The weight files and what their parts make.
 pub(super) struct PackedFolder {
     file: SafeTensors,
+    /// How they are stored, in a line.
+    summary: String,
     /// By the name that the weight would have.
     matrices: BTreeMap<String, Packed>,
 }
 
 struct Packed {
     stored: Stored,
-    shape: [usize; 2],
+    /// `[…, N, K]`.
+    shape: Vec<usize>,
     dtype: DType,
+    /// With columns in another order.
+    reordered: Option<DType>,
     input_scale: Option<f32>,
+}
+
+impl Packed {
+    fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
 }
 
 /// How to open it again.
@@ -61,6 +136,7 @@ enum Stored {
     Gptq { module: String, config: GptqConfig },
     Awq { module: String, config: AwqConfig },
     Fp8 { weight: String, config: Fp8Config },
+    Mxfp4 { tensor: String },
 }
 
 /// A matrix whose parts were checked.
@@ -79,6 +155,7 @@ impl Stored {
             Self::Gptq { module, config } => config.open(file, module).map(boxed),
             Self::Awq { module, config } => config.open(file, module).map(boxed),
             Self::Fp8 { weight, config } => Fp8Tensor::open(file, weight, config).map(boxed),
+            Self::Mxfp4 { tensor } => Mxfp4Tensor::open(file, tensor).map(boxed),
         }
     }
 }
@@ -101,29 +178,18 @@ impl PackedFolder {
     ) -> Result<Self, ModelError> {
         let mut matrices = BTreeMap::new();
         for name in file.names() {
-            let Some(module) = WEIGHTS.iter().find_map(|part| name.strip_suffix(part)) else { continue };
-            let weight = format!("{module}.weight");
-            let module = module.to_owned();
-            let stored = match quantization {
-                Quantization::BitsAndBytes(bitsandbytes::Config::FourBit(_)) => {
-                    Stored::FourBit { weight: weight.clone() }
-                }
-                Quantization::BitsAndBytes(bitsandbytes::Config::EightBit) => Stored::Int8 { module },
-                Quantization::Gptq(config) => Stored::Gptq { module, config: *config },
-                Quantization::Awq(config) => Stored::Awq { module, config: *config },
-                Quantization::Fp8(config) => Stored::Fp8 { weight: weight.clone(), config: *config },
-                Quantization::Ints(quantization) => match quantization.group_of(&module, class_of(&weight)) {
-                    _ if is_sparse_floats(&file, quantization, &module) => Stored::Sparse { module },
-                    Some(group) => Stored::Ints { module, group: group.clone() },
-                    None => continue,
-                },
-            };
-            let found = stored.open(&file)?.map(|found| (found.shape(), found.dtype(), found.input_scale()));
-            if let Some((shape, dtype, input_scale)) = found {
-                matrices.insert(weight, Packed { stored, shape, dtype, input_scale });
-            }
+            let Some((tensor, stored)) = quantization.stored(&file, name, &class_of) else { continue };
+            let Some(found) = stored.open(&file)? else { continue };
+            let (shape, dtype, reordered) = (found.full_shape(), found.dtype(), found.reordered_dtype());
+            let input_scale = found.input_scale();
+            drop(found);
+            matrices.insert(tensor, Packed { stored, shape, dtype, reordered, input_scale });
         }
-        Ok(Self { file, matrices })
+        Ok(Self { file, summary: quantization.to_string(), matrices })
+    }
+
+    pub(super) fn summary(&self) -> &str {
+        &self.summary
     }
 
     pub(super) fn file(&self) -> &SafeTensors {
@@ -137,10 +203,12 @@ impl PackedFolder {
         let of_module = of_module.concat().into_iter().map(|part| (part, ".weight"));
         let parts: Vec<(&str, &str)> = of_module.chain(bitsandbytes::PARTS.map(|part| (part, ""))).collect();
         let is_part = |name: &str| {
-            parts.iter().any(|(part, rest)| {
-                let owner = name.strip_suffix(part).and_then(|name| name.strip_suffix('.'));
-                owner.is_some_and(|owner| self.matrices.contains_key(&format!("{owner}{rest}")))
-            })
+            let of_experts = mxfp4::PARTS.iter().filter_map(|part| name.strip_suffix(part));
+            of_experts.into_iter().any(|tensor| self.matrices.contains_key(tensor))
+                || parts.iter().any(|(part, rest)| {
+                    let owner = name.strip_suffix(part).and_then(|name| name.strip_suffix('.'));
+                    owner.is_some_and(|owner| self.matrices.contains_key(&format!("{owner}{rest}")))
+                })
         };
         let is_other =
             |name: &&str| !self.matrices.contains_key(*name) && !is_part(name) && !self.is_bias_of_zeros(name);
@@ -171,15 +239,20 @@ impl PackedFolder {
         let view = |found: Opened<'_>| TensorView {
             dtype: matrix.dtype,
             shape: &matrix.shape,
-            bytes: Cow::Owned(found.blocks(0..matrix.shape[0])),
+            bytes: Cow::Owned(found.blocks(0..matrix.rows())),
         };
         Ok(matrix.stored.open(&self.file)?.map(view))
     }
 
     /// One row of a matrix that is packed.
     pub(super) fn row(&self, name: &str, row: usize) -> Result<Option<Vec<u8>>, FormatError> {
-        let Some(matrix) = self.matrices.get(name).filter(|matrix| row < matrix.shape[0]) else { return Ok(None) };
+        let Some(matrix) = self.matrices.get(name).filter(|matrix| row < matrix.rows()) else { return Ok(None) };
         Ok(matrix.stored.open(&self.file)?.map(|found| found.blocks(row..row + 1)))
+    }
+
+    /// The format in which the engine runs a matrix that is packed.
+    pub(super) fn run_dtype(&self, name: &str) -> Option<DType> {
+        self.matrices.get(name).map(|matrix| matrix.reordered.unwrap_or(matrix.dtype))
     }
 
     /// True for a matrix that is made of parts.
@@ -189,7 +262,7 @@ impl PackedFolder {
 
     /// Rows of a matrix that is packed as the values that the file means; false if this is none.
     pub(super) fn values(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<bool, FormatError> {
-        let Some(matrix) = self.matrices.get(name).filter(|matrix| rows.end <= matrix.shape[0]) else {
+        let Some(matrix) = self.matrices.get(name).filter(|matrix| rows.end <= matrix.rows()) else {
             return Ok(false);
         };
         let Some(found) = matrix.stored.open(&self.file)? else { return Ok(false) };
@@ -199,7 +272,7 @@ impl PackedFolder {
 
     /// A matrix with its columns in an order that lets a smaller format hold it, where there is one.
     pub(super) fn reordered(&self, name: &str) -> Result<Option<Reordered>, FormatError> {
-        let Some(matrix) = self.matrices.get(name) else { return Ok(None) };
+        let Some(matrix) = self.matrices.get(name).filter(|matrix| matrix.reordered.is_some()) else { return Ok(None) };
         Ok(matrix.stored.open(&self.file)?.and_then(|found| found.reordered()))
     }
 

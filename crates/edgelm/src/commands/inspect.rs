@@ -32,7 +32,7 @@ pub fn facts(checkpoint: &Checkpoint) -> anyhow::Result<Facts> {
     let mut weights_bytes = 0;
     let mut formats: Vec<(&'static str, usize)> = Vec::new();
     for &id in checkpoint.tensor_ids() {
-        let (dtype, shape) = checkpoint.describe(id)?;
+        let (dtype, shape) = (checkpoint.run_dtype(id)?, checkpoint.describe(id)?.1);
         weights_bytes += bytes(dtype, shape)?;
         match formats.iter_mut().find(|(name, _)| *name == dtype.name()) {
             Some((_, count)) => *count += 1,
@@ -59,6 +59,7 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
             "architecture": facts.architecture,
             "parameters": facts.parameters,
             "file_bytes": facts.file_bytes,
+            "quantization": checkpoint.quantization(),
             "bits_per_weight": facts.bits_per_weight,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
@@ -74,7 +75,7 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
     if args.tensors {
         let mut table = output::table(&["tensor", "format", "shape", "bytes"]);
         for &id in checkpoint.tensor_ids() {
-            let (dtype, shape) = checkpoint.describe(id)?;
+            let (dtype, shape) = (checkpoint.run_dtype(id)?, checkpoint.describe(id)?.1);
             let bytes = output::bytes(bytes(dtype, shape)?);
             table.add_row([checkpoint.stored_name(id), dtype.to_string(), format!("{shape:?}"), bytes]);
         }
@@ -85,7 +86,7 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
 
 fn tensors(checkpoint: &Checkpoint) -> anyhow::Result<Vec<Value>> {
     let row = |&id| {
-        let (dtype, shape) = checkpoint.describe(id)?;
+        let (dtype, shape) = (checkpoint.run_dtype(id)?, checkpoint.describe(id)?.1);
         Ok(json!({
             "name": checkpoint.stored_name(id), "format": dtype.name(), "shape": shape,
             "bytes": bytes(dtype, shape)?,
@@ -109,7 +110,7 @@ pub fn print_facts(checkpoint: &Checkpoint, facts: &Facts) -> anyhow::Result<()>
     };
     let per_layer = |f: fn(&edgelm_model::LayerConfig) -> usize| span(config.layers.iter().map(f).collect());
     let formats: Vec<String> = facts.formats.iter().map(|(name, count)| format!("{name} ×{count}")).collect();
-    let rows = [
+    let mut rows = vec![
         ("model", checkpoint.name().to_owned()),
         ("architecture", facts.architecture.to_owned()),
         ("parameters", output::count(facts.parameters)),
@@ -131,6 +132,9 @@ pub fn print_facts(checkpoint: &Checkpoint, facts: &Facts) -> anyhow::Result<()>
         ("weights", format!("{} ({:.2} bits per weight)", output::bytes(facts.weights_bytes), facts.bits_per_weight)),
         ("kv cache (f16)", format!("{} per token", output::bytes(facts.kv_bytes_per_token as u64))),
     ];
+    if let Some(quantization) = checkpoint.quantization() {
+        rows.insert(2, ("quantized as", quantization.to_owned()));
+    }
     let width = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
     for (name, value) in rows {
         output::line(format!("{name:width$}  {value}"))?;
