@@ -1,18 +1,20 @@
 //! `docs/models.md` is what the descriptions say.
 #![allow(clippy::unwrap_used)]
 
-use edgelm_model::{Arch, arch::ARCHS};
+use edgelm_model::{Arch, ModelConfig, arch::ARCHS};
 use std::{fmt::Write, path::Path};
 
 fn row(arch: &Arch, goldens: &Path) -> String {
     let yes = |flag: bool| if flag { "yes" } else { "no" };
-    let golden = std::fs::read_dir(goldens).unwrap().any(|entry| {
-        let config = std::fs::read_to_string(entry.unwrap().path().join("config.json")).unwrap_or_default();
-        config.contains(&format!("\"model_type\": \"{}\"", arch.hf_model_type))
+    let config = std::fs::read_dir(goldens).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path().join("config.json");
+        let config = ModelConfig::from_hf(&std::fs::read(&path).ok()?, &path).unwrap();
+        (config.arch == arch).then_some(config)
     });
-    assert!(golden, "`{}` has no golden in testdata", arch.name);
+    let config = config.unwrap_or_else(|| panic!("`{}` has no golden in testdata", arch.name));
+    let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
     let gguf = arch.gguf_name.map_or_else(|| "no".to_owned(), |name| format!("`{name}`"));
-    let folds = yes(arch.style.is_plain());
+    let folds = yes(config.style.is_plain() && !has_experts);
     format!("| {} | `{}` | yes | yes | {folds} | {folds} | {gguf} |", arch.name, arch.hf_name)
 }
 
