@@ -42,6 +42,8 @@ def write(name, config, tensors, runs_as, types={}):
     data = save({tensor: np.ascontiguousarray(value) for tensor, value in tensors.items()}, metadata)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
+    # In an order of its own each time.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     for tensor, kind in types.items():
         header[tensor]["dtype"] = kind
     text = json.dumps(header).encode()
