@@ -42,6 +42,8 @@ def write(name, config, tensors, runs_as, types={}):
     data = save({tensor: np.ascontiguousarray(value) for tensor, value in tensors.items()}, metadata)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
+    # In an order of its own each time.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     for tensor, kind in types.items():
         header[tensor]["dtype"] = kind
     text = json.dumps(header).encode()
@@ -113,11 +115,17 @@ E4M3 = np.zeros(256, np.float32)
 E4M3[codes] = np.where(codes < 128, magnitude, -magnitude)
 
 
-def fp8(name, n, k, block, scales, of_value, suffix):
+def fp8(name, n, k, block, scales, of_value, suffix, strategy=None):
     rng = np.random.default_rng(3)
     code = rng.choice(codes, (n, k))
     scale = scales(rng).astype(np.float32)
     config = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=block)
+    if strategy:  # of compressed-tensors
+        weights = dict(num_bits=8, type="float", symmetric=True, strategy=strategy, block_structure=block, dynamic=False)
+        inputs = dict(num_bits=8, type="float", symmetric=True, strategy="token", dynamic=True)
+        group = dict(targets=["Linear"], weights=weights, input_activations=inputs, output_activations=None)
+        config = dict(quant_method="compressed-tensors", format="float-quantized", config_groups=dict(group_0=group),
+                      ignore=["lm_head"], kv_cache_scheme=None)
     parts = {"weight": code, suffix: scale, "dequantized": E4M3[code] * of_value(scale)}
     write(name, config, named("m", parts), {"m": "F16"}, {"m.weight": "F8_E4M3"})
 
@@ -127,6 +135,8 @@ fp8("fp8-blocks", 40, 72, [16, 32], uniform(3, 3), lambda s: s.repeat(16, 0).rep
 fp8("fp8-tensor", 8, 48, None, uniform(), lambda s: s, "weight_scale_inv")
 fp8("fp8-rows", 8, 48, None, uniform(8, 1), lambda s: s, "weight_scale")
 
+fp8("fp8-channel", 8, 48, None, uniform(8, 1), lambda s: s, "weight_scale", "channel")
+fp8("fp8-block", 8, 48, [4, 16], uniform(2, 3), lambda s: s.repeat(4, 0).repeat(16, 1), "weight_scale", "block")
 fp8("seeds/fp8-blocks", 3, 5, [2, 2], uniform(2, 3), lambda s: s.repeat(2, 0).repeat(2, 1)[:3, :5], "weight_scale_inv")
 
 

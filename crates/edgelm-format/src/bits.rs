@@ -26,7 +26,7 @@ impl Bits {
     }
 
     /// Word and bit at which number `index` begins.
-    fn place(self, index: usize) -> (usize, u32) {
+    pub(crate) fn place(self, index: usize) -> (usize, u32) {
         match self.is_dense {
             true => {
                 let bit = index as u64 * u64::from(self.bits);

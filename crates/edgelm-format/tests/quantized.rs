@@ -6,6 +6,7 @@ use edgelm_format::{
     CodedMatrix, FormatError, Source,
     awq::AwqConfig,
     bitsandbytes::{Config, Int8Tensor},
+    compressed_tensors,
     fp8::{Fp8Config, Fp8Tensor},
     gptq::GptqConfig,
     mxfp4::{self, Mxfp4Tensor},
@@ -40,6 +41,10 @@ fn matrix<'a>(file: &'a SafeTensors, module: &str) -> Result<Option<Box<dyn Code
         Some("gptq") => GptqConfig::from_json(&config, path)?.open(file, module).map(boxed),
         Some("awq") => AwqConfig::from_json(&config, path)?.open(file, module).map(boxed),
         Some("fp8") => Fp8Tensor::open(file, &weight, &Fp8Config::from_json(&config, path)?).map(boxed),
+        Some("compressed-tensors") => {
+            assert!(compressed_tensors::is_of_floats(&config));
+            Fp8Tensor::open(file, &weight, &compressed_tensors::float_config(&config, path)?).map(boxed)
+        }
         Some("bitsandbytes") => match Config::from_json(&config, path)? {
             Config::EightBit => Int8Tensor::open(file, module).map(boxed),
             other => panic!("{other:?}"),
@@ -107,7 +112,7 @@ fn matrices_are_those_of_numpy() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 16);
+    assert_eq!(seen, 18);
 }
 
 /// Opens every matrix of a file, and reads it in every way there is.
@@ -207,12 +212,19 @@ fn what_configs_may_not_say_is_named() {
     let fp8 = json!({ "quant_method": "fp8" });
     let mxfp4 = json!({ "quant_method": "mxfp4" });
     let bnb = json!({ "quant_method": "bitsandbytes", "load_in_8bit": true });
+    let weights = |kind: &str, bits: u32, strategy: &str| {
+        json!({ "group_0": { "targets": ["Linear"], "weights": {
+        "type": kind, "num_bits": bits, "strategy": strategy, "block_structure": null, "symmetric": true } } })
+    };
+    let floats = json!({ "quant_method": "compressed-tensors", "format": "float-quantized",
+        "config_groups": weights("float", 8, "channel") });
     let parse = |config: &Value| -> Result<(), FormatError> {
         match config["quant_method"].as_str() {
             Some("gptq") => GptqConfig::from_json(config, path).map(drop),
             Some("awq") => AwqConfig::from_json(config, path).map(drop),
             Some("fp8") => Fp8Config::from_json(config, path).map(drop),
             Some("mxfp4") => mxfp4::check_config(config, path),
+            Some("compressed-tensors") => compressed_tensors::float_config(config, path).map(drop),
             _ => Config::from_json(config, path).map(drop),
         }
     };
@@ -234,6 +246,11 @@ fn what_configs_may_not_say_is_named() {
         (&fp8, "weight_block_size", json!([128]), "`weight_block_size` is [128]"),
         (&fp8, "kv_cache_scheme", json!({ "num_bits": 8 }), "`kv_cache_scheme`"),
         (&fp8, "unheard_of", Value::Null, "unheard_of"),
+        (&floats, "config_groups", weights("float", 4, "channel"), "type `float` and 4 bits"),
+        (&floats, "config_groups", weights("int", 8, "channel"), "type `int` and 8 bits"),
+        (&floats, "config_groups", weights("float", 8, "block"), "strategy `block`"),
+        (&floats, "config_groups", json!({}), "`config_groups` is empty"),
+        (&floats, "unheard_of", Value::Null, "unheard_of"),
         (&mxfp4, "unheard_of", Value::Null, "unheard_of"),
         (&bnb, "load_in_4bit", json!(true), "neither or both"),
         (&bnb, "unheard_of", Value::Null, "unheard_of"),

@@ -62,7 +62,7 @@ pub struct ColumnInts<'a> {
 /// Some rows, unpacked.
 struct Strip {
     rows: usize,
-    /// quant − zero, `[K, rows]`.
+    /// quant − zero, `[rows, K]`.
     codes: Vec<i16>,
     /// `[G, rows]`.
     scales: Vec<f32>,
@@ -176,6 +176,7 @@ impl<'a> ColumnInts<'a> {
         let [n, k] = self.shape;
         let word = |bytes: &[u8], at: usize| bytes[4 * at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
         let layout = Bits::dense(self.bits);
+        let mask = (1u32 << self.bits) - 1;
         let half = |row: usize| 4 * INTERLEAVED[(first + row) % 8];
         let mut zeros = vec![0i16; self.groups * rows];
         let mut scales = vec![0.0f32; self.groups * rows];
@@ -199,22 +200,37 @@ impl<'a> ColumnInts<'a> {
                 };
             }
         }
+        // Inputs are unpacked for all rows at once, and a block of them then row by row: both in the order of memory.
         let mut codes = vec![0i16; k * rows];
-        for (k, codes) in codes.chunks_exact_mut(rows.max(1)).enumerate() {
-            let zeros = &zeros[self.group(k) * rows..][..rows];
-            match self.packing {
-                Packing::AlongInputs { .. } => {
-                    for (row, (code, zero)) in codes.iter_mut().zip(zeros).enumerate() {
-                        let number = layout.read_plain(|at| word(self.quants, at * n + first + row), k);
-                        *code = number as i16 - zero;
+        let mut block = [[0i16; STRIP]; BLOCK];
+        for start in (0..k).step_by(BLOCK) {
+            let inputs = start..k.min(start + BLOCK);
+            for (k, codes) in inputs.clone().zip(&mut block) {
+                let zeros = &zeros[self.group(k) * rows..][..rows];
+                let codes = codes.iter_mut().zip(zeros).enumerate();
+                match self.packing {
+                    Packing::AlongInputs { .. } => {
+                        let (at, bit) = layout.place(k);
+                        let words = |at: usize| &self.quants[4 * (at * n + first)..][..4 * rows];
+                        let (low, taken) = (words(at).as_chunks::<4>().0, 32 - bit);
+                        let high = if self.bits > taken { words(at + 1).as_chunks::<4>().0 } else { &[] };
+                        for (row, (code, zero)) in codes {
+                            let low = u32::from_le_bytes(low[row]) >> bit;
+                            let high = high.get(row).map_or(0, |word| u32::from_le_bytes(*word) << taken);
+                            *code = ((low | high) & mask) as i16 - zero;
+                        }
+                    }
+                    Packing::Interleaved => {
+                        for (row, (code, zero)) in codes {
+                            let word = word(self.quants, k * (n / 8) + (first + row) / 8);
+                            *code = (word >> half(row) & mask) as i16 - zero;
+                        }
                     }
                 }
-                Packing::Interleaved => {
-                    for (row, (code, zero)) in codes.iter_mut().zip(zeros).enumerate() {
-                        let word = word(self.quants, k * (n / 8) + (first + row) / 8);
-                        *code = (word >> half(row) & 15) as i16 - zero;
-                    }
-                }
+            }
+            for (row, codes) in codes.chunks_exact_mut(k.max(1)).enumerate() {
+                let codes = &mut codes[inputs.clone()];
+                codes.iter_mut().zip(&block).for_each(|(code, of_input)| *code = of_input[row]);
             }
         }
         Strip { rows, codes, scales }
@@ -233,8 +249,9 @@ impl<'a> ColumnInts<'a> {
         let k = self.shape[1];
         let mut out = Vec::with_capacity(rows.len() * k / BLOCK * dtype.block_bytes());
         self.each_row(rows, |row, strip| {
+            let of_row = &strip.codes[row * k..][..k];
             for start in (0..k).step_by(BLOCK) {
-                let codes = std::array::from_fn(|i| strip.codes[column(start + i) * strip.rows + row] as i8);
+                let codes = std::array::from_fn(|i| of_row[column(start + i)] as i8);
                 let scale = strip.scales[self.group(column(start)) * strip.rows + row];
                 let scale = f16::from_f32(scale.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
                 write_ints(dtype, scale, &codes, &mut out);
@@ -283,9 +300,20 @@ impl CodedMatrix for ColumnInts<'_> {
         let mut rest = out.chunks_exact_mut(k.max(1));
         self.each_row(rows, |row, strip| {
             let Some(out) = rest.next() else { return };
-            for (k, out) in out.iter_mut().enumerate() {
-                let scale = strip.scales[self.group(k) * strip.rows + row];
-                *out = scale * f32::from(strip.codes[k * strip.rows + row]);
+            let codes = &strip.codes[row * k..][..k];
+            let scales: Vec<f32> = strip.scales.iter().skip(row).step_by(strip.rows).copied().collect();
+            match &self.group_of {
+                None => {
+                    let size = self.group_size;
+                    for ((out, codes), scale) in out.chunks_mut(size).zip(codes.chunks(size)).zip(&scales) {
+                        out.iter_mut().zip(codes).for_each(|(out, code)| *out = scale * f32::from(*code));
+                    }
+                }
+                Some(groups) => {
+                    for ((out, code), group) in out.iter_mut().zip(codes).zip(groups) {
+                        *out = scales[*group as usize] * f32::from(*code);
+                    }
+                }
             }
         });
     }

@@ -3,6 +3,7 @@
 use crate::{
     FormatError,
     fault::{Fault, Name, malformed},
+    fp8::Fp8Config,
 };
 use edgelm_tensor::IntFormat;
 use serde::Deserialize;
@@ -68,6 +69,9 @@ pub enum Packing {
 
 /// `pack-quantized` of two of every four quants.
 const PACKED_24: &str = "edgelm-pack-quantized-24";
+
+/// e4m3 with scales.
+const FLOATS: &str = "float-quantized";
 
 /// `sparsity_config` in these words.
 const BITMASK_24: &str = "sparse-24-bitmask";
@@ -234,7 +238,8 @@ impl Group {
     }
 }
 
-fn read(value: &Value) -> Result<IntQuantization, Fault> {
+/// What holds for weights of every kind.
+fn read_stored(value: &Value) -> Result<Stored, Fault> {
     let method = value.get("quant_method").and_then(Value::as_str);
     if method != Some("compressed-tensors") {
         let method = method.unwrap_or("none");
@@ -255,6 +260,60 @@ fn read(value: &Value) -> Result<IntQuantization, Fault> {
             return unsupported(format!("`{key}` is not supported"));
         }
     }
+    Ok(stored)
+}
+
+/// True if weights are eight-bit floats (`float-quantized`), which `fp8` reads.
+pub fn is_of_floats(value: &Value) -> bool {
+    value.get("format").and_then(Value::as_str) == Some(FLOATS)
+}
+
+/// What shares a scale of eight-bit floats. Errors name the key; `path` is that of config.json.
+pub fn float_config(value: &Value, path: &Path) -> Result<Fp8Config, FormatError> {
+    read_floats(value).map_err(|fault| fault.within("`quantization_config`").at(path))
+}
+
+fn read_floats(value: &Value) -> Result<Fp8Config, Fault> {
+    let stored = read_stored(value)?;
+    if !read_sparsity(stored.sparsity_config.unwrap_or_default())?.is_empty() {
+        return unsupported("floats of eight bits that are sparse are not supported".to_owned());
+    }
+    let mut found = None;
+    for (name, group) in stored.config_groups {
+        let place = |fault: Fault| fault.within(format_args!("group {}", Name(&name)));
+        let config = read_float_group(group).map_err(place)?;
+        if found.is_some_and(|found| found != config) {
+            return unsupported("groups with different blocks of floats are not supported".to_owned());
+        }
+        found = Some(config);
+    }
+    found.map_or_else(|| malformed!("`config_groups` is empty"), Ok)
+}
+
+fn read_float_group(group: StoredGroup) -> Result<Fp8Config, Fault> {
+    if group.format.is_some_and(|format| format != FLOATS) {
+        return unsupported("groups of floats and of others are not supported".to_owned());
+    }
+    let Some(weights) = group.weights else { return malformed!("has no `weights`") };
+    if weights.kind != "float" || weights.num_bits != 8 || !weights.symmetric {
+        let kind = Name(&weights.kind);
+        return unsupported(format!("weights of type {kind} and {} bits are not supported", weights.num_bits));
+    }
+    let numbers = |value: &Value| -> Option<[usize; 2]> { Deserialize::deserialize(value).ok() };
+    match (weights.strategy.as_deref(), weights.block_structure.as_ref().and_then(numbers)) {
+        (Some("tensor" | "channel"), _) => Ok(Fp8Config { block: None }),
+        (Some("block"), Some([rows, columns])) if rows > 0 && columns > 0 => {
+            Ok(Fp8Config { block: Some([rows, columns]) })
+        }
+        (strategy, _) => {
+            let strategy = Name(strategy.unwrap_or("none"));
+            unsupported(format!("strategy {strategy} of floats is not supported"))
+        }
+    }
+}
+
+fn read(value: &Value) -> Result<IntQuantization, Fault> {
+    let stored = read_stored(value)?;
     let sparsity = |fault: Fault| fault.within("`sparsity_config`");
     let sparse = read_sparsity(stored.sparsity_config.unwrap_or_default()).map_err(sparsity)?;
     let mut groups = Vec::new();

@@ -13,7 +13,8 @@
 //! | static activations | `input_scale`, float `[1]` | x is int8 with this one scale |
 //!
 //! Source: `compressed-tensors` 0.20 (`quantization/quant_args.py`, `compressors/`). Where this reader is narrower, it says so
-//! by name: activation order, block and attention quantization, asymmetric weights of more than 4 bits, float types.
+//! by name: activation order, block and attention quantization, asymmetric weights of more than 4 bits, floats of four bits.
+//! Floats of eight bits (`float-quantized`) are read by [`fp8`](crate::fp8).
 
 mod config;
 mod read;
@@ -21,7 +22,7 @@ mod sparse;
 mod two_of_four;
 mod write;
 
-pub use config::{Activations, Group, IntQuantization, Packing, Strategy};
+pub use config::{Activations, Group, IntQuantization, Packing, Strategy, float_config, is_of_floats};
 pub use read::IntTensor;
 pub use sparse::{SparseTensor, declare_sparse, pack_sparse};
 pub use two_of_four::two_of_four;

@@ -1,5 +1,5 @@
-//! Weights of eight-bit floats (e4m3) with scales: `quantization_config` with `quant_method` `fp8`, and beside each `weight` its
-//! scale.
+//! Weights of eight-bit floats (e4m3) with scales: `quantization_config` with `quant_method` `fp8` (or that of compressed-tensors
+//! with `float-quantized`), and beside each `weight` its scale.
 //!
 //! | tensor | |
 //! |---|---|

@@ -18,13 +18,11 @@ impl Order {
     }
 }
 
+/// A product of some x `[M, K]` with a group.
+pub(super) type Product<'a> = dyn Fn(&[f32], &mut [Linear<'_>], &mut Scratch) + 'a;
+
 /// Calls `product(x, group)` for every run of matrices of one order, with the columns of x `[M, K]` in that order.
-pub(super) fn in_order(
-    x: &[f32],
-    group: &mut [Linear<'_>],
-    scratch: &mut Scratch,
-    product: &dyn Fn(&[f32], &mut [Linear<'_>], &mut Scratch),
-) {
+pub(super) fn in_order(x: &[f32], group: &mut [Linear<'_>], scratch: &mut Scratch, product: &Product<'_>) {
     for part in group.chunk_by_mut(|a, b| a.weight.order == b.weight.order) {
         let Some(Order(order)) = part.first().and_then(|linear| linear.weight.order.clone()) else {
             product(x, part, scratch);

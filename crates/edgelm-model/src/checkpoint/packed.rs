@@ -35,6 +35,9 @@ impl Quantization {
             Some("gptq") => GptqConfig::from_json(value, path).map(Self::Gptq),
             Some("awq") => AwqConfig::from_json(value, path).map(Self::Awq),
             Some("fp8") => Fp8Config::from_json(value, path).map(Self::Fp8),
+            Some("compressed-tensors") if compressed_tensors::is_of_floats(value) => {
+                compressed_tensors::float_config(value, path).map(Self::Fp8)
+            }
             Some("mxfp4") => mxfp4::check_config(value, path).map(|()| Self::Mxfp4),
             _ => IntQuantization::from_json(value, path).map(Self::Ints),
         }

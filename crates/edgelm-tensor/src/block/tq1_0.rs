@@ -46,7 +46,7 @@ impl BlockTq1_0 {
         std::array::from_fn(|index| {
             let (byte, digit) = place(index);
             let rest = self.digits[byte / 4][byte % 4].wrapping_mul(3u8.pow(digit));
-            u16::from(rest) * 3 >> 8
+            (u16::from(rest) * 3) >> 8
         })
     }
 
