@@ -9,6 +9,7 @@ mod activations;
 pub mod calibration;
 mod drift;
 mod equalize;
+mod export;
 mod feedback;
 mod fuse;
 mod importance;
@@ -17,7 +18,6 @@ mod layer_pass;
 mod logits;
 mod lookup_groups;
 mod matrix_format;
-mod merge;
 pub mod mixed;
 mod moments;
 mod output;
@@ -37,6 +37,7 @@ mod walk;
 
 pub use calibration::{CalibrationOptions, CalibrationSet, CalibrationSource, HELD_OUT_WINDOWS, OnStep, Select};
 pub use equalize::{ActivationRounding, Equalize};
+pub use export::{ExportReport, export};
 pub use feedback::{
     Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
 };
@@ -45,7 +46,6 @@ pub use int_groups::{Activations, IntSettings, Strategy};
 pub use layer_pass::Codes;
 pub use lookup_groups::LookupSettings;
 pub use matrix_format::MatrixFormat;
-pub use merge::{MergeReport, merge};
 pub use moments::{Factor, Moments};
 pub use quantize::{
     CalibratorName, FolderScheme, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per,

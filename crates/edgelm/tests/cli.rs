@@ -631,6 +631,8 @@ fn the_reference_page_is_what_the_program_says() {
         "template",
         "quantize",
         "prune",
+        "merge",
+        "export",
         "compress",
         "eval",
         "bench",
