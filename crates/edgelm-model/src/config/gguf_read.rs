@@ -4,8 +4,8 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, ModelConfig, NormKind, RopeConfig, RopeScaling,
-    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, ShortConv,
+    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL, MAX_LAYERS, MAX_VOCAB},
     rope::yarn_mscale,
 };
 use crate::{
@@ -77,13 +77,25 @@ impl<'a> Keys<'a> {
 
     /// One size for all layers, or an array with one per layer.
     fn per_layer(&self, key: &str, layers: usize, max: usize) -> Result<Option<Vec<usize>>, ModelError> {
+        self.per_layer_from(1, key, layers, max)
+    }
+
+    /// The same with a least size of each layer in an array.
+    fn per_layer_from(
+        &self,
+        least: u64,
+        key: &str,
+        layers: usize,
+        max: usize,
+    ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(value @ Value::Array(_)) = self.get(key) else {
             return Ok(self.size(key, max)?.map(|value| vec![value; layers]));
         };
         let values = value.as_u64s().filter(|values| values.len() == layers);
-        match values.map(|values| values.into_iter().map(|n| bounded(n, max)).collect::<Option<Vec<_>>>()) {
+        let size = |n: u64| if n == 0 && least == 0 { Some(0) } else { bounded(n, max) };
+        match values.map(|values| values.into_iter().map(size).collect::<Option<Vec<_>>>()) {
             Some(Some(values)) => Ok(Some(values)),
-            _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from 1 to {max}"))),
+            _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from {least} to {max}"))),
         }
     }
 
@@ -217,7 +229,14 @@ fn read_layers(
 ) -> Result<Vec<LayerConfig>, ModelError> {
     let count = keys.required("block_count", keys.size("block_count", MAX_LAYERS))?;
     let heads = keys.required("attention.head_count", keys.per_layer("attention.head_count", count, MAX_HEADS))?;
-    let kv_heads = keys.per_layer("attention.head_count_kv", count, MAX_HEADS)?.unwrap_or_else(|| heads.clone());
+    // Layers without key heads are convolutions, in the one family that has them.
+    let kernel = match arch.own_layer_types.contains(&"conv") {
+        true => keys.size("shortconv.l_cache", MAX_KERNEL)?,
+        false => None,
+    };
+    let least = u64::from(kernel.is_none());
+    let kv_heads = keys.per_layer_from(least, "attention.head_count_kv", count, MAX_HEADS)?;
+    let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     let ffn = keys.required("feed_forward_length", keys.per_layer("feed_forward_length", count, MAX_INTERMEDIATE))?;
     let head_dim = match keys.size("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
@@ -252,7 +271,12 @@ fn read_layers(
                     (_, true) => AttentionBias::Qkvo,
                 },
             };
+            let mixer = match (kv_heads[index], kernel) {
+                (0, Some(kernel)) => Mixer::ShortConv(ShortConv { channels: hidden_size, kernel, bias: false }),
+                _ => Mixer::Attention,
+            };
             LayerConfig {
+                mixer,
                 num_attention_heads: heads[index],
                 num_key_value_heads: kv_heads[index],
                 head_dim,
