@@ -12,7 +12,7 @@ pub(crate) const MAX_INTERMEDIATE: usize = 1 << 20;
 pub(super) const MAX_HEADS: usize = 1 << 12;
 pub(super) const MAX_HEAD_DIM: usize = 1 << 12;
 pub(super) const MAX_VOCAB: usize = 1 << 22;
-pub(super) const MAX_CONTEXT: usize = 1 << 30;
+pub(crate) const MAX_CONTEXT: usize = 1 << 30;
 /// Where a rotary base stops to be a number anyone meant.
 const MAX_THETA: f64 = 1e15;
 /// Scaling factors, betas and frequency factors: wide enough for any use, narrow enough that no frequency is infinite.
