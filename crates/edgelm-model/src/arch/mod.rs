@@ -119,7 +119,7 @@ pub struct Arch {
     pub hf_name: &'static str,
     /// `model_type` of config.json.
     pub hf_model_type: &'static str,
-    /// `general.architecture` of GGUF; `None` where llama.cpp does not know the family.
+    /// `general.architecture` of GGUF; `None` where no form in such files is described.
     pub gguf_name: Option<&'static str>,
     /// Tensor names in safetensors files.
     pub hf_names: Names,

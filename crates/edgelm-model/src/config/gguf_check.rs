@@ -108,6 +108,7 @@ fn style_difference(style: &Style, back: &Style) -> Option<&'static str> {
     let fields = [
         ("activation", style.activation == back.activation && style.gated == back.gated),
         ("norms", (style.norm, style.norms, style.qk_norm) == (back.norm, back.norms, back.qk_norm)),
+        ("scale of scores by layer", style.scale_by_layer == back.scale_by_layer),
         ("residual", style.residual == back.residual),
         ("ALiBi", style.alibi == back.alibi),
         ("soft cap of scores", both(style.attention_softcap, back.attention_softcap)),

@@ -89,6 +89,10 @@ impl ModelConfig {
             "no biases: llama.cpp does not load this architecture without them".to_owned(),
         );
         note(
+            arch == "olmoe" && self.layers.iter().any(|layer| layer.num_key_value_heads != layer.num_attention_heads),
+            "fewer heads of keys than of queries: llama.cpp does not load their norms for `olmoe`".to_owned(),
+        );
+        note(
             self.style.activation == Activation::Gelu,
             "exact GELU: llama.cpp computes the tanh form, logits differ by some thousandths".to_owned(),
         );

@@ -17,7 +17,7 @@ impl ModelConfig {
         let refuse = |what: &str| Err(ModelError::Export(what.to_owned()));
         let Some(arch) = self.arch.gguf_name else {
             return refuse(&format!(
-                "llama.cpp does not know architecture `{}`: no GGUF file can hold it",
+                "architecture `{}` has no GGUF form here: llama.cpp does not run it, or not by this description",
                 self.arch.name
             ));
         };
