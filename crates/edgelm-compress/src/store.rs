@@ -8,7 +8,7 @@ use edgelm_format::{
     FormatError,
     gguf::{GgufFile, Value, Writer},
 };
-use edgelm_model::{Edited, LayerTensor, Replaced, TensorId, Tensors};
+use edgelm_model::{Edited, Replaced, TensorId, Tensors};
 use edgelm_tensor::DType;
 use std::{
     collections::HashMap,

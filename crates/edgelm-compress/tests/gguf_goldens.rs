@@ -103,13 +103,17 @@ fn write(checkpoint: &Checkpoint, file: &Path) -> Result<(), CompressError> {
 
 /// The largest difference of any logit of the golden, once in a file and back.
 fn through_gguf(folder: &Path, file: &Path) -> Result<f32, CompressError> {
-    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     write(&Checkpoint::open(folder)?, file)?;
-    let open = || Checkpoint::open(file);
+    Ok(distance(folder, file)?)
+}
+
+/// The largest difference of any logit of the file from those of the golden.
+fn distance(folder: &Path, file: &Path) -> Result<f32, ModelError> {
+    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let mut error: f32 = 0.0;
     for prompt in ["prompt", "long_prompt"] {
         let prompt = &expected[prompt];
-        let got = logits(open()?, &ids(&prompt["ids"])).unwrap();
+        let got = logits(Checkpoint::open(file)?, &ids(&prompt["ids"])).unwrap();
         let rows = prompt["logits"].as_array().unwrap();
         let positions = prompt.get("positions").map_or((0..rows.len() as u32).collect(), ids);
         for (position, row) in positions.iter().zip(rows) {
@@ -214,4 +218,32 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
         assert!(error < TOLERANCE, "{name}: logits differ by {error}");
         println!("{name} {error:.1e}");
     }
+}
+
+/// What llama.cpp's converter leaves out of the shared goldens, beside what GGUF cannot say.
+const LOST: &[&str] = &[];
+
+/// Files that llama.cpp's converter made of shared goldens, without a tokenizer: EDGELM_CONVERTED names their folder.
+#[test]
+fn files_of_llama_cpp_are_read() {
+    let Some(converted) = std::env::var_os("EDGELM_CONVERTED").map(PathBuf::from) else {
+        println!("skipped: EDGELM_CONVERTED names no folder");
+        return;
+    };
+    let (mut passed, mut failed) = (Vec::new(), Vec::new());
+    for folder in folders(&shared()) {
+        let name = name(&folder);
+        let file = converted.join(format!("{name}.gguf"));
+        if !file.exists() || REFUSED.iter().any(|(start, _)| is_of(&name, start)) || LOST.contains(&name.as_str()) {
+            continue;
+        }
+        match distance(&folder, &file) {
+            Ok(error) if error < TOLERANCE => passed.push(format!("{name} {error:.1e}")),
+            Ok(error) => failed.push(format!("{name}: logits differ by {error}")),
+            Err(ModelError::UnknownArchitecture { .. }) => {}
+            Err(error) => failed.push(format!("{name}: {error}")),
+        }
+    }
+    println!("passed: {}", passed.join(", "));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }

@@ -42,6 +42,7 @@ impl ModelConfig {
         let has = |key: &str| find(&format!("{name}.{key}")).and_then(Value::as_u64).is_some_and(|count| count > 0);
         let arch = Arch::from_gguf(name, has("attention.sliding_window"), has("expert_count")).ok_or_else(|| {
             let mut supported: Vec<_> = ARCHS.iter().filter_map(|arch| arch.gguf_name).collect();
+            supported.sort_unstable();
             supported.dedup();
             ModelError::UnknownArchitecture {
                 path: path.to_owned(),
