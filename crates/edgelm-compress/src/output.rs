@@ -1,8 +1,12 @@
 //! A model of changed shape on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
 use crate::{
-    CompressError, MatrixFormat, fuse::Fuse, is_gguf, quantize::refuse_overwriting_input, staged::Staged,
-    tensor_pass::encode_rows,
+    CompressError, MatrixFormat,
+    fuse::Fuse,
+    is_gguf,
+    quantize::refuse_overwriting_input,
+    staged::Staged,
+    tensor_pass::{encode_rows, offset_f32},
 };
 use edgelm_format::{gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
@@ -109,6 +113,9 @@ impl Output {
         let dtype = self.dtypes.next().unwrap_or(view.dtype);
         let mut bytes = Vec::with_capacity(view.bytes.len());
         encode_rows(view.dtype, dtype, &sources, row_len, None, &mut bytes).map_err(named)?;
+        if let Writer::Gguf(_) = self.writer {
+            offset_f32(&mut bytes, config.gguf_offset(id));
+        }
         let zeros = zeros(dtype, &bytes);
         if let Some(bytes) = self.fuse.push(id, bytes)? {
             self.writer.write(&bytes)?;

@@ -70,3 +70,13 @@ pub(crate) fn encode_rows(
         })
     })
 }
+
+/// Adds `offset` to values of f32. Gains of norms are the only ones that have one, and are f32 in GGUF files.
+pub(crate) fn offset_f32(bytes: &mut [u8], offset: f32) {
+    if offset == 0.0 {
+        return;
+    }
+    for value in bytes.as_chunks_mut::<4>().0 {
+        *value = (f32::from_le_bytes(*value) + offset).to_le_bytes();
+    }
+}

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use edgelm_format::{gguf, safetensors};
-use edgelm_model::{Checkpoint, LayerTensor, ModelConfig, RopePairs, RopeScaling, StorageKind, TensorId};
+use edgelm_model::{Checkpoint, LayerTensor, ModelConfig, RopePairs, RopeScaling, StorageKind, TensorId, arch::ARCHS};
 use edgelm_tensor::DType;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 type Tensor = (String, Vec<usize>, Vec<f32>);
 
@@ -402,12 +405,11 @@ fn gguf_refusals_name_the_key() {
     let good = checkpoint.gguf_metadata().unwrap();
     let path = folder.path().join("x.gguf");
     use gguf::{Array, Value::*};
+    let families: BTreeSet<&str> = ARCHS.iter().filter_map(|arch| arch.gguf_name).collect();
+    let families = families.into_iter().collect::<Vec<_>>().join(", ");
+    let unknown = format!("architecture `mamba` is not supported; supported: {families}");
     let cases = [
-        (
-            "general.architecture",
-            Some(String("mamba".to_owned())),
-            "architecture `mamba` is not supported; supported: llama, qwen2, qwen3",
-        ),
+        ("general.architecture", Some(String("mamba".to_owned())), unknown.as_str()),
         ("general.architecture", None, "key `general.architecture` is missing"),
         ("general.type", Some(String("adapter".to_owned())), "key `general.type`: the file is not a whole model"),
         ("llama.block_count", None, "key `llama.block_count` is missing"),
@@ -435,7 +437,12 @@ fn gguf_refusals_name_the_key() {
             Some(Bool(false)),
             "key `llama.attention.causal` is `false`: only true is supported",
         ),
-        ("llama.expert_count", Some(U32(8)), "key `llama.expert_count` is `8`: only 0 is supported"),
+        ("llama.expert_count", Some(U32(8)), "key `llama.expert_used_count` is missing"),
+        (
+            "llama.leading_dense_block_count",
+            Some(U32(1)),
+            "key `llama.leading_dense_block_count` is `1`: only 0 is supported",
+        ),
         (
             "llama.logit_scale",
             Some(F32(0.5)),

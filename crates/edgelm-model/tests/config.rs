@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use edgelm_model::{AttentionBias, GatedNorm, Mixer, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId};
+use edgelm_model::{
+    AttentionBias, GatedNorm, Mixer, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId,
+};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -352,9 +354,8 @@ fn golden_with(name: &str, keys: &Value) -> Result<ModelConfig, ModelError> {
 
 #[test]
 fn mixers_other_than_attention() {
-    let kinds = |config: &ModelConfig| -> Vec<bool> {
-        config.layers.iter().map(|layer| layer.mixer.has_attention()).collect()
-    };
+    let kinds =
+        |config: &ModelConfig| -> Vec<bool> { config.layers.iter().map(|layer| layer.mixer.has_attention()).collect() };
     let lfm2 = |keys: Value| golden_with("lfm2", &keys).unwrap();
     assert_eq!(kinds(&lfm2(json!({}))), [false, true, false]);
     // Without `layer_types`: those of `full_attn_idxs`, or all.
@@ -380,14 +381,22 @@ fn mixers_other_than_attention() {
 
     let refusals = [
         ("llama-tied", json!({"layer_types": ["conv", "conv"]}), "key `layer_types`"),
-        ("lfm2", json!({"layer_types": ["mamba", "conv", "conv"]}), "`\"mamba\"` is not supported; supported: full_attention, sliding_attention, conv"),
+        (
+            "lfm2",
+            json!({"layer_types": ["mamba", "conv", "conv"]}),
+            "`\"mamba\"` is not supported; supported: full_attention, sliding_attention, conv",
+        ),
         ("lfm2", json!({"conv_L_cache": 0}), "key `conv_L_cache` is `0`"),
         ("mamba2", json!({"num_heads": 5}), "key `num_heads` is `5`: times 16 components is not 64"),
         ("mamba2", json!({"n_groups": 3}), "layer 0: 4 heads cannot share 3 groups of keys evenly"),
         ("mamba2", json!({"time_step_limit": [0.5, 0.1]}), "key `time_step_limit`"),
         ("mamba2", json!({"time_step_limit": [0.0, "NaN"]}), "key `time_step_limit`"),
         ("mamba2", json!({"state_size": 5000}), "key `state_size` is `5000`"),
-        ("mamba2", json!({"hidden_size": 131_072, "num_heads": 4096, "head_dim": 64, "state_size": 4096, "n_groups": 4}), "a state of 1073741824 values"),
+        (
+            "mamba2",
+            json!({"hidden_size": 131_072, "num_heads": 4096, "head_dim": 64, "state_size": 4096, "n_groups": 4}),
+            "a state of 1073741824 values",
+        ),
         ("falcon_h1", json!({"ssm_multipliers": [1.0]}), "key `ssm_multipliers` is `[1.0]`: must hold 5 numbers"),
         ("granitemoehybrid", json!({"position_embedding_type": "alibi"}), "only `rope` and `nope` are supported"),
         ("qwen3_next", json!({"linear_num_value_heads": 3}), "3 heads cannot share 2 groups"),

@@ -4,7 +4,7 @@ use super::{Out, Plan, Written};
 use crate::{
     CompressError,
     fuse::Fuse,
-    tensor_pass::{Distortion, encode_rows},
+    tensor_pass::{Distortion, encode_rows, offset_f32},
 };
 use edgelm_format::gguf::{Value, Writer};
 use edgelm_model::{Checkpoint, Edited, TensorId, Tensors};
@@ -82,6 +82,7 @@ impl Out for GgufOut {
             let sources: Vec<&[u8]> = (start..end).map(source).collect();
             out.clear();
             let part = encode_rows(view.dtype, dtype, &sources, row_len, importance, &mut out).map_err(named)?;
+            offset_f32(&mut out, checkpoint.config().gguf_offset(plan.id));
             distortion.error += part.error;
             distortion.energy += part.energy;
             bytes += out.len() as u64;

@@ -9,8 +9,7 @@ pub(super) const ARCEE: Arch = Arch {
     name: "arcee",
     hf_name: "ArceeForCausalLM",
     hf_model_type: "arcee",
-    gguf_name: None,
+    gguf_name: Some("arcee"),
     style: Style { activation: Activation::Relu2, gated: false, ..LLAMA.style },
-    gguf_rope_factors: false,
     ..LLAMA
 };

@@ -14,7 +14,7 @@ pub(super) const BLOOM: Arch = Arch {
     name: "bloom",
     hf_name: "BloomForCausalLM",
     hf_model_type: "bloom",
-    gguf_name: None,
+    gguf_name: Some("bloom"),
     hf_names: Names {
         token_embedding: "word_embeddings",
         embedding_norm: "word_embeddings_layernorm",
@@ -56,6 +56,7 @@ pub(super) const BLOOM: Arch = Arch {
         partial_rotary_factor: None,
         ..GPT_NEOX.defaults
     },
+    gguf_keys: &[],
     read_hf: |keys, config| {
         if keys.flag("apply_residual_connection_post_layernorm")? == Some(true) {
             config.style.residual = Residual::Normed;

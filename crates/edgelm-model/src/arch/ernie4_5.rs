@@ -8,7 +8,7 @@ pub(super) const ERNIE4_5: Arch = Arch {
     name: "ernie4_5",
     hf_name: "Ernie4_5ForCausalLM",
     hf_model_type: "ernie4_5",
-    gguf_name: None,
+    gguf_name: Some("ernie4_5"),
     attention_bias: BiasRule::Key("use_bias", false, AttentionBias::None, AttentionBias::Qkvo),
     mlp_bias: MlpBiasRule::Key("use_bias", false),
     defaults: Defaults {

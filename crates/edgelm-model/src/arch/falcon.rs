@@ -5,6 +5,7 @@ use super::{
     Arch, BiasRule, Defaults, MlpBiasRule, Names,
     bloom::{self, BLOOM},
     gpt_neox::GPT_NEOX,
+    names::GGUF_QKV,
 };
 use crate::config::Keys;
 use crate::{Alibi, AttentionBias, LayerRope, LayerTensor, ModelConfig, ModelError, Residual, Style};
@@ -13,7 +14,7 @@ pub(super) const FALCON: Arch = Arch {
     name: "falcon",
     hf_name: "FalconForCausalLM",
     hf_model_type: "falcon",
-    gguf_name: None,
+    gguf_name: Some("falcon"),
     hf_names: Names { embedding_norm: "", ..BLOOM.hf_names },
     aliases: &[
         ("hidden_act", "activation"),
@@ -33,12 +34,31 @@ pub(super) const FALCON: Arch = Arch {
         partial_rotary_factor: None,
         ..GPT_NEOX.defaults
     },
+    gguf_keys: &[],
+    read_gguf: |keys, config| {
+        config.style.norms.ffn = keys.has_layer_weight("attn_norm_2");
+        if config.style.norms.ffn {
+            config.arch = &TWO_NORMS;
+        }
+        Ok(())
+    },
     read_hf,
     ..GPT_NEOX
 };
 
 /// Those with a norm for each half.
-const TWO_NORMS: Arch = Arch { hf_names: Names { layer: two_norms, ..FALCON.hf_names }, ..FALCON };
+const TWO_NORMS: Arch = Arch {
+    hf_names: Names { layer: two_norms, ..FALCON.hf_names },
+    gguf_names: Names {
+        layer: |tensor| match tensor.weight() {
+            LayerTensor::AttnNorm => "attn_norm_2",
+            LayerTensor::FfnNorm => "attn_norm",
+            _ => (GGUF_QKV.layer)(tensor),
+        },
+        ..GGUF_QKV
+    },
+    ..FALCON
+};
 
 fn two_norms(tensor: LayerTensor) -> &'static str {
     match tensor.weight() {

@@ -10,7 +10,7 @@ pub(super) const GEMMA: Arch = Arch {
     name: "gemma",
     hf_name: "GemmaForCausalLM",
     hf_model_type: "gemma",
-    gguf_name: None,
+    gguf_name: Some("gemma"),
     only: &[("use_bidirectional_attention", "false")],
     style: Style { norm: NormKind::RmsPlusOne, activation: Activation::GeluTanh, ..LLAMA.style },
     attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),
@@ -23,6 +23,10 @@ pub(super) const GEMMA: Arch = Arch {
     },
     gguf_rope_pairs: RopePairs::Halves,
     gguf_rope_factors: false,
+    read_gguf: |_, config| {
+        config.style.embedding_scale = (config.hidden_size as f32).sqrt();
+        Ok(())
+    },
     read_hf: read_scale,
     ..LLAMA
 };

@@ -7,21 +7,44 @@ use super::{
     llama::LLAMA,
     names::llama_layer,
 };
-use crate::config::Keys;
+use crate::config::{Keys, MAX_CONTEXT, StyleKey};
 use crate::{LayerTensor, ModelConfig, ModelError, Norms, Style};
 
 pub(super) const GEMMA2: Arch = Arch {
     name: "gemma2",
     hf_name: "Gemma2ForCausalLM",
     hf_model_type: "gemma2",
-    gguf_name: None,
+    gguf_name: Some("gemma2"),
     hf_names: Names { layer, ..LLAMA.hf_names },
     style: Style { norms: Norms { attn: true, post_attn: true, ffn: true, post_ffn: true }, ..GEMMA.style },
     window: WindowRule::AllButEach(2),
     defaults: Defaults { sliding_window: Some(4096), ..GEMMA.defaults },
+    gguf_keys: &[StyleKey::AttentionSoftcap, StyleKey::LogitSoftcap],
+    read_gguf: |keys, config| {
+        keys.required("attention.sliding_window", keys.size("attention.sliding_window", MAX_CONTEXT))?;
+        let style = &mut config.style;
+        (style.attention_softcap, style.logit_softcap) =
+            (style.attention_softcap.or(Some(50.0)), style.logit_softcap.or(Some(30.0)));
+        read_scales(config, LARGEST_LAYERS);
+        Ok(())
+    },
     read_hf: read_caps,
     ..GEMMA
 };
+
+/// Layers of the 27B model, whose scores are scaled by D / H instead of E.
+const LARGEST_LAYERS: usize = 46;
+
+/// Scales that GGUF files leave to the family's name: of embeddings, and of scores in a model of so many layers.
+pub(super) fn read_scales(config: &mut ModelConfig, largest_layers: usize) {
+    config.style.embedding_scale = (config.hidden_size as f32).sqrt();
+    let Some(first) = config.layers.first() else { return };
+    let width = match config.layers.len() == largest_layers {
+        true => config.hidden_size / first.num_attention_heads,
+        false => first.head_dim,
+    };
+    config.style.attention_scale = Some(1.0 / (width as f32).sqrt());
+}
 
 pub(super) fn read_caps(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
     read_scale(keys, config)?;

@@ -2,14 +2,18 @@
 //! Baseline: Gemma 2. Norms of queries and keys in place of soft caps; windows in five of six layers, with a rotary base
 //! of their own.
 
-use super::{Arch, Defaults, WindowRule, gemma2::GEMMA2};
+use super::{
+    Arch, Defaults, WindowRule,
+    gemma2::{GEMMA2, read_scales},
+};
+use crate::config::StyleKey;
 use crate::{NormKind, QkNorm, Style};
 
 pub(super) const GEMMA3: Arch = Arch {
     name: "gemma3",
     hf_name: "Gemma3ForCausalLM",
     hf_model_type: "gemma3_text",
-    gguf_name: None,
+    gguf_name: Some("gemma3"),
     harmless: &["_sliding_window_pattern"],
     style: Style { qk_norm: QkNorm::Head(NormKind::RmsPlusOne), ..GEMMA2.style },
     window: WindowRule::AllButEach(6),
@@ -19,5 +23,13 @@ pub(super) const GEMMA3: Arch = Arch {
         local_rope_theta: Some(10000.0),
         ..GEMMA2.defaults
     },
+    gguf_keys: &[StyleKey::LogitSoftcap],
+    read_gguf: |_, config| {
+        read_scales(config, LARGEST_LAYERS);
+        Ok(())
+    },
     ..GEMMA2
 };
+
+/// Layers of the 27B model.
+const LARGEST_LAYERS: usize = 62;

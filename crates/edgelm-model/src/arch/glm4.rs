@@ -6,13 +6,13 @@ use super::{
     glm::GLM,
     names::{GGUF, gguf_layer},
 };
-use crate::{LayerTensor, Norms, Style};
+use crate::{LayerTensor, Norms, RopePairs, Style};
 
 pub(super) const GLM4: Arch = Arch {
     name: "glm4",
     hf_name: "Glm4ForCausalLM",
     hf_model_type: "glm4",
-    gguf_name: None,
+    gguf_name: Some("glm4"),
     gguf_names: Names {
         layer: |tensor| match tensor {
             LayerTensor::Gate | LayerTensor::Up => "ffn_up",
@@ -22,5 +22,6 @@ pub(super) const GLM4: Arch = Arch {
         ..GGUF
     },
     style: Style { norms: Norms { attn: true, post_attn: true, ffn: true, post_ffn: true }, ..GLM.style },
+    gguf_rope_pairs: RopePairs::Interleaved,
     ..GLM
 };

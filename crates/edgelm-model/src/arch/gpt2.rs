@@ -8,7 +8,7 @@ pub(super) const GPT2: Arch = Arch {
     name: "gpt2",
     hf_name: "GPT2LMHeadModel",
     hf_model_type: "gpt2",
-    gguf_name: None,
+    gguf_name: Some("gpt2"),
     hf_names: Names {
         token_embedding: "wte",
         position_embedding: "wpe",

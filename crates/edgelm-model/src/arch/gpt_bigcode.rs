@@ -8,7 +8,7 @@ pub(super) const GPT_BIGCODE: Arch = Arch {
     name: "gpt_bigcode",
     hf_name: "GPTBigCodeForCausalLM",
     hf_model_type: "gpt_bigcode",
-    gguf_name: None,
+    gguf_name: Some("starcoder"),
     hf_names: Names { fused: FUSED, transposed: Transposed::None, ..GPT2.hf_names },
     harmless: &[
         "attention_softmax_in_fp32",

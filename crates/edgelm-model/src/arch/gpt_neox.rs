@@ -1,7 +1,13 @@
 //! GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745; Biderman et al. 2023, arXiv:2304.01373).
 //! Baseline: Phi. A norm for each half of a layer; queries, keys and values in one tensor, head by head.
 
-use super::{Arch, BiasRule, Defaults, Names, Order, llama::LLAMA, names::llama_layer, phi::PHI};
+use super::{
+    Arch, BiasRule, Defaults, Names, Order,
+    llama::LLAMA,
+    names::{GGUF_QKV, llama_layer},
+    phi::PHI,
+};
+use crate::config::StyleKey;
 use crate::{AttentionBias, LayerTensor, Residual, Style};
 use edgelm_tensor::Activation;
 
@@ -9,7 +15,7 @@ pub(super) const GPT_NEOX: Arch = Arch {
     name: "gpt_neox",
     hf_name: "GPTNeoXForCausalLM",
     hf_model_type: "gpt_neox",
-    gguf_name: None,
+    gguf_name: Some("gptneox"),
     hf_names: Names {
         token_embedding: "embed_in",
         output_norm: "final_layer_norm",
@@ -19,6 +25,7 @@ pub(super) const GPT_NEOX: Arch = Arch {
         fused: FUSED,
         ..LLAMA.hf_names
     },
+    gguf_names: GGUF_QKV,
     hf_ignored: &["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"],
     aliases: &[
         ("rms_norm_eps", "layer_norm_eps"),
@@ -29,6 +36,8 @@ pub(super) const GPT_NEOX: Arch = Arch {
     style: Style { norms: LLAMA.style.norms, activation: Activation::Gelu, output_bias: false, ..PHI.style },
     attention_bias: BiasRule::Key("attention_bias", true, AttentionBias::None, AttentionBias::Qkvo),
     defaults: Defaults { partial_rotary_factor: Some(0.25), ..PHI.defaults },
+    gguf_keys: &[StyleKey::ParallelResidual],
+    read_gguf: |_, _| Ok(()),
     read_hf: |keys, config| {
         if keys.flag("use_parallel_residual")? == Some(false) {
             config.style.residual = Residual::Sequential;

@@ -2,9 +2,11 @@
 //! Baseline: Qwen2-MoE. Attention sinks, a window in every other layer, biases everywhere, clamped gates.
 
 use super::{
-    Arch, BiasRule, Defaults, Names, Order, Transposed, WindowRule, experts, llama::LLAMA, names::llama_layer,
+    Arch, BiasRule, Defaults, Names, Order, Transposed, WindowRule, experts,
+    llama::LLAMA,
+    names::{GGUF, gguf_layer, llama_layer},
 };
-use crate::config::Routing;
+use crate::config::{GgufExperts, Routing, RoutingScore};
 use crate::{AttentionBias, ExpertTensor, LayerTensor, RopePairs, Style};
 use edgelm_tensor::Activation;
 
@@ -12,7 +14,7 @@ pub(super) const GPT_OSS: Arch = Arch {
     name: "gpt_oss",
     hf_name: "GptOssForCausalLM",
     hf_model_type: "gpt_oss",
-    gguf_name: None,
+    gguf_name: Some("gpt-oss"),
     hf_names: Names {
         layer,
         fused: &[(&[LayerTensor::Gate, LayerTensor::Up], Order::Interleaved)],
@@ -38,14 +40,31 @@ pub(super) const GPT_OSS: Arch = Arch {
     read_hf: |keys, config| {
         // `hidden_act` says silu; its gate is x · sigmoid(1.702 x).
         config.style.activation = Activation::QuickGelu;
-        config.style.glu_limit = Some(keys.positive("swiglu_limit")?.unwrap_or(7.0) as f32);
-        experts::read(keys, config, Routing { bias: true, ..Routing::softmax(true) })?;
+        config.style.glu_limit = Some(keys.positive("swiglu_limit")?.unwrap_or(GLU_LIMIT.into()) as f32);
+        experts::read(keys, config, ROUTING)?;
         let experts = config.layers.iter_mut().filter_map(|layer| layer.experts.as_mut());
         experts.for_each(|experts| experts.bias = true);
         Ok(())
     },
+    gguf_experts: Some(GgufExperts { routing: ROUTING, own_width: true, shared: false }),
+    gguf_names: Names {
+        layer: |tensor| match tensor {
+            LayerTensor::FfnNorm => "post_attention_norm",
+            _ => gguf_layer(tensor),
+        },
+        ..GGUF
+    },
+    read_gguf: |_, config| {
+        (config.style.activation, config.style.glu_limit) = (Activation::QuickGelu, Some(GLU_LIMIT));
+        Ok(())
+    },
     ..LLAMA
 };
+
+const ROUTING: Routing =
+    Routing { score: RoutingScore::Softmax, normalize: true, scale: 1.0, bias: true, selection_bias: false };
+
+const GLU_LIMIT: f32 = 7.0;
 
 fn layer(tensor: LayerTensor) -> &'static str {
     use ExpertTensor::{Down, DownBias, Gate, GateBias, Up, UpBias};

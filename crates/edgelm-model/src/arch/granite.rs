@@ -2,15 +2,15 @@
 //! Baseline: Llama. Fixed factors on embeddings, attention scores, residuals and logits.
 
 use super::{Arch, llama::LLAMA};
-use crate::config::Keys;
+use crate::config::{Keys, StyleKey};
 use crate::{ModelConfig, ModelError};
 
 pub(super) const GRANITE: Arch = Arch {
     name: "granite",
     hf_name: "GraniteForCausalLM",
     hf_model_type: "granite",
-    gguf_name: None,
-    gguf_rope_factors: false,
+    gguf_name: Some("granite"),
+    gguf_keys: &[StyleKey::AttentionScale, StyleKey::EmbeddingScale, StyleKey::ResidualScale, StyleKey::LogitDivisor],
     read_hf: read_factors,
     ..LLAMA
 };

@@ -6,14 +6,14 @@ use super::{
     granite::{GRANITE, read_factors},
     names::llama_layer,
 };
-use crate::config::Routing;
+use crate::config::{GgufExperts, Routing};
 use crate::{ExpertTensor, LayerTensor};
 
 pub(super) const GRANITEMOE: Arch = Arch {
     name: "granitemoe",
     hf_name: "GraniteMoeForCausalLM",
     hf_model_type: "granitemoe",
-    gguf_name: None,
+    gguf_name: Some("granitemoe"),
     hf_names: Names { layer, fused: &[(&[LayerTensor::Gate, LayerTensor::Up], Order::Stacked)], ..GRANITE.hf_names },
     aliases: &[("num_experts", "num_local_experts")],
     harmless: experts::HARMLESS,
@@ -21,6 +21,7 @@ pub(super) const GRANITEMOE: Arch = Arch {
         read_factors(keys, config)?;
         experts::read(keys, config, Routing::softmax(true))
     },
+    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: false, shared: false }),
     ..GRANITE
 };
 

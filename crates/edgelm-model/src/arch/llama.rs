@@ -64,5 +64,9 @@ pub(super) const LLAMA: Arch = Arch {
     hf_rope_pairs: RopePairs::Halves,
     gguf_rope_pairs: RopePairs::Interleaved,
     gguf_rope_factors: true,
+    gguf_long_factors: false,
+    gguf_keys: &[],
+    gguf_experts: None,
+    read_gguf: |_, _| Ok(()),
     read_hf: |_, _| Ok(()),
 };

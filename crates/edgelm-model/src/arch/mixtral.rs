@@ -2,19 +2,20 @@
 //! Baseline: Mistral. Experts in place of the feed-forward network.
 
 use super::{Arch, Defaults, Names, experts, mistral::MISTRAL, names::llama_layer};
-use crate::config::Routing;
+use crate::config::{GgufExperts, Routing};
 use crate::{ExpertTensor, LayerTensor};
 
 pub(super) const MIXTRAL: Arch = Arch {
     name: "mixtral",
     hf_name: "MixtralForCausalLM",
     hf_model_type: "mixtral",
-    gguf_name: None,
+    gguf_name: Some("llama"),
     hf_names: Names { layer, ..MISTRAL.hf_names },
     aliases: &[("num_experts", "num_local_experts")],
     harmless: experts::HARMLESS,
     defaults: Defaults { norm_eps: 1e-5, rope_theta: 1e6, sliding_window: None, ..MISTRAL.defaults },
     read_hf: |keys, config| experts::read(keys, config, Routing::softmax(true)),
+    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: false, shared: false }),
     ..MISTRAL
 };
 

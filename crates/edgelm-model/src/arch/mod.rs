@@ -65,7 +65,7 @@ pub use names::{Names, Order, Prefix, Rows, Stored, Transposed};
 
 use crate::{
     AttentionBias, LayerTensor, ModelConfig, ModelError, Style, TensorId,
-    config::{Keys, RopePairs},
+    config::{GgufExperts, GgufKeys, Keys, RopePairs, StyleKey},
 };
 
 /// Every architecture known. Where two share a GGUF name, the simpler one stands first.
@@ -134,7 +134,7 @@ pub struct Arch {
     pub hf_name: &'static str,
     /// `model_type` of config.json.
     pub hf_model_type: &'static str,
-    /// `general.architecture` of GGUF; `None` where llama.cpp does not know the family.
+    /// `general.architecture` of GGUF; `None` where no form in such files is described.
     pub gguf_name: Option<&'static str>,
     /// Tensor names in safetensors files.
     pub hf_names: Names,
@@ -166,6 +166,14 @@ pub struct Arch {
     pub gguf_rope_pairs: RopePairs,
     /// llama.cpp reads `rope_freqs.weight` for this architecture.
     pub gguf_rope_factors: bool,
+    /// Files have `rope_factors_short.weight` and `rope_factors_long.weight` where frequencies follow the input's length.
+    pub gguf_long_factors: bool,
+    /// Keys of GGUF files beyond those of Llama that say what layers compute.
+    pub gguf_keys: &'static [StyleKey],
+    /// How GGUF files state experts, in families that have them in every layer.
+    pub gguf_experts: Option<GgufExperts>,
+    /// What GGUF files of this family say without words, or in words that no other family has; read after all keys.
+    pub(crate) read_gguf: fn(&GgufKeys<'_>, &mut ModelConfig) -> Result<(), ModelError>,
     /// Keys of config.json that no other family has, read after all others.
     pub(crate) read_hf: fn(&mut Keys<'_>, &mut ModelConfig) -> Result<(), ModelError>,
 }
@@ -243,9 +251,14 @@ impl Arch {
         ARCHS.iter().copied().find(|arch| arch.hf_model_type == model_type)
     }
 
-    /// By `general.architecture` of GGUF. Mistral files call themselves `llama`: a window tells them apart.
-    pub fn from_gguf(name: &str, has_window: bool) -> Option<&'static Arch> {
-        let mut named = ARCHS.iter().copied().filter(|arch| arch.gguf_name == Some(name));
+    /// By `general.architecture` of GGUF. Files of Mistral and Mixtral call themselves `llama`, those of OLMo 3 `olmo2`: a
+    /// window and experts tell them apart.
+    pub fn from_gguf(name: &str, has_window: bool, has_experts: bool) -> Option<&'static Arch> {
+        let named = || ARCHS.iter().copied().filter(|arch| arch.gguf_name == Some(name));
+        if has_experts && let Some(arch) = named().find(|arch| arch.gguf_experts.is_some()) {
+            return Some(arch);
+        }
+        let mut named = named();
         let first = named.next()?;
         if has_window && first.window == WindowRule::Never {
             return named.find(|arch| arch.window != WindowRule::Never).or(Some(first));
@@ -321,9 +334,12 @@ mod tests {
         for arch in ARCHS {
             assert_eq!(Arch::from_hf(arch.hf_model_type), Some(*arch));
         }
-        assert_eq!(Arch::from_gguf("llama", false).map(|arch| arch.name), Some("llama"));
-        assert_eq!(Arch::from_gguf("llama", true).map(|arch| arch.name), Some("mistral"));
-        assert_eq!(Arch::from_gguf("qwen3", true).map(|arch| arch.name), Some("qwen3"));
-        assert_eq!(Arch::from_gguf("mamba", false), None);
+        let found = |name, window, experts| Arch::from_gguf(name, window, experts).map(|arch| arch.name);
+        assert_eq!(found("llama", false, false), Some("llama"));
+        assert_eq!(found("llama", true, false), Some("mistral"));
+        assert_eq!(found("llama", false, true), Some("mixtral"));
+        assert_eq!(found("qwen3", true, false), Some("qwen3"));
+        assert_eq!(found("olmo2", true, false), Some("olmo3"));
+        assert_eq!(found("mamba", false, false), None);
     }
 }

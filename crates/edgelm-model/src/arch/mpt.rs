@@ -2,6 +2,7 @@
 //! Baseline: BLOOM. No biases, norms without one too; no norm after the embeddings.
 
 use super::{Arch, BiasRule, MlpBiasRule, Names, Order, bloom::BLOOM, names::llama_layer};
+use crate::config::StyleKey;
 use crate::{AttentionBias, LayerRope, LayerTensor, NormKind, Style};
 use edgelm_tensor::Activation;
 
@@ -9,7 +10,7 @@ pub(super) const MPT: Arch = Arch {
     name: "mpt",
     hf_name: "MptForCausalLM",
     hf_model_type: "mpt",
-    gguf_name: None,
+    gguf_name: Some("mpt"),
     hf_names: Names {
         token_embedding: "wte",
         output_norm: "norm_f",
@@ -40,6 +41,7 @@ pub(super) const MPT: Arch = Arch {
     style: Style { norm: NormKind::LayerGain, activation: Activation::Gelu, embedding_norm: false, ..BLOOM.style },
     attention_bias: BiasRule::Always(AttentionBias::None),
     mlp_bias: MlpBiasRule::Always(false),
+    gguf_keys: &[StyleKey::ClipQkv, StyleKey::AlibiBias],
     read_hf: |keys, config| {
         config.layers.iter_mut().for_each(|layer| layer.rope = LayerRope::None);
         let Some(mut attention) = keys.object("attn_config")? else { return Ok(()) };

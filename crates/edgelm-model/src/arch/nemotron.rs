@@ -9,7 +9,7 @@ pub(super) const NEMOTRON: Arch = Arch {
     name: "nemotron",
     hf_name: "NemotronForCausalLM",
     hf_model_type: "nemotron",
-    gguf_name: None,
+    gguf_name: Some("nemotron"),
     aliases: &[("rms_norm_eps", "norm_eps")],
     style: Style { norm: NormKind::LayerPlusOne, activation: Activation::Relu2, gated: false, ..LLAMA.style },
     defaults: Defaults {

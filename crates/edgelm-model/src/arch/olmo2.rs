@@ -8,7 +8,7 @@ pub(super) const OLMO2: Arch = Arch {
     name: "olmo2",
     hf_name: "Olmo2ForCausalLM",
     hf_model_type: "olmo2",
-    gguf_name: None,
+    gguf_name: Some("olmo2"),
     hf_names: Names { layer, ..LLAMA.hf_names },
     style: Style {
         norms: Norms { attn: false, post_attn: true, ffn: false, post_ffn: true },

@@ -7,7 +7,7 @@ pub(super) const OLMO3: Arch = Arch {
     name: "olmo3",
     hf_name: "Olmo3ForCausalLM",
     hf_model_type: "olmo3",
-    gguf_name: None,
+    gguf_name: Some("olmo2"),
     window: WindowRule::AllButEach(4),
     defaults: Defaults { sliding_window: Some(4096), ..OLMO2.defaults },
     ..OLMO2

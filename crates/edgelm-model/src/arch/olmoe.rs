@@ -2,14 +2,14 @@
 //! Baseline: Llama. Experts in place of the feed-forward network; norms of all queries and all keys at once.
 
 use super::{Arch, Defaults, MlpBiasRule, experts, llama::LLAMA};
-use crate::config::Routing;
+use crate::config::{GgufExperts, Routing};
 use crate::{NormKind, QkNorm, RopePairs, Style};
 
 pub(super) const OLMOE: Arch = Arch {
     name: "olmoe",
     hf_name: "OlmoeForCausalLM",
     hf_model_type: "olmoe",
-    gguf_name: None,
+    gguf_name: Some("olmoe"),
     harmless: experts::HARMLESS,
     style: Style { qk_norm: QkNorm::All(NormKind::Rms), ..LLAMA.style },
     mlp_bias: MlpBiasRule::Always(false),
@@ -21,5 +21,6 @@ pub(super) const OLMOE: Arch = Arch {
         let normalize = keys.flag("norm_topk_prob")?.unwrap_or(false);
         experts::read(keys, config, Routing::softmax(normalize))
     },
+    gguf_experts: Some(GgufExperts { routing: Routing::softmax(false), own_width: false, shared: false }),
     ..LLAMA
 };

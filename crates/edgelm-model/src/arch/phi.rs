@@ -14,9 +14,8 @@ pub(super) const PHI: Arch = Arch {
     name: "phi",
     hf_name: "PhiForCausalLM",
     hf_model_type: "phi",
-    gguf_name: None,
+    gguf_name: Some("phi2"),
     hf_names: Names { output_norm: "final_layernorm", layer, ..LLAMA.hf_names },
-    gguf_names: GGUF_QKV,
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
     style: Style {
         norm: NormKind::Layer,
@@ -38,8 +37,17 @@ pub(super) const PHI: Arch = Arch {
         }
         Ok(())
     },
+    read_gguf: |keys, config| {
+        if keys.has_layer_weight("attn_qkv") {
+            config.arch = &FUSED;
+        }
+        Ok(())
+    },
     ..LLAMA
 };
+
+/// Files of the first converter, which have queries, keys and values in one tensor.
+const FUSED: Arch = Arch { gguf_names: GGUF_QKV, ..PHI };
 
 fn layer(tensor: LayerTensor) -> &'static str {
     use LayerTensor::*;

@@ -13,7 +13,7 @@ pub(super) const PHI3: Arch = Arch {
     name: "phi3",
     hf_name: "Phi3ForCausalLM",
     hf_model_type: "phi3",
-    gguf_name: None,
+    gguf_name: Some("phi3"),
     hf_names: Names { layer, fused: FUSED, ..LLAMA.hf_names },
     gguf_names: Names { layer: gguf, fused: FUSED, ..GGUF },
     defaults: Defaults {
@@ -25,6 +25,7 @@ pub(super) const PHI3: Arch = Arch {
     },
     gguf_rope_pairs: RopePairs::Halves,
     gguf_rope_factors: false,
+    gguf_long_factors: true,
     ..MISTRAL
 };
 

@@ -2,13 +2,13 @@
 //! Baseline: Qwen2. Experts in place of the feed-forward network, one of them shared by all tokens behind a gate.
 
 use super::{Arch, Defaults, experts, qwen2::QWEN2};
-use crate::config::{MAX_INTERMEDIATE, Routing};
+use crate::config::{GgufExperts, MAX_INTERMEDIATE, Routing};
 
 pub(super) const QWEN2_MOE: Arch = Arch {
     name: "qwen2_moe",
     hf_name: "Qwen2MoeForCausalLM",
     hf_model_type: "qwen2_moe",
-    gguf_name: None,
+    gguf_name: Some("qwen2moe"),
     harmless: experts::HARMLESS,
     defaults: Defaults { sliding_window: None, ..QWEN2.defaults },
     read_hf: |keys, config| {
@@ -21,5 +21,6 @@ pub(super) const QWEN2_MOE: Arch = Arch {
         }
         experts::read_dense_layers(keys, config, &dense)
     },
+    gguf_experts: Some(GgufExperts { routing: Routing::softmax(false), own_width: true, shared: true }),
     ..QWEN2
 };

@@ -2,13 +2,13 @@
 //! Baseline: Qwen3. Experts in place of the feed-forward network.
 
 use super::{Arch, experts, qwen3::QWEN3};
-use crate::config::Routing;
+use crate::config::{GgufExperts, Routing};
 
 pub(super) const QWEN3_MOE: Arch = Arch {
     name: "qwen3_moe",
     hf_name: "Qwen3MoeForCausalLM",
     hf_model_type: "qwen3_moe",
-    gguf_name: None,
+    gguf_name: Some("qwen3moe"),
     aliases: &[("num_experts", "num_local_experts")],
     harmless: experts::HARMLESS,
     read_hf: |keys, config| {
@@ -17,5 +17,6 @@ pub(super) const QWEN3_MOE: Arch = Arch {
         experts::read(keys, config, Routing::softmax(normalize))?;
         experts::read_dense_layers(keys, config, &dense)
     },
+    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: true, shared: false }),
     ..QWEN3
 };

@@ -8,13 +8,19 @@ pub(super) const SMOLLM3: Arch = Arch {
     name: "smollm3",
     hf_name: "SmolLM3ForCausalLM",
     hf_model_type: "smollm3",
-    gguf_name: None,
+    gguf_name: Some("smollm3"),
     attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),
     mlp_bias: MlpBiasRule::Key("mlp_bias", false),
     defaults: Defaults { rope_theta: 2e6, tie_word_embeddings: true, ..QWEN2.defaults },
     gguf_rope_pairs: RopePairs::Interleaved,
+    read_gguf: |_, config| {
+        for (index, layer) in config.layers.iter_mut().enumerate() {
+            layer.rope = if (index + 1).is_multiple_of(EACH) { LayerRope::None } else { LayerRope::Global };
+        }
+        Ok(())
+    },
     read_hf: |keys, config| {
-        let each = keys.size("no_rope_layer_interval", 1 << 10)?.unwrap_or(4);
+        let each = keys.size("no_rope_layer_interval", 1 << 10)?.unwrap_or(EACH);
         let listed = keys.numbers("no_rope_layers")?;
         let count = config.layers.len();
         if listed.as_ref().is_some_and(|flags| flags.len() != count) {
@@ -28,3 +34,6 @@ pub(super) const SMOLLM3: Arch = Arch {
     },
     ..QWEN2
 };
+
+/// Each so many layers one does not rotate.
+const EACH: usize = 4;

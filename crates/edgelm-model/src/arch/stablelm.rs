@@ -8,7 +8,7 @@ pub(super) const STABLELM: Arch = Arch {
     name: "stablelm",
     hf_name: "StableLmForCausalLM",
     hf_model_type: "stablelm",
-    gguf_name: None,
+    gguf_name: Some("stablelm"),
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
     hf_names: Names {
         layer: |tensor| match tensor {
@@ -29,6 +29,18 @@ pub(super) const STABLELM: Arch = Arch {
     },
     gguf_rope_pairs: RopePairs::Halves,
     gguf_rope_factors: false,
+    read_gguf: |keys, config| {
+        // The key is there, but often wrong: llama.cpp goes by the norm.
+        keys.get("use_parallel_residual");
+        if !keys.has_layer_weight("ffn_norm") {
+            config.style.residual = Residual::Parallel;
+            config.style.norms.ffn = false;
+        }
+        if keys.has_layer_weight("attn_q_norm") {
+            config.style.qk_norm = QkNorm::OwnHead(NormKind::LayerGain);
+        }
+        Ok(())
+    },
     read_hf: |keys, config| {
         if keys.flag("use_parallel_residual")? == Some(true) {
             config.style.residual = Residual::Parallel;

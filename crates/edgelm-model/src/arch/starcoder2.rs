@@ -9,7 +9,7 @@ pub(super) const STARCODER2: Arch = Arch {
     name: "starcoder2",
     hf_name: "Starcoder2ForCausalLM",
     hf_model_type: "starcoder2",
-    gguf_name: None,
+    gguf_name: Some("starcoder2"),
     hf_names: Names { layer, ..LLAMA.hf_names },
     aliases: &[("rms_norm_eps", "norm_epsilon")],
     harmless: &["embedding_dropout", "residual_dropout"],

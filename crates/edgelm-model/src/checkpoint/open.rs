@@ -73,7 +73,8 @@ pub(super) fn from_folder(name: String, files: Files) -> Result<Checkpoint, Mode
 fn from_gguf(path: &Path) -> Result<Checkpoint, ModelError> {
     let file = Arc::new(GgufFile::open(path)?);
     let shape = |name: &str| file.info(name).map(|info| info.shape.to_vec());
-    let tensors = GgufTensors { shape: &shape, rope_factors: rope_factors(&file)? };
+    let long_factors = factors(&file, verify::SHORT_FACTORS)?.zip(factors(&file, verify::LONG_FACTORS)?);
+    let tensors = GgufTensors { shape: &shape, rope_factors: factors(&file, verify::ROPE_FACTORS)?, long_factors };
     let config = ModelConfig::from_gguf(file.metadata(), tensors, path)?;
     let generation = GenerationConfig::from_gguf(file.metadata());
     let texts = Texts::of_gguf(path, Arc::clone(&file));
@@ -114,10 +115,10 @@ fn gguf_name(path: &Path) -> String {
 }
 
 /// Divisors of the rotary frequencies.
-fn rope_factors(file: &GgufFile) -> Result<Option<Vec<f32>>, ModelError> {
-    let Some(view) = file.get(verify::ROPE_FACTORS)? else { return Ok(None) };
+fn factors(file: &GgufFile, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
+    let Some(view) = file.get(name)? else { return Ok(None) };
     if view.dtype != DType::F32 {
-        let what = format!("tensor `{}` is stored as {}, must be F32", verify::ROPE_FACTORS, view.dtype);
+        let what = format!("tensor `{name}` is stored as {}, must be F32", view.dtype);
         return Err(ModelError::Config { path: file.path().to_owned(), what });
     }
     let value = |bytes: &[u8]| <[u8; 4]>::try_from(bytes).map_or(f32::NAN, f32::from_le_bytes);

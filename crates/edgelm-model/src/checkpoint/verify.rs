@@ -5,8 +5,10 @@ use crate::arch::{Prefix, Stored};
 use crate::{ModelConfig, ModelError, TensorId};
 use std::{collections::HashSet, path::Path};
 
-/// The one GGUF tensor that belongs to the config rather than to the weights.
+/// GGUF tensors that belong to the config rather than to the weights.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// What names begin with in this file: the usual where none of those known has a token embedding.
 pub(super) fn prefix(config: &ModelConfig, store: &Store) -> Prefix {
@@ -46,7 +48,11 @@ pub(super) fn tensors(
                 || is_of_other_modality(prefix, name)
                 || (config.tie_word_embeddings && name == names.name(prefix, TensorId::Output))
         }
-        StorageKind::Gguf => name == ROPE_FACTORS && config.arch.gguf_rope_factors,
+        StorageKind::Gguf => match name {
+            ROPE_FACTORS => config.arch.gguf_rope_factors,
+            SHORT_FACTORS | LONG_FACTORS => config.arch.gguf_long_factors,
+            _ => false,
+        },
     };
     let mut unexpected: Vec<&str> =
         found.into_iter().filter(|name| !expected.contains(*name) && !ignored(name)).collect();
@@ -67,7 +73,10 @@ fn check(stored: &Stored, name: &str, id: TensorId, store: &Store, path: &Path) 
     let Some((dtype, shape)) = store.describe(name)? else {
         return Err(ModelError::MissingTensor { path: path.to_owned(), name: name.to_owned() });
     };
-    if shape != stored.shape {
+    // A matrix of one row may be stored as a vector.
+    if shape != stored.shape
+        && (store.kind() != StorageKind::Gguf || stored.shape.first() != Some(&1) || *shape != stored.shape[1..])
+    {
         return Err(ModelError::TensorShape { name: name.to_owned(), got: shape.to_vec(), want: stored.shape.clone() });
     }
     if stored.transposed && dtype.is_quantized() {

@@ -46,7 +46,7 @@ pub enum RoutingScore {
 
 impl Routing {
     /// Softmax, as most families have it.
-    pub fn softmax(normalize: bool) -> Self {
+    pub const fn softmax(normalize: bool) -> Self {
         Self { score: RoutingScore::Softmax, normalize, scale: 1.0, bias: false, selection_bias: false }
     }
 }

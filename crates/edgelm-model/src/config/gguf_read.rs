@@ -4,16 +4,18 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, ShortConv,
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, ShortConv, StyleKey,
+    gguf_experts,
+    gguf_keys::GgufKeys,
     limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL, MAX_LAYERS, MAX_VOCAB},
     rope::yarn_mscale,
 };
 use crate::{
     Arch, LayerTensor, ModelError, TensorId,
-    arch::{ARCHS, BiasRule},
+    arch::{ARCHS, BiasRule, WindowRule},
 };
 use edgelm_format::gguf::{Array, Metadata, Value};
-use std::{cell::RefCell, collections::BTreeSet, path::Path};
+use std::path::Path;
 
 /// What the config needs to know of the tensors.
 pub(crate) struct GgufTensors<'a> {
@@ -21,119 +23,8 @@ pub(crate) struct GgufTensors<'a> {
     pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
     /// Values of `rope_freqs.weight`, if it is there.
     pub rope_factors: Option<Vec<f32>>,
-}
-
-/// Keys after `{arch}.` that cannot change the forward pass, whatever their value.
-const HARMLESS: &[&str] = &["vocab_size", "rope.scaling.finetuned", "tensor_data_layout"];
-
-/// Counts that say "not here" when 0.
-const ONLY_ZERO: &[&str] = &["expert_count", "expert_used_count", "nextn_predict_layers", "leading_dense_block_count"];
-
-/// The keys of one architecture, each of which must be accounted for.
-struct Keys<'a> {
-    path: &'a Path,
-    arch: &'a str,
-    metadata: &'a Metadata,
-    read: RefCell<BTreeSet<String>>,
-}
-
-impl<'a> Keys<'a> {
-    fn fail(&self, what: String) -> ModelError {
-        ModelError::Config { path: self.path.to_owned(), what }
-    }
-
-    fn bad(&self, key: &str, what: &str) -> ModelError {
-        let value = self.raw(key).map_or_else(|| "absent".to_owned(), brief);
-        self.fail(format!("key `{}.{key}` is {value}: {what}", self.arch))
-    }
-
-    /// The value of `{arch}.{key}` or, for our own keys, of `{key}`.
-    fn raw(&self, key: &str) -> Option<&'a Value> {
-        let full = format!("{}.{key}", self.arch);
-        self.metadata
-            .iter()
-            .find(|(name, _)| *name == full || (*name == key && key.starts_with("edgelm.")))
-            .map(|(_, value)| value)
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.read.borrow_mut().insert(format!("{}.{key}", self.arch));
-        self.raw(key)
-    }
-
-    fn size(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_u64().and_then(|n| bounded(n, max)) {
-                Some(n) => Ok(Some(n)),
-                None => Err(self.bad(key, &format!("must be a whole number from 1 to {max}"))),
-            },
-        }
-    }
-
-    fn required<T>(&self, key: &str, value: Result<Option<T>, ModelError>) -> Result<T, ModelError> {
-        value?.ok_or_else(|| self.fail(format!("key `{}.{key}` is missing", self.arch)))
-    }
-
-    /// One size for all layers, or an array with one per layer.
-    fn per_layer(&self, key: &str, layers: usize, max: usize) -> Result<Option<Vec<usize>>, ModelError> {
-        self.per_layer_from(1, key, layers, max)
-    }
-
-    /// The same with a least size of each layer in an array.
-    fn per_layer_from(
-        &self,
-        least: u64,
-        key: &str,
-        layers: usize,
-        max: usize,
-    ) -> Result<Option<Vec<usize>>, ModelError> {
-        let Some(value @ Value::Array(_)) = self.get(key) else {
-            return Ok(self.size(key, max)?.map(|value| vec![value; layers]));
-        };
-        let values = value.as_u64s().filter(|values| values.len() == layers);
-        let size = |n: u64| if n == 0 && least == 0 { Some(0) } else { bounded(n, max) };
-        match values.map(|values| values.into_iter().map(size).collect::<Option<Vec<_>>>()) {
-            Some(Some(values)) => Ok(Some(values)),
-            _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from {least} to {max}"))),
-        }
-    }
-
-    /// A finite number above 0.
-    fn positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_f64().filter(|n| n.is_finite() && *n > 0.0) {
-                Some(n) => Ok(Some(n)),
-                None => Err(self.bad(key, "must be a finite number above 0")),
-            },
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => value.as_str().map(Some).ok_or_else(|| self.bad(key, "must be a string")),
-        }
-    }
-
-    fn finish(self) -> Result<(), ModelError> {
-        let prefix = format!("{}.", self.arch);
-        let read = self.read.borrow();
-        for (name, value) in self.metadata {
-            let Some(key) = name.strip_prefix(&prefix) else { continue };
-            if ONLY_ZERO.contains(&key) && value.as_u64() != Some(0) {
-                return Err(self.bad(key, "only 0 is supported"));
-            }
-            if !read.contains(name) && !HARMLESS.contains(&key) && !ONLY_ZERO.contains(&key) {
-                let value = brief(value);
-                return Err(
-                    self.fail(format!("unknown key `{name}` ({value}): it could change what the model computes"))
-                );
-            }
-        }
-        Ok(())
-    }
+    /// Values of `rope_factors_short.weight` and `rope_factors_long.weight`, if both are there.
+    pub long_factors: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl ModelConfig {
@@ -149,9 +40,10 @@ impl ModelConfig {
         let name = find("general.architecture")
             .and_then(Value::as_str)
             .ok_or_else(|| fail("key `general.architecture` is missing"))?;
-        let has_window = find(&format!("{name}.attention.sliding_window")).is_some();
-        let arch = Arch::from_gguf(name, has_window).ok_or_else(|| {
+        let has = |key: &str| find(&format!("{name}.{key}")).and_then(Value::as_u64).is_some_and(|count| count > 0);
+        let arch = Arch::from_gguf(name, has("attention.sliding_window"), has("expert_count")).ok_or_else(|| {
             let mut supported: Vec<_> = ARCHS.iter().filter_map(|arch| arch.gguf_name).collect();
+            supported.sort_unstable();
             supported.dedup();
             ModelError::UnknownArchitecture {
                 path: path.to_owned(),
@@ -162,7 +54,7 @@ impl ModelConfig {
         if find("general.type").and_then(Value::as_str).is_some_and(|kind| kind != "model") {
             return Err(fail("key `general.type`: the file is not a whole model"));
         }
-        let keys = Keys { path, arch: name, metadata, read: RefCell::default() };
+        let keys = GgufKeys::new(path, name, metadata, tensors.shape);
 
         let hidden_size = keys.required("embedding_length", keys.size("embedding_length", MAX_HIDDEN))?;
         let embedding = arch.gguf_tensor_name(TensorId::TokenEmbedding);
@@ -181,9 +73,11 @@ impl ModelConfig {
         if norm_eps > 1.0 {
             return Err(keys.bad(epsilon, "must be from 0 to 1"));
         }
-        let layers = read_layers(&keys, arch, hidden_size, &tensors)?;
+        let mut layers = read_layers(&keys, arch, hidden_size, &tensors)?;
+        gguf_experts::read(&keys, arch, &mut layers)?;
         let head_dim = layers.first().map_or(0, |layer| layer.head_dim);
-        let rope = read_rope(&keys, arch, head_dim, max_position_embeddings, tensors.rope_factors)?;
+        let rope = read_rope(&keys, arch, head_dim, max_position_embeddings, &tensors)?;
+        let local_rope = read_local_rope(&keys, arch, &rope, &mut layers)?;
         if keys.get("attention.causal").is_some_and(|causal| causal.as_bool() != Some(true)) {
             return Err(keys.bad("attention.causal", "only true is supported"));
         }
@@ -192,7 +86,7 @@ impl ModelConfig {
             ["eos", "eot", "eom"].iter().filter_map(|kind| id(&format!("tokenizer.ggml.{kind}_token_id"))).collect();
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
-        let config = ModelConfig {
+        let mut config = ModelConfig {
             arch,
             hidden_size,
             embedding_size: hidden_size,
@@ -200,13 +94,17 @@ impl ModelConfig {
             max_position_embeddings,
             norm_eps: norm_eps as f32,
             tie_word_embeddings: (tensors.shape)(&arch.gguf_tensor_name(TensorId::Output)).is_none(),
-            style: arch.style,
+            style: arch.style.with_whole_gains(),
             rope,
-            local_rope: None,
+            local_rope,
             layers,
             bos_token_id: id("tokenizer.ggml.bos_token_id"),
             eos_token_ids,
         };
+        for key in arch.gguf_keys {
+            key.read(&keys, &mut config)?;
+        }
+        (arch.read_gguf)(&keys, &mut config)?;
         config.check().map_err(|what| keys.fail(what))?;
         keys.finish()?;
         Ok(config)
@@ -222,7 +120,7 @@ pub(super) fn gguf_epsilon(norm: NormKind) -> &'static str {
 }
 
 fn read_layers(
-    keys: &Keys<'_>,
+    keys: &GgufKeys<'_>,
     arch: &Arch,
     hidden_size: usize,
     tensors: &GgufTensors<'_>,
@@ -248,9 +146,20 @@ fn read_layers(
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         return Err(keys.bad("attention.head_count", &format!("makes heads of {head_dim} components")));
     }
-    let window = keys.size("attention.sliding_window", MAX_CONTEXT)?;
+    let window = match keys.get("attention.sliding_window").and_then(Value::as_u64) {
+        // How converters of Phi-3 say "none".
+        Some(0) => None,
+        _ => keys.size("attention.sliding_window", MAX_CONTEXT)?,
+    };
     let pattern = match keys.get("attention.sliding_window_pattern") {
-        None => vec![true; count],
+        None => match arch.window {
+            WindowRule::AllButEach(each) => (1..=count).map(|number| !number.is_multiple_of(each)).collect(),
+            _ => vec![true; count],
+        },
+        Some(number @ Value::U32(_)) => {
+            let each = number.as_u64().and_then(|each| usize::try_from(each).ok()).unwrap_or(0);
+            (1..=count).map(|number| each == 0 || !number.is_multiple_of(each)).collect()
+        }
         Some(Value::Array(Array::Bool(pattern))) if pattern.len() == count => pattern.clone(),
         Some(_) => {
             return Err(keys.bad("attention.sliding_window_pattern", &format!("must hold {count} booleans")));
@@ -268,7 +177,8 @@ fn read_layers(
                 _ => match (stored(index, &[QBias, KBias, VBias]), stored(index, &[OBias])) {
                     (false, false) => AttentionBias::None,
                     (true, false) => AttentionBias::Qkv,
-                    (_, true) => AttentionBias::Qkvo,
+                    (false, true) => AttentionBias::O,
+                    (true, true) => AttentionBias::Qkvo,
                 },
             };
             let mixer = match (kv_heads[index], kernel) {
@@ -283,7 +193,7 @@ fn read_layers(
                 intermediate_size: ffn[index],
                 experts: None,
                 sliding_window: window.filter(|_| pattern[index]),
-                rope: LayerRope::Global,
+                rope: if arch.style.has_no_rotation() { LayerRope::None } else { LayerRope::Global },
                 attention_bias,
                 mlp_bias: stored(index, &[GateBias, UpBias, DownBias]),
             }
@@ -292,11 +202,11 @@ fn read_layers(
 }
 
 fn read_rope(
-    keys: &Keys<'_>,
+    keys: &GgufKeys<'_>,
     arch: &Arch,
     head_dim: usize,
     context: usize,
-    factors: Option<Vec<f32>>,
+    tensors: &GgufTensors<'_>,
 ) -> Result<RopeConfig, ModelError> {
     let theta = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let rotary_dim = keys.size("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim);
@@ -317,16 +227,26 @@ fn read_rope(
     let yarn_attn_factor = keys.positive("rope.scaling.yarn_attn_factor")?;
     let beta_fast = keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0);
     let beta_slow = keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0);
-    for (key, only) in [("rope.scaling.yarn_ext_factor", 1.0), ("rope.scaling.yarn_log_multiplier", 0.0)] {
-        if keys.get(key).is_some_and(|value| value.as_f64() != Some(only)) {
-            return Err(keys.bad(key, &format!("only {only} is supported")));
-        }
+    let log_multiplier = keys.nonzero("rope.scaling.yarn_log_multiplier")?;
+    if log_multiplier.is_some() && !arch.gguf_keys.contains(&StyleKey::QueryGrowth) {
+        return Err(keys.bad("rope.scaling.yarn_log_multiplier", "only 0 is supported for this architecture"));
     }
+    if keys.get("rope.scaling.yarn_ext_factor").is_some_and(|value| value.as_f64() != Some(1.0)) {
+        return Err(keys.bad("rope.scaling.yarn_ext_factor", "only 1 is supported"));
+    }
+    let yarn_factor = |factor: f64| match log_multiplier {
+        Some(log) => yarn_mscale(factor, 1.0) / yarn_mscale(factor, log),
+        None => yarn_mscale(factor, 1.0),
+    };
     let truncate = keys.get("edgelm.rope.yarn_truncate").and_then(Value::as_bool).unwrap_or(true);
     let dynamic = keys.positive("edgelm.rope.dynamic_factor")?.filter(|factor| *factor >= 1.0);
 
+    let long_factors = tensors.long_factors.as_ref().filter(|_| arch.gguf_long_factors);
     let scaling = match keys.text("rope.scaling.type")?.unwrap_or("linear") {
-        "none" => RopeScaling::Default,
+        "longrope" if long_factors.is_none() => {
+            return Err(keys.bad("rope.scaling.type", "needs tensors `rope_factors_short` and `rope_factors_long`"));
+        }
+        "longrope" | "none" => RopeScaling::Default,
         "linear" if factor == 1.0 => match dynamic {
             Some(factor) => RopeScaling::Dynamic { factor, original_max_position_embeddings: context },
             None => RopeScaling::Default,
@@ -337,20 +257,40 @@ fn read_rope(
             original_max_position_embeddings: original,
             beta_fast,
             beta_slow,
-            attention_factor: yarn_attn_factor.unwrap_or_else(|| yarn_mscale(factor, 1.0)) * attn_factor,
+            attention_factor: yarn_attn_factor.unwrap_or_else(|| yarn_factor(factor)) * attn_factor,
             truncate,
         },
         _ => {
             return Err(keys.bad("rope.scaling.type", "this rope type is not supported; supported: none, linear, yarn"));
         }
     };
-    let scaling = match (factors, scaling) {
+    let checked = |name: &str, factors: &[f32]| {
+        if factors.len() != rotary_dim / 2 || factors.iter().any(|factor| !(factor.is_finite() && *factor > 0.0)) {
+            let want = rotary_dim / 2;
+            return Err(keys.fail(format!("tensor `{name}.weight` must hold {want} finite numbers above 0")));
+        }
+        Ok(factors.to_vec())
+    };
+    if let Some((short, long)) = long_factors {
+        if scaling != RopeScaling::Default {
+            return Err(
+                keys.bad("rope.scaling.type", "is not supported together with tensor `rope_factors_long.weight`")
+            );
+        }
+        let widened = |name: &str, factors: &[f32]| {
+            checked(name, factors).map(|factors| factors.into_iter().map(f64::from).collect::<Vec<_>>())
+        };
+        let scaling = RopeScaling::LongRope {
+            short: widened("rope_factors_short", short)?,
+            long: widened("rope_factors_long", long)?,
+            original_max_position_embeddings: original,
+            attention_factor: attn_factor,
+        };
+        return Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling, query_growth: None });
+    }
+    let scaling = match (tensors.rope_factors.as_deref(), scaling) {
         (Some(factors), RopeScaling::Default) => {
-            if factors.len() != rotary_dim / 2 || factors.iter().any(|factor| !(factor.is_finite() && *factor > 0.0)) {
-                let want = rotary_dim / 2;
-                return Err(keys.fail(format!("tensor `rope_freqs.weight` must hold {want} finite numbers above 0")));
-            }
-            RopeScaling::Factors { factors, attention_factor: attn_factor }
+            RopeScaling::Factors { factors: checked("rope_freqs", factors)?, attention_factor: attn_factor }
         }
         (Some(_), _) => {
             return Err(keys.bad("rope.scaling.type", "is not supported together with tensor `rope_freqs.weight`"));
@@ -365,24 +305,25 @@ fn read_rope(
     Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling, query_growth: None })
 }
 
-fn bounded(value: u64, max: usize) -> Option<usize> {
-    usize::try_from(value).ok().filter(|n| (1..=max).contains(n))
-}
-
-/// A value for a message, cut where it is long.
-fn brief(value: &Value) -> String {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(flag) => flag.to_string(),
-        Value::Array(_) => "an array".to_owned(),
-        number => number
-            .as_u64()
-            .map(|n| n.to_string())
-            .or_else(|| number.as_f64().map(|n| n.to_string()))
-            .unwrap_or_else(|| "negative".to_owned()),
-    };
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("`{}…`", &text[..end]),
-        None => format!("`{text}`"),
+/// The rotary embedding of layers with a window, where it is another one. Errors where the file gives them a base of their
+/// own and the family has none.
+fn read_local_rope(
+    keys: &GgufKeys<'_>,
+    arch: &Arch,
+    rope: &RopeConfig,
+    layers: &mut [LayerConfig],
+) -> Result<Option<RopeConfig>, ModelError> {
+    let given = keys.positive("rope.freq_base_swa")?;
+    let with_window = |layer: &&mut LayerConfig| layer.sliding_window.is_some();
+    match arch.defaults.local_rope_theta {
+        Some(theta) if layers.iter().any(|layer| layer.sliding_window.is_some()) => {
+            layers.iter_mut().filter(with_window).for_each(|layer| layer.rope = LayerRope::Local);
+            let theta = given.unwrap_or(theta);
+            Ok(Some(RopeConfig { theta, scaling: RopeScaling::Default, ..rope.clone() }))
+        }
+        None if given.is_some_and(|theta| theta != rope.theta) => {
+            Err(keys.bad("rope.freq_base_swa", "only the value of `rope.freq_base` is supported for this architecture"))
+        }
+        _ => Ok(None),
     }
 }

@@ -1,14 +1,14 @@
-//! A config as GGUF metadata, in the keys that llama.cpp reads; and a word about what those keys cannot say.
+//! A config as GGUF metadata, in the keys that llama.cpp reads.
 //!
 //! Two keys are our own, where GGUF has none and llama.cpp, which ignores them, still computes the right thing within
 //! the trained context: `edgelm.rope.dynamic_factor` and `edgelm.rope.yarn_truncate`.
 
-use super::{LayerConfig, Mixer, ModelConfig, RopeScaling, gguf_read::gguf_epsilon, rope::yarn_mscale};
+use super::{LayerConfig, Mixer, ModelConfig, RopeScaling, gguf_experts, gguf_read::gguf_epsilon, rope::yarn_mscale};
 use crate::ModelError;
 use edgelm_format::gguf::{Array, Metadata, Value};
 
 /// YaRN as llama.cpp computes it for these architectures, whatever the file says.
-const LLAMA_CPP_BETAS: (f64, f64) = (32.0, 1.0);
+pub(super) const LLAMA_CPP_BETAS: (f64, f64) = (32.0, 1.0);
 
 impl ModelConfig {
     /// `general.architecture` and every `{arch}.*` key. Errors where the GGUF reader of this program could
@@ -17,7 +17,7 @@ impl ModelConfig {
         let refuse = |what: &str| Err(ModelError::Export(what.to_owned()));
         let Some(arch) = self.arch.gguf_name else {
             return refuse(&format!(
-                "llama.cpp does not know architecture `{}`: no GGUF file can hold it",
+                "architecture `{}` has no GGUF form here: llama.cpp does not run it, or not by this description",
                 self.arch.name
             ));
         };
@@ -55,8 +55,20 @@ impl ModelConfig {
             put("attention.value_length", count(first.head_dim));
         }
         put("vocab_size", count(self.vocab_size));
-        put("rope.dimension_count", count(self.rope.rotary_dim));
-        put("rope.freq_base", Value::F32(self.rope.theta as f32));
+        for (key, value) in gguf_experts::written(self) {
+            put(key, value);
+        }
+        for (key, value) in self.arch.gguf_keys.iter().filter_map(|key| key.written(self)) {
+            put(key, value);
+        }
+        if !self.style.has_no_rotation() {
+            put("rope.dimension_count", count(self.rope.rotary_dim));
+            put("rope.freq_base", Value::F32(self.rope.theta as f32));
+        }
+        if self.arch.defaults.local_rope_theta.is_some() {
+            let local = self.local_rope.as_ref().unwrap_or(&self.rope);
+            put("rope.freq_base_swa", Value::F32(local.theta as f32));
+        }
         if let Some(window) = self.layers.iter().find_map(|layer| layer.sliding_window) {
             put("attention.sliding_window", count(window));
             if self.layers.iter().any(|layer| layer.sliding_window.is_some_and(|other| other != window)) {
@@ -78,7 +90,14 @@ impl ModelConfig {
                 put("rope.scaling.type", Value::String("linear".to_owned()));
                 put("rope.scaling.factor", Value::F32(*factor as f32));
             }
-            RopeScaling::LongRope { .. } => return refuse("longrope scaling has no form in GGUF files here"),
+            RopeScaling::LongRope { .. } if !self.arch.gguf_long_factors => {
+                return refuse(&format!("files of architecture `{arch}` cannot hold longrope scaling"));
+            }
+            RopeScaling::LongRope { original_max_position_embeddings, attention_factor, .. } => {
+                put("rope.scaling.type", Value::String("longrope".to_owned()));
+                put("rope.scaling.original_context_length", count(*original_max_position_embeddings));
+                put("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
+            }
             RopeScaling::Dynamic { factor, .. } => {
                 out.push(("edgelm.rope.dynamic_factor".to_owned(), Value::F32(*factor as f32)));
             }
@@ -114,65 +133,29 @@ impl ModelConfig {
             let scaling = &self.rope.scaling;
             return refuse(&format!("files of architecture `{arch}` cannot hold this rotary scaling ({scaling:?})"));
         }
+        self.check_gguf(&out)?;
         Ok(out)
     }
 
-    /// Tensors that exist only in GGUF files: `rope_freqs.weight` [R/2] where frequencies are scaled one by one.
-    /// Name, shape, values; to be stored as F32.
+    /// Tensors that exist only in GGUF files: `rope_freqs.weight` [R/2] where frequencies are scaled one by one,
+    /// `rope_factors_short.weight` and `rope_factors_long.weight` [R/2] for longrope. Name, shape, values; to be stored
+    /// as F32.
     pub fn gguf_extra_tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let tensor = |name: &str, values: Vec<f32>| (format!("{name}.weight"), vec![values.len()], values);
+        if let RopeScaling::LongRope { short, long, .. } = &self.rope.scaling
+            && self.arch.gguf_long_factors
+        {
+            let narrowed = |factors: &[f64]| factors.iter().map(|&factor| factor as f32).collect();
+            return vec![tensor("rope_factors_long", narrowed(long)), tensor("rope_factors_short", narrowed(short))];
+        }
         if !self.needs_factors() || !self.arch.gguf_rope_factors {
             return Vec::new();
         }
-        let factors = self.rope.factors();
-        vec![("rope_freqs.weight".to_owned(), vec![factors.len()], factors)]
-    }
-
-    /// What llama.cpp will do otherwise, or refuse, with a GGUF file of this model. One sentence each.
-    pub fn gguf_notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        let arch = self.arch.gguf_name.unwrap_or(self.arch.name);
-        let windows = self.layers.iter().filter_map(|layer| layer.sliding_window);
-        if let Some(window) = windows.min().filter(|window| *window < self.max_position_embeddings) {
-            notes.push(format!(
-                "sliding window {window}: llama.cpp ignores it for architecture `{arch}` and differs from position {window} on"
-            ));
-        }
-        if let RopeScaling::Dynamic { original_max_position_embeddings, .. } = self.rope.scaling {
-            notes.push(format!(
-                "dynamic rotary scaling: llama.cpp does not know it and differs beyond {original_max_position_embeddings} positions"
-            ));
-        }
-        if let RopeScaling::Yarn { beta_fast, beta_slow, truncate, .. } = self.rope.scaling
-            && ((beta_fast, beta_slow) != LLAMA_CPP_BETAS || !truncate)
-            && !self.needs_factors()
-        {
-            notes.push(format!(
-                "YaRN with beta_fast {beta_fast}, beta_slow {beta_slow}, truncate {truncate}: llama.cpp computes 32, 1, true for architecture `{arch}`"
-            ));
-        }
-        if self.rope.rotary_dim != self.layers.first().map_or(0, |layer| layer.head_dim) {
-            notes.push("partial rotary embedding: llama.cpp does not load this architecture with it".to_owned());
-        }
-        if self.widths_differ() {
-            notes.push(format!("layers of different widths: llama.cpp does not load them for architecture `{arch}`"));
-        }
-        let wide = |layer: &LayerConfig| layer.num_attention_heads * layer.head_dim != self.hidden_size;
-        if arch == "qwen2" && self.layers.iter().any(wide) {
-            notes.push(
-                "heads × head size differs from the hidden size: llama.cpp does not load this for `qwen2`".to_owned(),
-            );
-        }
-        let more_biases = |layer: &LayerConfig| layer.attention_bias.on_output() || layer.mlp_bias;
-        if arch != "llama" && self.layers.iter().any(more_biases) {
-            notes.push(format!(
-                "a bias on the attention output: llama.cpp has no place for it in architecture `{arch}`"
-            ));
-        }
-        notes
+        vec![tensor("rope_freqs", self.rope.factors())]
     }
 
     /// True where the scaling can only be written as one divisor per frequency.
-    fn needs_factors(&self) -> bool {
+    pub(super) fn needs_factors(&self) -> bool {
         match self.rope.scaling {
             RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. } => true,
             RopeScaling::Yarn { beta_fast, beta_slow, truncate, .. } => {
@@ -182,7 +165,7 @@ impl ModelConfig {
         }
     }
 
-    fn widths_differ(&self) -> bool {
+    pub(super) fn widths_differ(&self) -> bool {
         let widths =
             |layer: &LayerConfig| (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size);
         self.layers.windows(2).any(|pair| widths(&pair[0]) != widths(&pair[1]))

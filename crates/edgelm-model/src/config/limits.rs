@@ -16,7 +16,7 @@ pub(crate) const MAX_KERNEL: usize = 1 << 8;
 /// Values that a sequence keeps for a layer beside keys and values.
 const MAX_STATE: u64 = 1 << 26;
 pub(super) const MAX_VOCAB: usize = 1 << 22;
-pub(super) const MAX_CONTEXT: usize = 1 << 30;
+pub(crate) const MAX_CONTEXT: usize = 1 << 30;
 /// Where a rotary base stops to be a number anyone meant.
 const MAX_THETA: f64 = 1e15;
 /// Scaling factors, betas and frequency factors: wide enough for any use, narrow enough that no frequency is infinite.

@@ -2,7 +2,12 @@
 
 mod experts;
 mod generation;
+mod gguf_check;
+mod gguf_experts;
+mod gguf_keys;
+mod gguf_notes;
 mod gguf_read;
+mod gguf_style;
 mod gguf_write;
 mod hf;
 mod hf_rope;
@@ -17,9 +22,12 @@ mod style;
 pub use edgelm_tensor::RopePairs;
 pub use experts::{Experts, Routing, RoutingScore};
 pub use generation::GenerationConfig;
+pub use gguf_experts::GgufExperts;
+pub(crate) use gguf_keys::GgufKeys;
 pub(crate) use gguf_read::GgufTensors;
+pub use gguf_style::StyleKey;
 pub(crate) use json::{Keys, parse_object};
-pub(crate) use limits::{MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
+pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
 pub use mixer::{DeltaNet, GatedNorm, Mamba2, Mixer, ShortConv, StateSize};
 pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
 pub use style::{Alibi, Multipliers, NormKind, Norms, QkNorm, Residual, Style};

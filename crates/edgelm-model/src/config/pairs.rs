@@ -1,4 +1,5 @@
-//! Which components of a head rotate together, and how rows move when a file with the other convention is written.
+//! Which components of a head rotate together, and how rows and gains change when a file with the other convention is
+//! written.
 
 use super::{LayerRope, ModelConfig};
 use crate::{LayerTensor, TensorId};
@@ -17,7 +18,20 @@ impl ModelConfig {
         self.row_source(id, row, self.arch.gguf_rope_pairs)
     }
 
-    /// The same for a Hugging Face file: `written[row] = read[hf_row_source(id, row)]`.
+    /// What is added to every value of a tensor when it is written to a GGUF file: 1 for the gains of norms that this
+    /// model stores less 1, as these files hold the whole factor.
+    pub fn gguf_offset(&self, id: TensorId) -> f32 {
+        use LayerTensor::*;
+        let kind = match id {
+            TensorId::EmbeddingNorm | TensorId::OutputNorm => Some(self.style.norm),
+            TensorId::Layer(_, AttnNorm | PostAttnNorm | FfnNorm | PostFfnNorm) => Some(self.style.norm),
+            TensorId::Layer(_, QNorm | KNorm) => self.style.qk_norm.kind(),
+            _ => None,
+        };
+        if kind.is_some_and(|kind| kind != kind.with_whole_gain()) { 1.0 } else { 0.0 }
+    }
+
+    /// [`Self::gguf_row_source`] for a Hugging Face file: `written[row] = read[hf_row_source(id, row)]`.
     pub fn hf_row_source(&self, id: TensorId, row: usize) -> usize {
         self.row_source(id, row, self.arch.hf_rope_pairs)
     }

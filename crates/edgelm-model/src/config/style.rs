@@ -75,6 +75,15 @@ pub enum NormKind {
 }
 
 impl NormKind {
+    /// The same norm where files hold the whole factor, as GGUF's do.
+    pub fn with_whole_gain(self) -> Self {
+        match self {
+            Self::RmsPlusOne => Self::Rms,
+            Self::LayerPlusOne => Self::Layer,
+            other => other,
+        }
+    }
+
     /// There is a g.
     pub fn has_gain(self) -> bool {
         !matches!(self, Self::RmsPlain | Self::LayerPlain)
@@ -142,6 +151,26 @@ impl Multipliers {
     pub const NONE: Self = Self { attention_input: 1.0, key: 1.0, attention_output: 1.0, gate: 1.0, down: 1.0 };
 }
 
+impl QkNorm {
+    /// What kind of norm, where there is one.
+    pub fn kind(self) -> Option<NormKind> {
+        match self {
+            Self::None => None,
+            Self::Head(kind) | Self::OwnHead(kind) | Self::All(kind) => Some(kind),
+        }
+    }
+
+    /// See [`NormKind::with_whole_gain`].
+    pub fn with_whole_gain(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Head(kind) => Self::Head(kind.with_whole_gain()),
+            Self::OwnHead(kind) => Self::OwnHead(kind.with_whole_gain()),
+            Self::All(kind) => Self::All(kind.with_whole_gain()),
+        }
+    }
+}
+
 /// How ALiBi's slopes act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alibi {
@@ -169,6 +198,16 @@ impl Style {
             && !self.embedding_norm
             && self.position_embedding.is_none()
             && self.output_norm
+    }
+
+    /// The same where norms' gains are stored as GGUF files have them.
+    pub(super) fn with_whole_gains(self) -> Self {
+        Self { norm: self.norm.with_whole_gain(), qk_norm: self.qk_norm.with_whole_gain(), ..self }
+    }
+
+    /// Queries and keys know their positions without a rotation.
+    pub(super) fn has_no_rotation(&self) -> bool {
+        self.alibi.is_some() || self.position_embedding.is_some()
     }
 
     /// Slope of each of H heads.

@@ -1,0 +1,251 @@
+//! Tiny checkpoints written as GGUF files and read again: the same logits, or a refusal that says why.
+//!
+//! The folders of `testdata/goldens`; with the shared goldens at hand (EDGELM_SHARED, or `shared/` beside the repository),
+//! those too. With EDGELM_KEEP_GGUF naming a folder, the files are left there for other programs to read.
+#![allow(clippy::unwrap_used)]
+
+use edgelm_compress::{CompressError, Formats, Method, QuantizeOptions, Scheme, quantize};
+use edgelm_engine::{Engine, EngineError, Step, Want, Workspace};
+use edgelm_format::safetensors::{SafeTensors, Writer};
+use edgelm_kernels::Cpu;
+use edgelm_model::{Checkpoint, ModelError};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Of the goldens' README: f32 arithmetic, largest difference of any logit.
+const TOLERANCE: f32 = 1e-4;
+
+/// Families without a GGUF form.
+const NO_FORM: &str = "no GGUF form";
+
+/// What GGUF cannot say: the start of a golden's name, and what the error says.
+const REFUSED: &[(&str, &str)] = &[
+    ("bloom-postln", "residual"),
+    ("codegen", NO_FORM),
+    // Its halves follow each other, too.
+    ("falcon-alibi", "norms"),
+    // Only the root of the head size can be said, and of the 27B models' hidden size per head.
+    ("gemma2", "attention scale"),
+    ("gemma3", "attention scale"),
+    ("glm", NO_FORM),
+    ("gpt2-bare", "scale of scores by layer"),
+    ("gpt_neo", NO_FORM),
+    // The tanh form of GELU.
+    ("gpt_neox-sequential", "activation"),
+    ("gptj", NO_FORM),
+    ("helium", NO_FORM),
+    ("hyperclovax", NO_FORM),
+    ("opt", NO_FORM),
+    ("persimmon", NO_FORM),
+    ("phi-qknorm", "norms"),
+    // A layer without experts.
+    ("qwen3_moe", "experts"),
+    ("vaultgemma", NO_FORM),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn shared() -> PathBuf {
+    std::env::var_os("EDGELM_SHARED").map_or(root().join("../shared"), PathBuf::from).join("goldens")
+}
+
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut folders: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.join("expected.json").exists() && path.join("config.json").exists());
+    folders.sort();
+    folders
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// `gpt_neo` is not the start of `gpt_neox`.
+fn is_of(name: &str, start: &str) -> bool {
+    name.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn logits(checkpoint: Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+    let engine = Engine::load(Arc::new(checkpoint), Arc::new(Cpu::new(Some(1), None).unwrap()))?;
+    let mut sequence = engine.sequence(engine.default_kv());
+    let mut workspace = Workspace::default();
+    engine.forward(&mut [Step { sequence: &mut sequence, tokens, want: Want::All }], &mut workspace)?;
+    Ok(workspace.logits().to_vec())
+}
+
+fn worst(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The folder as a file of f32 weights.
+fn write(checkpoint: &Checkpoint, file: &Path) -> Result<(), CompressError> {
+    let options = QuantizeOptions {
+        formats: Formats::Scheme(Scheme::from_name("F32")?),
+        keep: &[],
+        method: Method::Rtn,
+        store: None,
+    };
+    quantize(checkpoint, file, &options, &mut |_, _, _| ControlFlow::Continue(())).map(|_| ())
+}
+
+/// The largest difference of any logit of the golden, once in a file and back.
+fn through_gguf(folder: &Path, file: &Path) -> Result<f32, CompressError> {
+    write(&Checkpoint::open(folder)?, file)?;
+    Ok(distance(folder, file)?)
+}
+
+/// The largest difference of any logit of the file from those of the golden.
+fn distance(folder: &Path, file: &Path) -> Result<f32, ModelError> {
+    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let mut error: f32 = 0.0;
+    for prompt in ["prompt", "long_prompt"] {
+        let prompt = &expected[prompt];
+        let got = logits(Checkpoint::open(file)?, &ids(&prompt["ids"])).unwrap();
+        let rows = prompt["logits"].as_array().unwrap();
+        let positions = prompt.get("positions").map_or((0..rows.len() as u32).collect(), ids);
+        for (position, row) in positions.iter().zip(rows) {
+            let want: Vec<f32> = row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            let start = *position as usize * want.len();
+            error = error.max(worst(&got[start..][..want.len()], &want));
+        }
+    }
+    Ok(error)
+}
+
+fn check(folders: &[PathBuf]) {
+    let temporary = tempfile::tempdir().unwrap();
+    let kept = std::env::var_os("EDGELM_KEEP_GGUF").map_or(temporary.path().to_owned(), PathBuf::from);
+    let (mut passed, mut failed) = (Vec::new(), Vec::new());
+    for folder in folders {
+        let name = name(folder);
+        let reason = REFUSED.iter().find(|(start, _)| is_of(&name, start)).map(|(_, reason)| *reason);
+        let result = through_gguf(folder, &kept.join(format!("{name}.gguf")));
+        match (result, reason) {
+            (Ok(error), None) if error < TOLERANCE => passed.push(format!("{name} {error:.1e}")),
+            (Ok(error), _) => failed.push(format!("{name}: written, logits differ by {error}")),
+            (Err(CompressError::Model(ModelError::UnknownArchitecture { .. })), None) => {}
+            (Err(CompressError::Model(ModelError::Export(what))), Some(reason)) if what.contains(reason) => {
+                println!("{name} refused: {what}");
+            }
+            (Err(error), _) => failed.push(format!("{name}: {error}")),
+        }
+    }
+    println!("passed: {}", passed.join(", "));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn committed_goldens_survive_gguf() {
+    check(&folders(&root().join("testdata/goldens")));
+}
+
+#[test]
+fn shared_goldens_survive_gguf_or_are_refused_by_name() {
+    let folders = folders(&shared());
+    if folders.is_empty() {
+        println!("skipped: no shared goldens in {}", shared().display());
+        return;
+    }
+    check(&folders);
+}
+
+/// A golden with other values in its config, and only the tensors that `rename` returns.
+fn changed(folder: &Path, to: &Path, values: &[(&str, Value)], rename: fn(&str) -> Option<String>) {
+    let text = std::fs::read(folder.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    for (key, value) in values {
+        config[*key] = value.clone();
+    }
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let weights = SafeTensors::open_dir(folder).unwrap();
+    let names: Vec<(&str, String)> = weights.names().filter_map(|name| Some((name, rename(name)?))).collect();
+    let view = |name: &str| weights.get(name).unwrap().unwrap();
+    let tensors: Vec<_> =
+        names.iter().map(|(was, is)| (is.clone(), view(was).dtype, view(was).shape.to_vec())).collect();
+    let mut writer = Writer::create(&to.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    names.iter().for_each(|(was, _)| writer.write(&view(was).bytes).unwrap());
+    writer.finish().unwrap();
+}
+
+/// Models like those refused above, but such as GGUF can say: the folder and the file give the same logits.
+#[test]
+fn models_that_were_refused_for_one_value_survive_without_it() {
+    let keep = |name: &str| Some(name.to_owned());
+    let second_layer = |name: &str| match name.strip_prefix("model.layers.1.") {
+        Some(rest) => Some(format!("model.layers.0.{rest}")),
+        None => Some(name.to_owned()).filter(|name| !name.starts_with("model.layers.")),
+    };
+    let yarn =
+        json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
+    let cases: [(&str, &[(&str, Value)], fn(&str) -> Option<String>); 4] = [
+        // Not refused, but llama.cpp computes only this form of YaRN.
+        ("gpt_oss", &[("rope_parameters", yarn)], keep),
+        ("gemma2", &[("query_pre_attn_scalar", json!(16))], keep),
+        ("gemma3", &[("query_pre_attn_scalar", json!(16))], keep),
+        (
+            "qwen3_moe",
+            &[("mlp_only_layers", json!([])), ("num_hidden_layers", json!(1)), ("layer_types", Value::Null)],
+            second_layer,
+        ),
+    ];
+    for (name, values, rename) in cases {
+        let golden = shared().join(name);
+        if !golden.join("config.json").exists() {
+            println!("skipped: no shared golden {name}");
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        changed(&golden, folder.path(), values, rename);
+        let kept = std::env::var_os("EDGELM_KEEP_GGUF").map_or(folder.path().to_owned(), PathBuf::from);
+        let file = kept.join(format!("{name}-changed.gguf"));
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        write(&checkpoint, &file).unwrap();
+        // Beyond the windows of 32.
+        let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + i * i) % 150).collect();
+        let error =
+            worst(&logits(Checkpoint::open(&file).unwrap(), &tokens).unwrap(), &logits(checkpoint, &tokens).unwrap());
+        assert!(error < TOLERANCE, "{name}: logits differ by {error}");
+        println!("{name} {error:.1e}");
+    }
+}
+
+/// What llama.cpp's converter leaves out of the shared goldens, beside what GGUF cannot say.
+const LOST: &[&str] = &[];
+
+/// Files that llama.cpp's converter made of shared goldens, without a tokenizer: EDGELM_CONVERTED names their folder.
+#[test]
+fn files_of_llama_cpp_are_read() {
+    let Some(converted) = std::env::var_os("EDGELM_CONVERTED").map(PathBuf::from) else {
+        println!("skipped: EDGELM_CONVERTED names no folder");
+        return;
+    };
+    let (mut passed, mut failed) = (Vec::new(), Vec::new());
+    for folder in folders(&shared()) {
+        let name = name(&folder);
+        let file = converted.join(format!("{name}.gguf"));
+        if !file.exists() || REFUSED.iter().any(|(start, _)| is_of(&name, start)) || LOST.contains(&name.as_str()) {
+            continue;
+        }
+        match distance(&folder, &file) {
+            Ok(error) if error < TOLERANCE => passed.push(format!("{name} {error:.1e}")),
+            Ok(error) => failed.push(format!("{name}: logits differ by {error}")),
+            Err(ModelError::UnknownArchitecture { .. }) => {}
+            Err(error) => failed.push(format!("{name}: {error}")),
+        }
+    }
+    println!("passed: {}", passed.join(", "));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}

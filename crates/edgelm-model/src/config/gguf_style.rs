@@ -1,0 +1,114 @@
+//! What layers compute, where GGUF files say it in a key: one table for reading and writing.
+
+use super::{ModelConfig, QueryGrowth, Residual, Style, gguf_keys::GgufKeys, limits::MAX_CONTEXT};
+use crate::ModelError;
+use edgelm_format::gguf::Value;
+
+/// A key of GGUF files that changes what layers compute, in families whose files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StyleKey {
+    /// `attention.scale`: multiplies q·k.
+    AttentionScale,
+    /// `attn_logit_softcapping`: on scores.
+    AttentionSoftcap,
+    /// `final_logit_softcapping`: on logits.
+    LogitSoftcap,
+    /// `logit_scale`: multiplies logits.
+    LogitScale,
+    /// `logit_scale`: divides logits.
+    LogitDivisor,
+    /// `embedding_scale`.
+    EmbeddingScale,
+    /// `residual_scale`.
+    ResidualScale,
+    /// `attention.clamp_kqv`.
+    ClipQkv,
+    /// `attention.max_alibi_bias`: 8 is the only one there is.
+    AlibiBias,
+    /// `use_parallel_residual`.
+    ParallelResidual,
+    /// `attention.temperature_scale`: β of queries that grow with their position.
+    QueryGrowth,
+}
+
+/// The bias of the first of eight heads over one position is half of this power of two.
+const ALIBI_BIAS: f64 = 8.0;
+
+impl StyleKey {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AttentionScale => "attention.scale",
+            Self::AttentionSoftcap => "attn_logit_softcapping",
+            Self::LogitSoftcap => "final_logit_softcapping",
+            Self::LogitScale | Self::LogitDivisor => "logit_scale",
+            Self::EmbeddingScale => "embedding_scale",
+            Self::ResidualScale => "residual_scale",
+            Self::ClipQkv => "attention.clamp_kqv",
+            Self::AlibiBias => "attention.max_alibi_bias",
+            Self::ParallelResidual => "use_parallel_residual",
+            Self::QueryGrowth => "attention.temperature_scale",
+        }
+    }
+
+    /// Puts what the file says into `config`. A number of 0 counts as absent, as it does in llama.cpp; a key that is
+    /// absent leaves what the family has.
+    pub(super) fn read(self, keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
+        let name = self.name();
+        if self == Self::ParallelResidual {
+            let Some(parallel) = keys.get(name).and_then(Value::as_bool) else {
+                return Err(keys.bad(name, "must be true or false"));
+            };
+            config.style.residual = if parallel { Residual::Parallel } else { Residual::Sequential };
+            return Ok(());
+        }
+        let value = keys.nonzero(name)?;
+        match (self, value) {
+            (Self::AlibiBias, Some(ALIBI_BIAS)) => return Ok(()),
+            (Self::AlibiBias, _) => return Err(keys.bad(name, "only 8 is supported")),
+            (Self::LogitDivisor, None) => return Err(keys.bad(name, "this architecture needs it")),
+            (_, Some(value)) if value < 0.0 => return Err(keys.bad(name, "must not be negative")),
+            _ => {}
+        }
+        let Some(value) = value else { return Ok(()) };
+        let number = value as f32;
+        let style: &mut Style = &mut config.style;
+        match self {
+            Self::AttentionScale => style.attention_scale = Some(number),
+            Self::AttentionSoftcap => style.attention_softcap = Some(number),
+            Self::LogitSoftcap => style.logit_softcap = Some(number),
+            Self::LogitScale => style.logit_scale = number,
+            Self::LogitDivisor => style.logit_scale = 1.0 / number,
+            Self::EmbeddingScale => style.embedding_scale = number,
+            Self::ResidualScale => style.residual_scale = number,
+            Self::ClipQkv => style.clip_qkv = Some(number),
+            Self::QueryGrowth => {
+                let original = keys.size("rope.scaling.original_context_length", MAX_CONTEXT)?;
+                let original_max_position_embeddings = original.unwrap_or(config.max_position_embeddings);
+                config.rope.query_growth = Some(QueryGrowth { beta: value, original_max_position_embeddings });
+            }
+            Self::AlibiBias | Self::ParallelResidual => {}
+        }
+        Ok(())
+    }
+
+    /// Key and value for a file; `None` where leaving it out says the same.
+    pub(super) fn written(self, config: &ModelConfig) -> Option<(&'static str, Value)> {
+        let style = &config.style;
+        let number = match self {
+            Self::AttentionScale => style.attention_scale,
+            Self::AttentionSoftcap => style.attention_softcap,
+            Self::LogitSoftcap => style.logit_softcap,
+            Self::LogitScale => Some(style.logit_scale),
+            Self::LogitDivisor => Some(1.0 / style.logit_scale),
+            Self::EmbeddingScale => Some(style.embedding_scale),
+            Self::ResidualScale => Some(style.residual_scale),
+            Self::ClipQkv => style.clip_qkv,
+            Self::AlibiBias => Some(ALIBI_BIAS as f32),
+            Self::QueryGrowth => config.rope.query_growth.map(|growth| growth.beta as f32),
+            Self::ParallelResidual => {
+                return Some((self.name(), Value::Bool(style.residual == Residual::Parallel)));
+            }
+        };
+        number.map(|number| (self.name(), Value::F32(number)))
+    }
+}
