@@ -17,25 +17,27 @@ use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
 use std::{collections::HashMap, ops::ControlFlow};
 
-/// Matrices that share an input, in the order of the layer.
+/// Matrices that share an input, in the order of the layer, in layers as Llama has them.
 pub(crate) const GROUPS: [&[LayerTensor]; 4] = {
     use LayerTensor::*;
     [&[Q, K, V], &[O], &[Gate, Up], &[Down]]
 };
 
-/// The matrices of [`GROUPS`] that a layer has; groups without any are left out.
+/// The groups of matrices that share an input which a layer has, in its order.
 pub(crate) fn groups_of(config: &ModelConfig, layer: usize) -> Vec<Vec<LayerTensor>> {
-    use LayerTensor::{Expert, SharedDown, SharedGate, SharedUp};
+    use LayerTensor::*;
     let is_there = |tensor: &LayerTensor| config.tensor_shape(TensorId::Layer(layer, *tensor)).is_some();
     let count = config.layers[layer].experts.map_or(0, |experts| experts.count);
     let of = |expert: usize| {
         let part = |part| Expert(expert as u16, part);
         [vec![part(ExpertTensor::Gate), part(ExpertTensor::Up)], vec![part(ExpertTensor::Down)]]
     };
-    let dense = GROUPS.into_iter().map(<[LayerTensor]>::to_vec);
+    // A mixer that stands beside attention goes first.
+    let mixers = [vec![MixerIn, MixerGate], vec![MixerOut], vec![Q, K, V, QGate], vec![O]];
+    let dense = [vec![Gate, Up], vec![Down]];
     let shared = [vec![SharedGate, SharedUp], vec![SharedDown]];
     // As a layer goes through them: experts one after another, the shared one last.
-    let groups = dense.chain((0..count).flat_map(of)).chain(shared);
+    let groups = mixers.into_iter().chain(dense).chain((0..count).flat_map(of)).chain(shared);
     groups
         .map(|group| group.into_iter().filter(is_there).collect())
         .filter(|group: &Vec<_>| !group.is_empty())

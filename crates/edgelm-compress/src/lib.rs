@@ -9,6 +9,7 @@ mod activations;
 pub mod calibration;
 mod drift;
 mod equalize;
+mod export;
 mod feedback;
 mod fuse;
 mod importance;
@@ -17,7 +18,6 @@ mod layer_pass;
 mod logits;
 mod lookup_groups;
 mod matrix_format;
-mod merge;
 pub mod mixed;
 mod moments;
 mod output;
@@ -37,6 +37,7 @@ mod walk;
 
 pub use calibration::{CalibrationOptions, CalibrationSet, CalibrationSource, HELD_OUT_WINDOWS, OnStep, Select};
 pub use equalize::{ActivationRounding, Equalize};
+pub use export::{ExportReport, export};
 pub use feedback::{
     Fed, FeedbackOptions, quantize_ints_with_feedback, quantize_lookup_with_feedback, quantize_with_feedback,
 };
@@ -45,7 +46,6 @@ pub use int_groups::{Activations, IntSettings, Strategy};
 pub use layer_pass::Codes;
 pub use lookup_groups::LookupSettings;
 pub use matrix_format::MatrixFormat;
-pub use merge::{MergeReport, merge};
 pub use moments::{Factor, Moments};
 pub use quantize::{
     CalibratorName, FolderScheme, Formats, Inputs, IntOptions, IntScheme, Layerwise, Method, OnTensor, Per,
@@ -57,6 +57,7 @@ pub use size::parse_size;
 pub use store::LayerStore;
 pub use walk::Walk;
 
+use edgelm_model::{LayerConfig, Mixer, ModelConfig};
 use std::{ops::ControlFlow, path::PathBuf};
 
 /// Why a pass cannot be done.
@@ -330,10 +331,19 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoo
     rayon::ThreadPoolBuilder::new().num_threads(threads).build()
 }
 
+/// For passes that go through the matrices of attention and of one feed-forward network, and would leave others as they are.
+pub(crate) fn needs_known_matrices(config: &ModelConfig, what: &'static str) -> Result<(), CompressError> {
+    let is_known = |layer: &LayerConfig| layer.mixer == Mixer::Attention && layer.experts.is_none();
+    match config.layers.iter().all(is_known) && !config.style.output_gate {
+        true => Ok(()),
+        false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
+    }
+}
+
 /// For passes that fold factors into neighbours, or take channels out.
-pub(crate) fn needs_plain_layers(config: &edgelm_model::ModelConfig, what: &'static str) -> Result<(), CompressError> {
+pub(crate) fn needs_plain_layers(config: &ModelConfig, what: &'static str) -> Result<(), CompressError> {
     let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
-    match config.style.is_plain() && !has_experts {
+    match config.is_plain() && !has_experts {
         true => Ok(()),
         false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
     }

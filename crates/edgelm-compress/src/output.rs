@@ -1,7 +1,11 @@
 //! A model of changed shape on its way to disk, tensor by tensor: a GGUF file, or a Hugging Face folder.
 
 use crate::{
-    CompressError, MatrixFormat, fuse::Fuse, is_gguf, quantize::refuse_overwriting_input, staged::Staged,
+    CompressError, MatrixFormat,
+    fuse::Fuse,
+    is_gguf,
+    quantize::refuse_overwriting_input,
+    staged::Staged,
     tensor_pass::{encode_rows, offset_f32},
 };
 use edgelm_format::{gguf, safetensors};

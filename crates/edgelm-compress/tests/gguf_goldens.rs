@@ -188,7 +188,8 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
         Some(rest) => Some(format!("model.layers.0.{rest}")),
         None => Some(name.to_owned()).filter(|name| !name.starts_with("model.layers.")),
     };
-    let yarn = json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
+    let yarn =
+        json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
     let cases: [(&str, &[(&str, Value)], fn(&str) -> Option<String>); 4] = [
         // Not refused, but llama.cpp computes only this form of YaRN.
         ("gpt_oss", &[("rope_parameters", yarn)], keep),
@@ -214,7 +215,8 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
         write(&checkpoint, &file).unwrap();
         // Beyond the windows of 32.
         let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + i * i) % 150).collect();
-        let error = worst(&logits(Checkpoint::open(&file).unwrap(), &tokens).unwrap(), &logits(checkpoint, &tokens).unwrap());
+        let error =
+            worst(&logits(Checkpoint::open(&file).unwrap(), &tokens).unwrap(), &logits(checkpoint, &tokens).unwrap());
         assert!(error < TOLERANCE, "{name}: logits differ by {error}");
         println!("{name} {error:.1e}");
     }

@@ -3,7 +3,7 @@
 use crate::{
     Arithmetic, EngineError, LoadedAdapter,
     adapter::AdaptedRows,
-    block::{Block, BlockScratch, Matrices, Rows},
+    block::{Block, BlockScratch, Matrices, Rows, Slots, State},
     front::Front,
     head::Head,
     rope::Tables,
@@ -27,29 +27,35 @@ pub struct Engine {
     is_quantized: bool,
 }
 
-/// One conversation's state: the tokens seen and their cache. Cloning is cheap (pages are shared).
+/// One conversation's state: the tokens seen, their keys and values, and the states of layers that are not attention.
+/// Cloning is cheap (pages are shared) but for those states, which are copied.
 #[derive(Clone)]
 pub struct Sequence {
     cache: KvCache,
+    states: Vec<State>,
+    /// Positions that the states have seen.
+    seen: usize,
     tokens: Vec<u32>,
     adapter: Option<Arc<LoadedAdapter>>,
 }
 
 impl Sequence {
-    /// Tokens whose keys and values are held.
+    /// Tokens that are held.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
     /// Forgets everything from position `len` on.
+    ///
+    /// A state cannot be rewound: a model that has them goes through the tokens before `len` again, with the next forward.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.cache.truncate(len);
     }
 
-    /// Memory the cache holds now.
+    /// Memory that the cache and the states hold now.
     pub fn kv_bytes(&self) -> usize {
-        self.cache.bytes()
+        self.cache.bytes() + self.states.iter().map(State::bytes).sum::<usize>()
     }
 }
 
@@ -148,7 +154,7 @@ impl Engine {
         }
     }
 
-    /// Cache shape per layer.
+    /// Cache shapes, one per layer with attention.
     pub fn kv_shapes(&self) -> Vec<KvShape> {
         kv_shapes(self.config())
     }
@@ -179,7 +185,8 @@ impl Engine {
 
     /// An empty sequence.
     pub fn sequence(&self, kv: KvDtype) -> Sequence {
-        Sequence { cache: KvCache::new(&self.kv_shapes(), kv), tokens: Vec::new(), adapter: None }
+        let cache = KvCache::new(&self.kv_shapes(), kv);
+        Sequence { cache, states: State::of_layers(self.config()), seen: 0, tokens: Vec::new(), adapter: None }
     }
 
     /// An empty sequence that goes through adapters of this engine's model.
@@ -193,6 +200,34 @@ impl Engine {
     /// Errors, before anything is changed, on empty steps, ids outside the vocabulary and an over-full context.
     pub fn forward(&self, batch: &mut [Step<'_>], workspace: &mut Workspace) -> Result<(), EngineError> {
         self.check(batch)?;
+        for step in batch.iter_mut() {
+            self.catch_up(step.sequence, workspace)?;
+        }
+        self.append(batch, workspace)
+    }
+
+    /// Goes again through tokens of a sequence that its states have not seen, or from the first on where they have seen
+    /// others. They differ after a truncation, and after an error half way.
+    fn catch_up(&self, sequence: &mut Sequence, workspace: &mut Workspace) -> Result<(), EngineError> {
+        if sequence.states.is_empty() || sequence.seen == sequence.tokens.len() {
+            return Ok(());
+        }
+        if sequence.seen > sequence.tokens.len() {
+            sequence.states.iter_mut().for_each(State::reset);
+            sequence.seen = 0;
+        }
+        let again = sequence.tokens.split_off(sequence.seen);
+        let outcome = match again.is_empty() {
+            true => Ok(()),
+            false => self.append(&mut [Step { sequence: &mut *sequence, tokens: &again, want: Want::None }], workspace),
+        };
+        if outcome.is_err() {
+            sequence.tokens.extend(again);
+        }
+        outcome
+    }
+
+    fn append(&self, batch: &mut [Step<'_>], workspace: &mut Workspace) -> Result<(), EngineError> {
         let _step = self.cpu.trace_step(batch.len(), batch.iter().map(|step| step.tokens.len()).sum());
         workspace.logits.clear();
         let mut group = Vec::new();
@@ -269,20 +304,23 @@ impl Engine {
         for (index, step) in batch.iter_mut().enumerate() {
             if let Some(piece) = pieces.next_if(|piece| piece.step == index) {
                 let start = step.sequence.tokens.len() + piece.offset;
-                let Sequence { cache, adapter, .. } = &mut *step.sequence;
-                spans.push(Rows { cache, start, rows: piece.len, adapter: adapter.as_deref() });
+                let Sequence { cache, states, seen, adapter, .. } = &mut *step.sequence;
+                *seen = start + piece.len;
+                spans.push(Rows { cache, states, start, rows: piece.len, adapter: adapter.as_deref() });
             }
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
+        let mut slots = Slots::default();
+        for block in &self.blocks {
             let _ = block.forward(
                 &self.cpu,
                 &mut workspace.hidden,
-                layer,
+                slots,
                 &mut spans,
                 &tables,
                 &mut workspace.block,
                 &mut |_, _, _| ControlFlow::Continue(()),
             );
+            slots = slots.after(block.mixer());
         }
         drop(spans);
         self.cpu.trace_layer(None);
@@ -329,11 +367,17 @@ impl Engine {
     }
 }
 
-/// Cache shapes of a model, one per layer.
+/// Cache shapes of a model, one per layer with attention.
 pub fn kv_shapes(config: &ModelConfig) -> Vec<KvShape> {
     let shape =
         |layer: &LayerConfig| KvShape { num_key_value_heads: layer.num_key_value_heads, head_dim: layer.head_dim };
-    config.layers.iter().map(shape).collect()
+    config.layers.iter().filter(|layer| layer.mixer.has_attention()).map(shape).collect()
+}
+
+/// Bytes that a sequence keeps beside keys and values, however long it is.
+pub fn state_bytes(config: &ModelConfig) -> usize {
+    let sizes = config.layers.iter().filter_map(|layer| layer.mixer.state());
+    sizes.map(|size| (size.conv + size.recurrent) * size_of::<f32>()).sum()
 }
 
 /// Hidden states `[T, D]` of a window of tokens before the first layer. For calibration.

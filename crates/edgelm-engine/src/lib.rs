@@ -18,7 +18,7 @@ mod stop;
 
 pub use adapter::LoadedAdapter;
 pub use block::{Block, Observer};
-pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes};
+pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes, state_bytes};
 pub use exact::Arithmetic;
 pub use front::token_embeddings;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};

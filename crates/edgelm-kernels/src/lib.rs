@@ -30,7 +30,8 @@ pub use kv::{KvCache, KvDtype, KvShape};
 pub use limits::{ReadProbe, f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, RowSource, Scratch, Weights};
 pub use ops::{
-    activate, activate_mul, add_assign, clamp, kl_divergence, layer_norm, log_sum_exp, rms_norm, rope, scale, softcap,
+    GatedDelta, SelectiveScan, activate, activate_mul, add_assign, causal_conv1d, clamp, gated_delta, kl_divergence,
+    layer_norm, log_sum_exp, rms_norm, rope, scale, selective_scan, softcap,
 };
 pub use pool::Pool;
 pub use trace::{Interval, Limits, Operator, OperatorRecord, Recorder, Records, StepRecord, StepSpan, Work};

@@ -39,6 +39,9 @@ pub enum LayerTensor {
     KBias,
     V,
     VBias,
+    /// Of the gate on what attention returns, as large as Q.
+    QGate,
+    QGateBias,
     QNorm,
     QNormBias,
     KNorm,
@@ -46,6 +49,27 @@ pub enum LayerTensor {
     Sinks,
     O,
     OBias,
+    /// Of a mixer that is not attention: all it convolves, or (Mamba-2) all it takes from its input.
+    MixerIn,
+    MixerInBias,
+    /// Of a gated delta net: z.
+    MixerGate,
+    /// Of a gated delta net: β.
+    MixerBeta,
+    /// Of a gated delta net: what the decay follows.
+    MixerDecay,
+    /// [C, 1, K], the last tap is the present.
+    Conv,
+    ConvBias,
+    /// log(-A).
+    DecayLog,
+    /// D of Mamba-2.
+    Skip,
+    /// Added to time steps, and to what a decay follows.
+    StepBias,
+    MixerNorm,
+    MixerOut,
+    MixerOutBias,
     PostAttnNorm,
     FfnNorm,
     FfnNormBias,
@@ -100,7 +124,7 @@ impl ExpertTensor {
 
 impl LayerTensor {
     /// Every role but those of experts, of which each model has its own number; in the order in which a layer is walked.
-    pub const ALL: [LayerTensor; 32] = {
+    pub const ALL: [LayerTensor; 47] = {
         use LayerTensor::*;
         [
             AttnNorm,
@@ -111,6 +135,8 @@ impl LayerTensor {
             KBias,
             V,
             VBias,
+            QGate,
+            QGateBias,
             QNorm,
             QNormBias,
             KNorm,
@@ -118,6 +144,19 @@ impl LayerTensor {
             Sinks,
             O,
             OBias,
+            MixerIn,
+            MixerInBias,
+            MixerGate,
+            MixerBeta,
+            MixerDecay,
+            Conv,
+            ConvBias,
+            DecayLog,
+            Skip,
+            StepBias,
+            MixerNorm,
+            MixerOut,
+            MixerOutBias,
             PostAttnNorm,
             FfnNorm,
             FfnNormBias,
@@ -142,7 +181,8 @@ impl LayerTensor {
     pub fn is_linear(self) -> bool {
         use LayerTensor::*;
         match self {
-            Q | K | V | O | Gate | Up | Down | SharedGate | SharedUp | SharedDown => true,
+            Q | K | V | QGate | O | MixerIn | MixerGate | MixerOut => true,
+            Gate | Up | Down | SharedGate | SharedUp | SharedDown => true,
             Expert(_, part) => part.dense().is_linear(),
             _ => false,
         }
@@ -150,7 +190,14 @@ impl LayerTensor {
 
     /// True for what takes part in a product of matrices, quantized or not.
     pub fn is_multiplied(self) -> bool {
-        self.is_linear() || matches!(self, LayerTensor::Router | LayerTensor::SharedRouter)
+        use LayerTensor::*;
+        self.is_linear() || matches!(self, Router | SharedRouter | MixerBeta | MixerDecay)
+    }
+
+    /// True for what only layers with attention have.
+    pub fn is_of_attention(self) -> bool {
+        use LayerTensor::*;
+        matches!(self.weight(), Q | K | V | QGate | QNorm | KNorm | Sinks | O)
     }
 
     /// True for the matrices of the shared expert.
@@ -171,9 +218,13 @@ impl LayerTensor {
             QBias => Q,
             KBias => K,
             VBias => V,
+            QGateBias => QGate,
             QNormBias => QNorm,
             KNormBias => KNorm,
             OBias => O,
+            MixerInBias => MixerIn,
+            ConvBias => Conv,
+            MixerOutBias => MixerOut,
             FfnNormBias => FfnNorm,
             GateBias => Gate,
             UpBias => Up,
@@ -193,7 +244,10 @@ impl LayerTensor {
             Q => QBias,
             K => KBias,
             V => VBias,
+            QGate => QGateBias,
             O => OBias,
+            MixerIn => MixerInBias,
+            MixerOut => MixerOutBias,
             Gate => GateBias,
             Up => UpBias,
             Down => DownBias,

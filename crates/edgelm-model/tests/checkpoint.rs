@@ -409,11 +409,7 @@ fn gguf_refusals_name_the_key() {
     let families = families.into_iter().collect::<Vec<_>>().join(", ");
     let unknown = format!("architecture `mamba` is not supported; supported: {families}");
     let cases = [
-        (
-            "general.architecture",
-            Some(String("mamba".to_owned())),
-            unknown.as_str(),
-        ),
+        ("general.architecture", Some(String("mamba".to_owned())), unknown.as_str()),
         ("general.architecture", None, "key `general.architecture` is missing"),
         ("general.type", Some(String("adapter".to_owned())), "key `general.type`: the file is not a whole model"),
         ("llama.block_count", None, "key `llama.block_count` is missing"),

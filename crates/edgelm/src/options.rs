@@ -5,6 +5,7 @@ use crate::commands::{
     compress::CompressArgs,
     demo::DemoArgs,
     eval::EvalArgs,
+    export::ExportArgs,
     inspect::InspectArgs,
     logits::LogitsArgs,
     merge::MergeArgs,
@@ -82,6 +83,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Fold an adapter into its base model
     Merge(MergeArgs),
+    /// Write a model as a GGUF file or a folder of safetensors
+    Export(ExportArgs),
     /// Follow a recipe of compression passes with quality gates
     Compress(CompressArgs),
     /// Perplexity, divergence from a parent model, task accuracy, ROUGE-L and BLEU

@@ -609,6 +609,74 @@ fn what_cannot_be_done_is_status_1_and_one_line() {
 }
 
 #[test]
+fn folders_that_others_quantized_run_as_they_mean() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/goldens/quantized");
+    let folder = tempfile::tempdir().unwrap();
+    for (name, quantization) in [
+        ("awq-4bit", "awq, 4 bits, groups of 32"),
+        ("gptq-4bit-desc_act", "gptq, 4 bits, groups of 32, act order"),
+        ("fp8-block", "fp8 (e4m3), 8 bits, blocks of 64x64"),
+        ("bnb-int8", "bitsandbytes, 8 bits, a scale per row"),
+    ] {
+        let model = goldens.join(name);
+        let expected: Value = serde_json::from_slice(&std::fs::read(model.join("expected.json")).unwrap()).unwrap();
+        let model = model.to_str().unwrap();
+        assert_eq!(json(&["inspect", model])["quantization"], quantization);
+        assert!(text(&["inspect", model]).contains(quantization));
+
+        let prompt = ids(&expected["prompt"]["ids"]);
+        let logits = |arithmetic: &[&str]| -> Vec<f64> {
+            let rows = json(&[&["logits", model, "--tokens", &prompt], arithmetic].concat())["logits"].take();
+            rows.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap().clone()).map(number).collect()
+        };
+        let want: Vec<f64> = expected["prompt"]["logits"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|row| row.as_array().unwrap().clone())
+            .map(number)
+            .collect();
+        let worst = |got: &[f64]| got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
+        assert!(worst(&logits(&[])) < 1e-4, "{name}");
+        assert!(worst(&logits(&["--arithmetic", "fast"])) > 1e-3, "{name}");
+        let count = expected["greedy"]["ids"].as_array().unwrap().len().to_string();
+        let run = json(&["run", model, "--tokens", &prompt, "--max-tokens", &count, "--ignore-eos"]);
+        assert_eq!(run["tokens"], expected["greedy"]["ids"], "{name}");
+
+        for out in ["again.gguf", "again"] {
+            let out = folder.path().join(format!("{name}-{out}"));
+            json(&["quantize", model, "-o", out.to_str().unwrap()]);
+            assert_eq!(
+                json(&["logits", out.to_str().unwrap(), "--tokens", "3,4,5"])["tokens"],
+                serde_json::json!([3, 4, 5])
+            );
+        }
+    }
+    // What a config may not say is named.
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    for entry in std::fs::read_dir(goldens.join("awq-4bit")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, broken.join(path.file_name().unwrap())).unwrap();
+    }
+    let config = std::fs::read_to_string(broken.join("config.json")).unwrap();
+    for (from, to, part) in [
+        ("\"gemm\"", "\"gemv\"", "`version` `gemv` is not supported"),
+        ("\"awq\"", "\"hqq\"", "`quant_method` `hqq` is not supported"),
+        ("\"group_size\": 32", "\"group_size\": 64", "`qzeros` has shape"),
+    ] {
+        assert!(config.contains(from));
+        std::fs::write(broken.join("config.json"), config.replace(from, to)).unwrap();
+        let (status, line) = failure(&["inspect", broken.to_str().unwrap()]);
+        assert!(status == 1 && line.contains(part), "{line}");
+    }
+}
+
+fn number(value: Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+#[test]
 fn the_reference_page_is_what_the_program_says() {
     let mut page = String::from(
         "# Command reference\n\nGenerated from the program: `UPDATE_REFERENCE=1 cargo test -p edgelm --test cli reference`.\n",
@@ -631,6 +699,8 @@ fn the_reference_page_is_what_the_program_says() {
         "template",
         "quantize",
         "prune",
+        "merge",
+        "export",
         "compress",
         "eval",
         "bench",

@@ -36,7 +36,7 @@ pub use refit::refit;
 pub use sparsegpt::sparsegpt;
 
 use crate::{
-    CompressError, OnTensor, Walk, go_on, is_gguf, needs_plain_layers,
+    CompressError, OnTensor, Walk, go_on, is_gguf, needs_known_matrices, needs_plain_layers,
     output::{Output, stored_dtype},
 };
 use edgelm_kernels::Cpu;
@@ -243,6 +243,9 @@ pub fn prune<'a>(
     options.check()?;
     if options.hidden.or(options.heads).or(options.ffn).is_some() {
         needs_plain_layers(checkpoint.config(), "pruning of widths")?;
+    }
+    if options.sparsity.is_some() {
+        needs_known_matrices(checkpoint.config(), "sparsity")?;
     }
     if let Some(fraction) = options.hidden {
         return hidden::prune_hidden(checkpoint, output, options, fraction, on_step);

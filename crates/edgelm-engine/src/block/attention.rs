@@ -4,13 +4,13 @@ use super::{
     BlockScratch, Observer, Rows, Tables, matmul,
     matrices::{Matrices, Projection, load_vector},
     norm::HeadNorm,
-    shared_input_scale,
+    scaled, shared_input_scale, sigmoid,
 };
 use crate::{
     EngineError,
     adapter::{AdaptedRows, Prompt},
 };
-use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Scores, Span, clamp, rope};
+use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Scores, Span, clamp, rope, scale};
 use edgelm_model::{Alibi, LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
 use std::ops::{ControlFlow, Range};
 
@@ -22,6 +22,8 @@ pub(super) struct Attention {
     q: Projection,
     k: Projection,
     v: Projection,
+    /// On what comes out, before `o`.
+    gate: Option<Projection>,
     o: Projection,
     q_norm: Option<HeadNorm>,
     k_norm: Option<HeadNorm>,
@@ -45,13 +47,14 @@ impl Attention {
             q: projection(T::Q)?,
             k: projection(T::K)?,
             v: projection(T::V)?,
+            gate: style.output_gate.then(|| projection(T::QGate)).transpose()?,
             o: projection(T::O)?,
             q_norm: HeadNorm::load(tensors, index, (T::QNorm, T::QNormBias))?,
             k_norm: HeadNorm::load(tensors, index, (T::KNorm, T::KNormBias))?,
             sinks: tensors.has(sinks).then(|| load_vector(tensors, sinks)).transpose()?,
             slopes: style.alibi.map(|_| Style::alibi_slopes(layer.num_attention_heads)),
             scale: if style.scale_by_layer { scale / (index as f32 + 1.0) } else { scale },
-            input_scale: shared_input_scale(tensors, index, &[T::Q, T::K, T::V])?,
+            input_scale: shared_input_scale(tensors, index, &[T::Q, T::K, T::V, T::QGate])?,
             output_scale: shared_input_scale(tensors, index, &[T::O])?,
             pairs: config.rope.pairs,
             index,
@@ -60,18 +63,18 @@ impl Attention {
         })
     }
 
-    pub(super) fn projections(&self) -> [&Projection; 4] {
-        [&self.q, &self.k, &self.v, &self.o]
+    pub(super) fn projections(&self) -> impl Iterator<Item = &Projection> {
+        [&self.q, &self.k, &self.v, &self.o].into_iter().chain(&self.gate)
     }
 
-    /// update = attention(x). `layer` is this layer's index in the caches.
+    /// update = attention(x). `slot` is this layer's place in the cache.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
         cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
-        layer: usize,
+        slot: usize,
         spans: &mut [Rows<'_>],
         adapted: &AdaptedRows<'_>,
         tables: &Tables<'_>,
@@ -79,14 +82,24 @@ impl Attention {
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         use LayerTensor as T;
-        let BlockScratch { matmul: buffers, q, k, v, heads, .. } = scratch;
+        let BlockScratch { matmul: buffers, q, k, v, gate: gates, heads, input, .. } = scratch;
         let rows = tables.rows();
-        observer(&[T::Q, T::K, T::V], x, rows)?;
-        let mut products = [self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
+        let factors = self.style.multipliers;
+        let x = scaled(cpu, x, factors.attention_input, input);
+        let group = if self.gate.is_some() { &[T::Q, T::K, T::V, T::QGate][..] } else { &[T::Q, T::K, T::V] };
+        observer(group, x, rows)?;
+        let mut products = vec![self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
+        products.extend(self.gate.as_ref().map(|gate| gate.linear(gates, rows)));
         matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
         let id = |tensor| TensorId::Layer(self.index, tensor);
         for (tensor, projection, out) in [(T::Q, &self.q, &mut *q), (T::K, &self.k, k), (T::V, &self.v, v)] {
             adapted.apply(cpu, id(tensor), x, rows, projection.bias(), out, buffers);
+        }
+        if let Some(gate) = &self.gate {
+            adapted.apply(cpu, id(T::QGate), x, rows, gate.bias(), gates, buffers);
+        }
+        if factors.key != 1.0 {
+            scale(cpu, k, factors.key);
         }
         if let Some(limit) = self.style.clip_qkv {
             [&mut *q, &mut *k, &mut *v].into_iter().for_each(|values| clamp(cpu, values, limit));
@@ -112,7 +125,7 @@ impl Attention {
         let mut row = 0;
         for span in spans.iter_mut() {
             let part = row * kv_width..(row + span.rows) * kv_width;
-            span.cache.write(layer, span.start, &k[part.clone()], &v[part]);
+            span.cache.write(slot, span.start, &k[part.clone()], &v[part]);
             row += span.rows;
         }
         let spans: Vec<_> =
@@ -121,7 +134,7 @@ impl Attention {
         heads.resize(q.len(), 0.0);
         cpu.attention(AttentionArgs {
             spans: &spans,
-            layer,
+            layer: slot,
             num_attention_heads: self.config.num_attention_heads,
             q,
             scores: Scores {
@@ -137,6 +150,9 @@ impl Attention {
         for (rows, prompt) in &prompted {
             self.see_prompt(prompt, rows.clone(), q, heads);
         }
+        if self.gate.is_some() {
+            heads.iter_mut().zip(gates.iter()).for_each(|(out, gate)| *out *= sigmoid(*gate));
+        }
         observer(&[T::O], heads, rows)?;
         matmul(cpu, heads, rows, self.output_scale, &mut [self.o.linear(update, rows)], buffers);
         adapted.apply(cpu, id(T::O), heads, rows, self.o.bias(), update, buffers);
@@ -145,6 +161,9 @@ impl Attention {
             for row in prompted.iter().flat_map(|(rows, _)| rows.clone()) {
                 update[row * bias.len()..][..bias.len()].iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
             }
+        }
+        if factors.attention_output != 1.0 {
+            scale(cpu, update, factors.attention_output);
         }
         ControlFlow::Continue(())
     }

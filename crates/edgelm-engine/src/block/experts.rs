@@ -5,6 +5,7 @@ use super::{
     feed_forward::{FeedForward, Roles},
     matmul,
     matrices::{Matrices, Projection, load_vector},
+    sigmoid,
 };
 use crate::{EngineError, adapter::AdaptedRows};
 use edgelm_kernels::Cpu;
@@ -135,10 +136,6 @@ impl MixtureOfExperts {
 
 fn add(out: &mut [f32], values: &[f32], weight: f32) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {

@@ -6,7 +6,7 @@ use super::{
     shared_input_scale,
 };
 use crate::{EngineError, adapter::AdaptedRows};
-use edgelm_kernels::{Cpu, activate, activate_mul};
+use edgelm_kernels::{Cpu, activate, activate_mul, scale};
 use edgelm_model::{LayerTensor, Style, TensorId, Tensors};
 use std::ops::ControlFlow;
 
@@ -71,6 +71,7 @@ impl FeedForward {
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
+        let factors = self.style.multipliers;
         let Roles { gate: gate_role, up: up_role, down: down_role } = self.roles;
         let BlockScratch { matmul: buffers, gate, up, .. } = scratch;
         let inner = match &self.gate {
@@ -81,6 +82,9 @@ impl FeedForward {
                 let id = |tensor| TensorId::Layer(self.layer, tensor);
                 adapted.apply(cpu, id(gate_role), x, rows, projection.bias(), gate, buffers);
                 adapted.apply(cpu, id(up_role), x, rows, self.up.bias(), up, buffers);
+                if factors.gate != 1.0 {
+                    scale(cpu, gate, factors.gate);
+                }
                 if let Some(limit) = self.style.glu_limit {
                     limit_glu(gate, up, limit);
                 }
@@ -100,6 +104,9 @@ impl FeedForward {
         matmul(cpu, inner, rows, self.down_scale, &mut [self.down.linear(update, rows)], buffers);
         let id = TensorId::Layer(self.layer, down_role);
         adapted.apply(cpu, id, inner, rows, self.down.bias(), update, buffers);
+        if factors.down != 1.0 {
+            scale(cpu, update, factors.down);
+        }
         ControlFlow::Continue(())
     }
 }

@@ -1,20 +1,27 @@
 //! One decoder layer, prepared for this machine: what `Engine` stacks and what calibration walks one at a time.
 
 mod attention;
+mod conv;
+mod delta_net;
 mod experts;
 mod feed_forward;
+mod mamba2;
 mod matrices;
+mod mixer;
 mod norm;
+mod short_conv;
+mod state;
 
 pub(crate) use matrices::{Matrices, load_matrix, load_vector};
 pub(crate) use norm::Norm;
+pub(crate) use state::{Slots, State};
 
 use crate::{EngineError, LoadedAdapter, adapter::AdaptedRows, rope::Tables};
-use attention::Attention;
 use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, add_assign, scale};
-use edgelm_model::{LayerTensor, ModelConfig, Residual, TensorId, Tensors};
+use edgelm_model::{LayerTensor, Mixer, ModelConfig, Residual, TensorId, Tensors};
 use experts::MixtureOfExperts;
 use feed_forward::{FeedForward, Roles};
+use mixer::{MixerScratch, Mixing};
 use std::ops::ControlFlow;
 
 /// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
@@ -39,6 +46,21 @@ fn matmul(cpu: &Cpu, x: &[f32], rows: usize, scale: Option<f32>, group: &mut [Li
     }
 }
 
+/// What is read times a factor, in `out` where that is not 1.
+fn scaled<'a>(cpu: &Cpu, x: &'a [f32], factor: f32, out: &'a mut Vec<f32>) -> &'a [f32] {
+    if factor == 1.0 {
+        return x;
+    }
+    out.clear();
+    out.extend_from_slice(x);
+    scale(cpu, out, factor);
+    out
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
 /// Buffers of one layer's intermediate values, reused from layer to layer.
 #[derive(Default)]
 pub(crate) struct BlockScratch {
@@ -49,6 +71,9 @@ pub(crate) struct BlockScratch {
     heads: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// What a mixer reads, where that is not the stream itself.
+    input: Vec<f32>,
+    mixer: MixerScratch,
     stream: Stream,
 }
 
@@ -63,6 +88,7 @@ struct Stream {
 /// Rows of the batch that belong to one sequence, with the cache they are appended to.
 pub(crate) struct Rows<'a> {
     pub(crate) cache: &'a mut KvCache,
+    pub(crate) states: &'a mut [State],
     pub(crate) start: usize,
     pub(crate) rows: usize,
     pub(crate) adapter: Option<&'a LoadedAdapter>,
@@ -72,6 +98,8 @@ pub(crate) struct Rows<'a> {
 enum Half {
     Dense(FeedForward),
     Experts(MixtureOfExperts),
+    /// There is none.
+    Absent,
 }
 
 impl Half {
@@ -79,6 +107,7 @@ impl Half {
         match self {
             Self::Dense(network) => Box::new(network.projections()),
             Self::Experts(experts) => Box::new(experts.projections()),
+            Self::Absent => Box::new(std::iter::empty()),
         }
     }
 
@@ -96,6 +125,11 @@ impl Half {
         match self {
             Self::Dense(network) => network.forward(cpu, x, update, rows, adapted, scratch, observer),
             Self::Experts(experts) => experts.forward(cpu, x, update, rows, adapted, scratch, observer),
+            Self::Absent => {
+                update.clear();
+                update.resize(x.len(), 0.0);
+                ControlFlow::Continue(())
+            }
         }
     }
 }
@@ -105,7 +139,7 @@ pub struct Block {
     config: ModelConfig,
     index: usize,
     attn_norm: Option<Norm>,
-    attention: Attention,
+    mixer: Mixing,
     post_attn_norm: Option<Norm>,
     ffn_norm: Option<Norm>,
     feed_forward: Half,
@@ -136,10 +170,11 @@ impl Block {
         };
         Ok(Self {
             attn_norm: norm(norms.attn, T::AttnNorm, T::AttnNormBias)?,
-            attention: Attention::load(tensors, matrices, index)?,
+            mixer: Mixing::load(tensors, matrices, index)?,
             post_attn_norm: norm(norms.post_attn, T::PostAttnNorm, T::PostAttnNorm)?,
             ffn_norm: norm(norms.ffn, T::FfnNorm, T::FfnNormBias)?,
             feed_forward: match config.layers[index].experts {
+                None if config.layers[index].intermediate_size == 0 => Half::Absent,
                 None => Half::Dense(FeedForward::load(tensors, matrices, index, Roles::DENSE)?),
                 Some(experts) => Half::Experts(MixtureOfExperts::load(tensors, matrices, index, experts)?),
             },
@@ -150,7 +185,7 @@ impl Block {
     }
 
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let projections = self.attention.projections().into_iter().chain(self.feed_forward.projections());
+        let projections = self.mixer.projections().chain(self.feed_forward.projections());
         projections.map(|projection| &projection.weight)
     }
 
@@ -162,7 +197,7 @@ impl Block {
     pub(crate) fn bytes_per_token(&self) -> usize {
         let network: usize = self.feed_forward.projections().map(|projection| projection.weight.bytes()).sum();
         let share = match &self.feed_forward {
-            Half::Dense(_) => 1.0,
+            Half::Dense(_) | Half::Absent => 1.0,
             Half::Experts(experts) => experts.share_per_token(),
         };
         self.bytes() - network + (network as f64 * share) as usize
@@ -182,28 +217,34 @@ impl Block {
     pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) -> ControlFlow<()> {
         let layer = &self.config.layers[self.index];
         let shape = KvShape { num_key_value_heads: layer.num_key_value_heads, head_dim: layer.head_dim };
-        let mut cache = KvCache::new(&[shape], KvDtype::F32);
+        let shapes = if layer.mixer.has_attention() { vec![shape] } else { Vec::new() };
+        let mut cache = KvCache::new(&shapes, KvDtype::F32);
+        let mut states = State::of_layer(&layer.mixer);
         let mut tables = Tables::new(&self.config);
         tables.extend(0..t, t);
-        let mut rows = [Rows { cache: &mut cache, start: 0, rows: t, adapter: None }];
-        self.forward(cpu, hidden, 0, &mut rows, &tables, &mut BlockScratch::default(), observer)
+        let mut rows = [Rows { cache: &mut cache, states: &mut states, start: 0, rows: t, adapter: None }];
+        self.forward(cpu, hidden, Slots::default(), &mut rows, &tables, &mut BlockScratch::default(), observer)
     }
 
-    /// Both halves, joined to the stream as [`Residual`] says. `layer` is this layer's index in the caches.
+    pub(crate) fn mixer(&self) -> &Mixer {
+        &self.config.layers[self.index].mixer
+    }
+
+    /// Both halves, joined to the stream as [`Residual`] says. `slots` is this layer's place in the caches.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn forward(
         &self,
         cpu: &Cpu,
         hidden: &mut [f32],
-        layer: usize,
+        slots: Slots,
         spans: &mut [Rows<'_>],
         tables: &Tables<'_>,
         scratch: &mut BlockScratch,
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
-        cpu.trace_layer(Some(layer));
+        cpu.trace_layer(Some(self.index));
         let mut stream = std::mem::take(&mut scratch.stream);
-        let flow = self.halves(cpu, hidden, layer, spans, tables, scratch, &mut stream, observer);
+        let flow = self.halves(cpu, hidden, slots, spans, tables, scratch, &mut stream, observer);
         scratch.stream = stream;
         flow
     }
@@ -213,7 +254,7 @@ impl Block {
         &self,
         cpu: &Cpu,
         hidden: &mut [f32],
-        layer: usize,
+        slots: Slots,
         spans: &mut [Rows<'_>],
         tables: &Tables<'_>,
         scratch: &mut BlockScratch,
@@ -228,7 +269,7 @@ impl Block {
         match residual {
             Residual::Parallel => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.attention.forward(cpu, x, update, layer, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(cpu, x, update, slots, spans, adapted, tables, scratch, observer)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if let Some(norm) = &self.ffn_norm {
                     norm.apply(cpu, hidden, normed);
@@ -242,7 +283,7 @@ impl Block {
             }
             Residual::Sequential | Residual::Normed => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.attention.forward(cpu, x, update, layer, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(cpu, x, update, slots, spans, adapted, tables, scratch, observer)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if residual == Residual::Normed {
                     hidden.copy_from_slice(normed);
@@ -257,7 +298,7 @@ impl Block {
                 add_assign(cpu, hidden, update);
             }
             Residual::NormAfter => {
-                self.attention.forward(cpu, hidden, update, layer, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(cpu, hidden, update, slots, spans, adapted, tables, scratch, observer)?;
                 add_assign(cpu, hidden, update);
                 in_place(cpu, self.attn_norm.as_ref(), hidden, normed);
                 self.feed_forward.forward(cpu, hidden, update, rows, adapted, scratch, observer)?;

@@ -382,17 +382,11 @@ impl Block<'_> {
             int8::score(l, &bytes, queries, row, seen, room);
         }
         for row in tiles.clone() {
-            let seen = self.seen_by_tile(row, page, all_see_all, &mut some);
+            let tokens = self.seen_by_tile(row, page, all_see_all, &mut some);
             let shaping = self.shaping::<{ int8::TILE_ROWS }>(row);
-            let shaping = shaping.as_ref().map(|rows| &rows[..seen.len()]);
-            int8::weigh::<L>(
-                &bytes,
-                queries,
-                row,
-                int8::Seen { tokens: seen, first: whole.start, shaping },
-                state,
-                room,
-            );
+            let shaping = shaping.as_ref().map(|rows| &rows[..tokens.len()]);
+            let seen = int8::Seen { tokens, first: whole.start, shaping };
+            int8::weigh::<L>(&bytes, queries, row, seen, state, room);
         }
         for row in tiles.clone() {
             int8::multiply(l, &bytes, queries, row, count(row), room);

@@ -74,7 +74,7 @@ impl Kernel for ActivateMul<'_> {
 
 /// f(x).
 #[inline(always)]
-fn function<L: Lanes>(activation: Activation, x: L) -> L {
+pub(super) fn function<L: Lanes>(activation: Activation, x: L) -> L {
     match activation {
         Activation::Silu => times_sigmoid(x, L::splat(0.0).sub(x)),
         Activation::Gelu => gelu(x),

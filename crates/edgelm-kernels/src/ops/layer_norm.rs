@@ -68,12 +68,19 @@ impl Kernel for LayerNorm<'_> {
 
             for (index, ((x, gain), out)) in x.iter().zip(gain).zip(out).enumerate() {
                 let scaled = L::load(x).sub(mean).mul(inverse).mul(L::load(gain));
-                bias.map_or(scaled, |(bias, _)| scaled.add(L::load(&bias[index]))).store(out);
+                let result = match bias {
+                    Some((bias, _)) => scaled.add(L::load(&bias[index])),
+                    None => scaled,
+                };
+                result.store(out);
             }
             if !x_tail.is_empty() {
                 let scaled = last.mul(inverse).mul(load_partial(gain_tail, 0.0));
-                let last = bias.map_or(scaled, |(_, bias)| scaled.add(load_partial(bias, 0.0)));
-                store_partial(last, out_tail);
+                let result = match bias {
+                    Some((_, bias)) => scaled.add(load_partial(bias, 0.0)),
+                    None => scaled,
+                };
+                store_partial(result, out_tail);
             }
         }
     }

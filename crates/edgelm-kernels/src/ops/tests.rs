@@ -1,3 +1,5 @@
+mod recurrent;
+
 use super::*;
 use crate::reference::normal_tail;
 use crate::{Cpu, Isa};

@@ -14,6 +14,7 @@ mod exp;
 mod neon;
 mod normal;
 mod scalar;
+mod softplus;
 mod tanh;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub(crate) use {
     exp::{exp, exp2_negative},
     normal::normal_tail,
     scalar::Scalar,
+    softplus::softplus,
     tanh::tanh,
 };
 
@@ -94,6 +96,32 @@ pub(crate) fn store_partial<L: Lanes>(value: L, to: &mut [f32]) {
     value.store(&mut lanes);
     let len = to.len();
     to.copy_from_slice(&lanes[..len]);
+}
+
+/// The first 16 · N values of `from`; without `WHOLE`, all of the fewer than sixteen that there are, and zeros.
+#[inline(always)]
+pub(crate) fn load_chunks<L: Lanes, const N: usize, const WHOLE: bool>(from: &[f32]) -> [L; N] {
+    if !WHOLE {
+        return [load_partial(from, 0.0); N];
+    }
+    let chunks: &[[f32; LANES]; N] = from.as_chunks().0.first_chunk().expect("whole chunks");
+    let mut values = [L::splat(0.0); N];
+    for (value, chunk) in values.iter_mut().zip(chunks) {
+        *value = L::load(chunk);
+    }
+    values
+}
+
+/// Writes what [`load_chunks`] reads.
+#[inline(always)]
+pub(crate) fn store_chunks<L: Lanes, const N: usize, const WHOLE: bool>(values: [L; N], to: &mut [f32]) {
+    if !WHOLE {
+        return store_partial(values[0], to);
+    }
+    let chunks: &mut [[f32; LANES]; N] = to.as_chunks_mut().0.first_chunk_mut().expect("whole chunks");
+    for (value, chunk) in values.iter().zip(chunks) {
+        value.store(chunk);
+    }
 }
 
 /// A computation written once over [`Lanes`]; `run` is `#[inline(always)]`.

@@ -74,9 +74,10 @@ fn exp2_keeps_its_bound_and_its_special_values() {
     }
 }
 
-/// Runs `tanh`, or `normal_tail`, over a slice.
+/// Runs `tanh`, `normal_tail` or `softplus` over a slice.
 struct Tanh<'a>(&'a [f32]);
 struct NormalTail<'a>(&'a [f32]);
+struct Softplus<'a>(&'a [f32]);
 
 impl Kernel for Tanh<'_> {
     type Output = Vec<f32>;
@@ -99,6 +100,35 @@ impl Kernel for NormalTail<'_> {
             store_partial(normal_tail(load_partial::<L>(x, 0.0)), out);
         }
         out
+    }
+}
+
+impl Kernel for Softplus<'_> {
+    type Output = Vec<f32>;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.0.len()];
+        for (x, out) in self.0.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            store_partial(softplus(load_partial::<L>(x, 0.0)), out);
+        }
+        out
+    }
+}
+
+#[test]
+fn softplus_keeps_its_bound_and_its_special_values() {
+    let grid: Vec<f32> = (0..1_000_000u32).map(|i| -86.6 + i as f32 * 2e-4).chain([1e-30, -1e-30, 1e-4]).collect();
+    for cpu in cpus() {
+        let mut worst = 0.0f64;
+        for (&got, &x) in dispatch(&cpu, Softplus(&grid)).iter().zip(&grid) {
+            let exact = f64::from(x).max(0.0) + (-f64::from(x).abs()).exp().ln_1p();
+            worst = worst.max((f64::from(got) / exact - 1.0).abs());
+        }
+        println!("{}: relative {worst:e}", cpu.isa());
+        assert!(worst <= 3e-7, "{}: {worst:e}", cpu.isa());
+        let got = dispatch(&cpu, Softplus(&[-100.0, f32::NEG_INFINITY, 1e30, f32::INFINITY, f32::NAN]));
+        assert_eq!(got[..4], [0.0, 0.0, 1e30, f32::INFINITY], "{}", cpu.isa());
+        assert!(got[4].is_nan(), "{}", cpu.isa());
     }
 }
 

@@ -2,7 +2,10 @@
 //! Baseline: Gemma 2. Norms of queries and keys in place of soft caps; windows in five of six layers, with a rotary base
 //! of their own.
 
-use super::{Arch, Defaults, WindowRule, gemma2::{GEMMA2, read_scales}};
+use super::{
+    Arch, Defaults, WindowRule,
+    gemma2::{GEMMA2, read_scales},
+};
 use crate::config::StyleKey;
 use crate::{NormKind, QkNorm, Style};
 

@@ -1,7 +1,12 @@
 //! GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745; Biderman et al. 2023, arXiv:2304.01373).
 //! Baseline: Phi. A norm for each half of a layer; queries, keys and values in one tensor, head by head.
 
-use super::{Arch, BiasRule, Defaults, Names, Order, llama::LLAMA, names::{GGUF_QKV, llama_layer}, phi::PHI};
+use super::{
+    Arch, BiasRule, Defaults, Names, Order,
+    llama::LLAMA,
+    names::{GGUF_QKV, llama_layer},
+    phi::PHI,
+};
 use crate::config::StyleKey;
 use crate::{AttentionBias, LayerTensor, Residual, Style};
 use edgelm_tensor::Activation;

@@ -4,7 +4,7 @@ use super::{
     Arch, BiasRule, Defaults, MlpBiasRule, WindowRule,
     names::{GGUF, LLAMA_NAMES},
 };
-use crate::{AttentionBias, NormKind, Norms, QkNorm, Residual, RopePairs, Style};
+use crate::{AttentionBias, Multipliers, NormKind, Norms, QkNorm, Residual, RopePairs, Style};
 use edgelm_tensor::Activation;
 
 pub(super) const LLAMA: Arch = Arch {
@@ -32,6 +32,8 @@ pub(super) const LLAMA: Arch = Arch {
         attention_scale: None,
         scale_by_layer: false,
         attention_softcap: None,
+        output_gate: false,
+        multipliers: Multipliers::NONE,
         clip_qkv: None,
         embedding_scale: 1.0,
         embedding_norm: false,
@@ -45,9 +47,11 @@ pub(super) const LLAMA: Arch = Arch {
     attention_bias: BiasRule::Key("attention_bias", false, AttentionBias::None, AttentionBias::Qkvo),
     mlp_bias: MlpBiasRule::Key("mlp_bias", false),
     window: WindowRule::Never,
+    own_layer_types: &[],
     defaults: Defaults {
         head_dim: None,
         intermediate_ratio: None,
+        num_attention_heads: None,
         max_position_embeddings: 2048,
         norm_eps: 1e-6,
         rope_theta: 10000.0,

@@ -12,6 +12,7 @@ mod ernie4_5;
 mod exaone4;
 mod experts;
 mod falcon;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -25,12 +26,17 @@ mod gpt_oss;
 mod gptj;
 mod granite;
 mod granitemoe;
+mod granitemoehybrid;
 mod helium;
 mod hunyuan;
 mod hyperclovax;
+mod lfm2;
+mod lfm2_moe;
 mod llama;
+mod mamba2;
 mod ministral3;
 mod mistral;
+mod mixers;
 mod mixtral;
 mod mpt;
 mod names;
@@ -46,7 +52,9 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -109,6 +117,13 @@ pub const ARCHS: &[&Arch] = &[
     &olmoe::OLMOE,
     &granitemoe::GRANITEMOE,
     &gpt_oss::GPT_OSS,
+    &lfm2::LFM2,
+    &lfm2_moe::LFM2_MOE,
+    &mamba2::MAMBA2,
+    &granitemoehybrid::GRANITEMOEHYBRID,
+    &falcon_h1::FALCON_H1,
+    &qwen3_next::QWEN3_NEXT,
+    &qwen3_5::QWEN3_5,
 ];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.
@@ -141,6 +156,8 @@ pub struct Arch {
     pub mlp_bias: MlpBiasRule,
     /// Which layers see a sliding window.
     pub window: WindowRule,
+    /// What `layer_types` of config.json calls layers without attention.
+    pub own_layer_types: &'static [&'static str],
     /// What config.json means where it leaves a key out.
     pub defaults: Defaults,
     /// How files from Hugging Face store Q and K.
@@ -199,8 +216,10 @@ pub enum WindowRule {
 pub struct Defaults {
     /// `None` = `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
-    /// Times `hidden_size`; `None` = it must be stated.
+    /// Times `hidden_size`; 0 = no feed-forward half; `None` = it must be stated.
     pub intermediate_ratio: Option<usize>,
+    /// `None` = it must be stated.
+    pub num_attention_heads: Option<usize>,
     pub max_position_embeddings: usize,
     pub norm_eps: f64,
     pub rope_theta: f64,
@@ -260,7 +279,7 @@ impl Arch {
     /// Linear layers of a block that read the same input (calibration statistics are shared).
     pub fn shared_inputs(&self) -> &'static [&'static [LayerTensor]] {
         use LayerTensor::*;
-        &[&[Q, K, V], &[O], &[Gate, Up], &[Down]]
+        &[&[Q, K, V, QGate], &[O], &[MixerIn, MixerGate], &[MixerOut], &[Gate, Up], &[Down]]
     }
 }
 
@@ -299,7 +318,9 @@ mod tests {
                         parts.contains(&tensor.weight()) && parts.contains(&other)
                             || tensor.is_shared() && other.is_shared()
                     });
-                    assert!(fused, "{} {tensor:?} {other:?}", arch.name);
+                    // A layer has a feed-forward network or a shared expert.
+                    let never_both = tensor.is_shared() != other.is_shared();
+                    assert!(fused || never_both, "{} {tensor:?} {other:?}", arch.name);
                 }
             }
         }

@@ -2,8 +2,8 @@
 //! Baseline: BLOOM. No biases, norms without one too; no norm after the embeddings.
 
 use super::{Arch, BiasRule, MlpBiasRule, Names, Order, bloom::BLOOM, names::llama_layer};
-use crate::{AttentionBias, LayerRope, LayerTensor, NormKind, Style};
 use crate::config::StyleKey;
+use crate::{AttentionBias, LayerRope, LayerTensor, NormKind, Style};
 use edgelm_tensor::Activation;
 
 pub(super) const MPT: Arch = Arch {

@@ -1,6 +1,6 @@
 //! Where the tensors of a model are stored: Hugging Face's names differ by family, GGUF's mostly do not.
 
-use crate::{ExpertTensor, LayerTensor, ModelConfig, TensorId};
+use crate::{ExpertTensor, LayerTensor, Mixer, ModelConfig, TensorId};
 
 /// Names in files of one kind.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,8 @@ pub struct Names {
     pub fused: &'static [(&'static [LayerTensor], Order)],
     /// Which linear layers are stored [in, out].
     pub transposed: Transposed,
+    /// Convolutions are stored [C, K], not [C, 1, K].
+    pub flat_convolutions: bool,
     /// What names begin with, and those of the output head: the usual first, then what other exports have.
     pub prefixes: &'static [Prefix],
 }
@@ -49,6 +51,11 @@ pub enum Order {
     Interleaved,
     /// For each KV head: the rows of its query heads, its key head, its value head.
     PerKvHead,
+    /// For each head: its rows of the first, its rows of the second, ….
+    PerHead,
+    /// For each key head of a gated delta net: its share of the first, then of the second; a share that is queries, keys
+    /// and values is in this order.
+    PerKeyHead,
     /// In four parts, each a quarter of the rows of queries, values and keys, in this order (CodeGen, trained on four TPUs).
     CodeGen,
 }
@@ -144,6 +151,9 @@ impl Names {
         if !is_expert && stored.name.contains("{}") {
             stored.spread = Some(stored.shape.remove(0));
         }
+        if tensor == LayerTensor::Conv && self.flat_convolutions {
+            stored.shape.remove(1);
+        }
         if tensor.is_linear()
             && (self.transposed == Transposed::All || is_expert && self.transposed == Transposed::Experts)
         {
@@ -212,6 +222,28 @@ impl Order {
                 let count = if part == 0 { heads } else { kv_heads };
                 Rows::List((0..count * width).map(|row| first(row / width) * width + row % width).collect())
             }
+            Self::PerHead => {
+                let share = |part: usize| rows[part] / heads;
+                let (all, before) = ((0..rows.len()).map(share).sum::<usize>(), (0..part).map(share).sum::<usize>());
+                let width = share(part);
+                Rows::List((0..rows[part]).map(|row| row / width * all + before + row % width).collect())
+            }
+            Self::PerKeyHead => {
+                let Mixer::DeltaNet(net) = layer.mixer else { return Rows::Range(0..rows[part]) };
+                let (keys, values) = (net.key_dim, net.value_width() / net.key_heads);
+                let shares = |part: usize| match rows[part] == net.channels() {
+                    true => vec![keys, keys, values],
+                    false => vec![rows[part] / net.key_heads],
+                };
+                let all: usize = (0..rows.len()).flat_map(shares).sum();
+                let mut start: usize = (0..part).flat_map(shares).sum();
+                let mut list = Vec::with_capacity(rows[part]);
+                for share in shares(part) {
+                    list.extend((0..net.key_heads * share).map(|row| row / share * all + start + row % share));
+                    start += share;
+                }
+                Rows::List(list)
+            }
             Self::CodeGen => {
                 const PARTS: usize = 4;
                 let local = (rows[part] / PARTS).max(1);
@@ -233,6 +265,7 @@ pub(super) const LLAMA_NAMES: Names = Names {
     layer: llama_layer,
     fused: &[],
     transposed: Transposed::None,
+    flat_convolutions: false,
     prefixes: &[("model.", ""), ("", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")],
 };
 
@@ -247,7 +280,18 @@ pub(super) fn llama_layer(tensor: LayerTensor) -> &'static str {
         QNorm | QNormBias => "self_attn.q_norm",
         KNorm | KNormBias => "self_attn.k_norm",
         Sinks => "self_attn.sinks$",
+        QGate | QGateBias => "self_attn.gate_proj",
         O | OBias => "self_attn.o_proj",
+        MixerIn | MixerInBias => "mamba.in_proj",
+        MixerGate => "linear_attn.in_proj_z",
+        MixerBeta => "linear_attn.in_proj_b",
+        MixerDecay => "linear_attn.in_proj_a",
+        Conv | ConvBias => "mamba.conv1d",
+        DecayLog => "mamba.A_log$",
+        Skip => "mamba.D$",
+        StepBias => "mamba.dt_bias$",
+        MixerNorm => "mamba.norm",
+        MixerOut | MixerOutBias => "mamba.out_proj",
         PostAttnNorm => "post_self_attn_layernorm",
         FfnNorm | FfnNormBias => "post_attention_layernorm",
         Gate | GateBias => "mlp.gate_proj",
@@ -277,6 +321,7 @@ pub(super) const GGUF: Names = Names {
     layer: gguf_layer,
     fused: &[],
     transposed: Transposed::None,
+    flat_convolutions: true,
     prefixes: &[("", "")],
 };
 
@@ -300,7 +345,18 @@ pub(super) fn gguf_layer(tensor: LayerTensor) -> &'static str {
         QNorm | QNormBias => "attn_q_norm",
         KNorm | KNormBias => "attn_k_norm",
         Sinks => "attn_sinks",
+        QGate | QGateBias => "attn_gate",
         O | OBias => "attn_output",
+        MixerIn | MixerInBias => "ssm_in",
+        MixerGate => "ssm_gate",
+        MixerBeta => "ssm_beta",
+        MixerDecay => "ssm_alpha",
+        Conv | ConvBias => "ssm_conv1d",
+        DecayLog => "ssm_a$",
+        Skip => "ssm_d$",
+        StepBias => "ssm_dt.bias$",
+        MixerNorm => "ssm_norm",
+        MixerOut | MixerOutBias => "ssm_out",
         PostAttnNorm => "post_attention_norm",
         FfnNorm | FfnNormBias => "ffn_norm",
         Gate | GateBias => "ffn_gate",

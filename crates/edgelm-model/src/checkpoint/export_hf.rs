@@ -42,7 +42,7 @@ impl Checkpoint {
         let path = files.root().join("config.json");
         let text = files.read("config.json")?.unwrap_or_default();
         let mut map = parse_object(&text, &path)?;
-        set_widths(&mut map, config);
+        set_widths(&mut map, config, &self.config, layers);
         set_layers(&mut map, layers);
         map.insert("hidden_size".to_owned(), json!(config.hidden_size));
         map.insert("tie_word_embeddings".to_owned(), json!(config.tie_word_embeddings));
@@ -67,7 +67,16 @@ impl Checkpoint {
     }
 }
 
-fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig) {
+/// Says the widths of `config`, where they are others than those that the file gave these layers: what it says without
+/// naming a width (the one that LFM2 derives from another) stays as it is.
+fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig, was: &ModelConfig, layers: &[usize]) {
+    map.insert("num_hidden_layers".to_owned(), json!(config.layers.len()));
+    let is_same = |(layer, &source): (&LayerConfig, &usize)| was.layers.get(source) == Some(layer);
+    let lists = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
+    let has_list = lists.iter().any(|key| map.get(*key).is_some_and(Value::is_array));
+    if config.layers.iter().zip(layers).all(is_same) && !has_list {
+        return;
+    }
     let mut set = |key: &str, size: fn(&LayerConfig) -> usize| {
         let sizes: Vec<usize> = config.layers.iter().map(size).collect();
         let value = match sizes[..] {
@@ -81,7 +90,6 @@ fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig) {
     set("intermediate_size", |layer| layer.intermediate_size);
     // Implied by the number of heads where absent.
     set("head_dim", |layer| layer.head_dim);
-    map.insert("num_hidden_layers".to_owned(), json!(config.layers.len()));
 }
 
 /// What the file says layer by layer, or by the number of a layer.

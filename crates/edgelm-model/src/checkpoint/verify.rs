@@ -74,7 +74,9 @@ fn check(stored: &Stored, name: &str, id: TensorId, store: &Store, path: &Path) 
         return Err(ModelError::MissingTensor { path: path.to_owned(), name: name.to_owned() });
     };
     // A matrix of one row may be stored as a vector.
-    if shape != stored.shape && (store.kind() != StorageKind::Gguf || stored.shape.first() != Some(&1) || *shape != stored.shape[1..]) {
+    if shape != stored.shape
+        && (store.kind() != StorageKind::Gguf || stored.shape.first() != Some(&1) || *shape != stored.shape[1..])
+    {
         return Err(ModelError::TensorShape { name: name.to_owned(), got: shape.to_vec(), want: stored.shape.clone() });
     }
     if stored.transposed && dtype.is_quantized() {

@@ -89,13 +89,25 @@ impl<'a> GgufKeys<'a> {
 
     /// One size for all layers, or an array with one per layer.
     pub(super) fn per_layer(&self, key: &str, layers: usize, max: usize) -> Result<Option<Vec<usize>>, ModelError> {
+        self.per_layer_from(1, key, layers, max)
+    }
+
+    /// The same with a least size of each layer in an array.
+    pub(super) fn per_layer_from(
+        &self,
+        least: u64,
+        key: &str,
+        layers: usize,
+        max: usize,
+    ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(value @ Value::Array(_)) = self.get(key) else {
             return Ok(self.size(key, max)?.map(|value| vec![value; layers]));
         };
         let values = value.as_u64s().filter(|values| values.len() == layers);
-        match values.map(|values| values.into_iter().map(|n| bounded(n, max)).collect::<Option<Vec<_>>>()) {
+        let size = |n: u64| if n == 0 && least == 0 { Some(0) } else { bounded(n, max) };
+        match values.map(|values| values.into_iter().map(size).collect::<Option<Vec<_>>>()) {
             Some(Some(values)) => Ok(Some(values)),
-            _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from 1 to {max}"))),
+            _ => Err(self.bad(key, &format!("must hold {layers} whole numbers from {least} to {max}"))),
         }
     }
 

@@ -12,19 +12,57 @@ const EXAONE4_LAYERS: usize = 64;
 
 /// Families whose heads must fill the hidden size in llama.cpp.
 const HEADS_FILL_HIDDEN: &[&str] = &[
-    "bloom", "cohere2", "command-r", "exaone4", "falcon", "gpt2", "gptneox", "mpt", "nemotron", "olmo", "olmo2", "olmoe",
-    "phi2", "phi3", "qwen2", "stablelm", "starcoder", "starcoder2",
+    "bloom",
+    "cohere2",
+    "command-r",
+    "exaone4",
+    "falcon",
+    "gpt2",
+    "gptneox",
+    "mpt",
+    "nemotron",
+    "olmo",
+    "olmo2",
+    "olmoe",
+    "phi2",
+    "phi3",
+    "qwen2",
+    "stablelm",
+    "starcoder",
+    "starcoder2",
 ];
 
 /// Families that may have a bias on the attention output in llama.cpp.
 const OUTPUT_BIAS: &[&str] = &[
-    "bloom", "ernie4_5", "gpt-oss", "gpt2", "gptneox", "granite", "granitemoe", "llama", "mistral3", "mpt", "nemotron",
-    "phi2", "starcoder", "starcoder2",
+    "bloom",
+    "ernie4_5",
+    "gpt-oss",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "granitemoe",
+    "llama",
+    "mistral3",
+    "mpt",
+    "nemotron",
+    "phi2",
+    "starcoder",
+    "starcoder2",
 ];
 
 /// Families that may have biases in the feed-forward network in llama.cpp.
 const MLP_BIAS: &[&str] = &[
-    "bloom", "gpt2", "gptneox", "granite", "granitemoe", "llama", "mistral3", "mpt", "nemotron", "phi2", "starcoder",
+    "bloom",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "granitemoe",
+    "llama",
+    "mistral3",
+    "mpt",
+    "nemotron",
+    "phi2",
+    "starcoder",
     "starcoder2",
 ];
 

@@ -4,9 +4,10 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, ModelConfig, NormKind, RopeConfig, RopeScaling, StyleKey, gguf_experts,
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, ShortConv, StyleKey,
+    gguf_experts,
     gguf_keys::GgufKeys,
-    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
+    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL, MAX_LAYERS, MAX_VOCAB},
     rope::yarn_mscale,
 };
 use crate::{
@@ -126,7 +127,14 @@ fn read_layers(
 ) -> Result<Vec<LayerConfig>, ModelError> {
     let count = keys.required("block_count", keys.size("block_count", MAX_LAYERS))?;
     let heads = keys.required("attention.head_count", keys.per_layer("attention.head_count", count, MAX_HEADS))?;
-    let kv_heads = keys.per_layer("attention.head_count_kv", count, MAX_HEADS)?.unwrap_or_else(|| heads.clone());
+    // Layers without key heads are convolutions, in the one family that has them.
+    let kernel = match arch.own_layer_types.contains(&"conv") {
+        true => keys.size("shortconv.l_cache", MAX_KERNEL)?,
+        false => None,
+    };
+    let least = u64::from(kernel.is_none());
+    let kv_heads = keys.per_layer_from(least, "attention.head_count_kv", count, MAX_HEADS)?;
+    let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     let ffn = keys.required("feed_forward_length", keys.per_layer("feed_forward_length", count, MAX_INTERMEDIATE))?;
     let head_dim = match keys.size("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
@@ -173,7 +181,12 @@ fn read_layers(
                     (true, true) => AttentionBias::Qkvo,
                 },
             };
+            let mixer = match (kv_heads[index], kernel) {
+                (0, Some(kernel)) => Mixer::ShortConv(ShortConv { channels: hidden_size, kernel, bias: false }),
+                _ => Mixer::Attention,
+            };
             LayerConfig {
+                mixer,
                 num_attention_heads: heads[index],
                 num_key_value_heads: kv_heads[index],
                 head_dim,
@@ -260,7 +273,9 @@ fn read_rope(
     };
     if let Some((short, long)) = long_factors {
         if scaling != RopeScaling::Default {
-            return Err(keys.bad("rope.scaling.type", "is not supported together with tensor `rope_factors_long.weight`"));
+            return Err(
+                keys.bad("rope.scaling.type", "is not supported together with tensor `rope_factors_long.weight`")
+            );
         }
         let widened = |name: &str, factors: &[f32]| {
             checked(name, factors).map(|factors| factors.into_iter().map(f64::from).collect::<Vec<_>>())

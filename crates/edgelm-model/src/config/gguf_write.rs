@@ -3,7 +3,7 @@
 //! Two keys are our own, where GGUF has none and llama.cpp, which ignores them, still computes the right thing within
 //! the trained context: `edgelm.rope.dynamic_factor` and `edgelm.rope.yarn_truncate`.
 
-use super::{ModelConfig, RopeScaling, gguf_experts, gguf_read::gguf_epsilon, rope::yarn_mscale};
+use super::{LayerConfig, Mixer, ModelConfig, RopeScaling, gguf_experts, gguf_read::gguf_epsilon, rope::yarn_mscale};
 use crate::ModelError;
 use edgelm_format::gguf::{Array, Metadata, Value};
 
@@ -32,7 +32,23 @@ impl ModelConfig {
         put("embedding_length", count(self.hidden_size));
         put("feed_forward_length", self.per_layer(|layer| layer.intermediate_size));
         put("attention.head_count", self.per_layer(|layer| layer.num_attention_heads));
-        put("attention.head_count_kv", self.per_layer(|layer| layer.num_key_value_heads));
+        let kv_heads = |layer: &LayerConfig| if layer.mixer.has_attention() { layer.num_key_value_heads } else { 0 };
+        put("attention.head_count_kv", self.per_layer(kv_heads));
+        for mixer in self.layers.iter().map(|layer| &layer.mixer) {
+            match mixer {
+                Mixer::Attention => {}
+                Mixer::ShortConv(conv) if conv.bias => return refuse("GGUF has no biases of short convolutions"),
+                Mixer::ShortConv(_) => {}
+                _ => return refuse("layers with states are not written as GGUF yet"),
+            }
+        }
+        let kernels = self.layers.iter().filter_map(|layer| match layer.mixer {
+            Mixer::ShortConv(conv) => Some(conv.kernel),
+            _ => None,
+        });
+        if let Some(kernel) = kernels.max() {
+            put("shortconv.l_cache", count(kernel));
+        }
         put(gguf_epsilon(self.style.norm), Value::F32(self.norm_eps));
         if self.hidden_size != first.num_attention_heads * first.head_dim || self.widths_differ() {
             put("attention.key_length", count(first.head_dim));
@@ -150,14 +166,13 @@ impl ModelConfig {
     }
 
     pub(super) fn widths_differ(&self) -> bool {
-        let widths = |layer: &super::LayerConfig| {
-            (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size)
-        };
+        let widths =
+            |layer: &LayerConfig| (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size);
         self.layers.windows(2).any(|pair| widths(&pair[0]) != widths(&pair[1]))
     }
 
     /// One number where all layers agree, else an array.
-    fn per_layer(&self, size: impl Fn(&super::LayerConfig) -> usize) -> Value {
+    fn per_layer(&self, size: impl Fn(&LayerConfig) -> usize) -> Value {
         let sizes: Vec<u32> = self.layers.iter().map(|layer| clamp(size(layer))).collect();
         match sizes[..] {
             [first, ..] if sizes.iter().all(|size| *size == first) => Value::U32(first),

@@ -4,7 +4,7 @@
 //! the model computes. The lists below are the exceptions, each known not to.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, ModelConfig, hf_rope,
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, hf_rope,
     json::{Keys, parse_object},
     limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
 };
@@ -244,8 +244,11 @@ fn read_arch(keys: &mut Keys<'_>, path: &Path) -> Result<&'static Arch, ModelErr
 fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<Vec<LayerConfig>, ModelError> {
     let count = keys.required_size("num_hidden_layers", MAX_LAYERS)?;
     let missing = |keys: &Keys<'_>, key: &str| keys.fail(format!("key `{key}` is missing"));
-    let heads =
-        keys.per_layer("num_attention_heads", count, MAX_HEADS)?.ok_or_else(|| missing(keys, "num_attention_heads"))?;
+    let heads = match (keys.per_layer("num_attention_heads", count, MAX_HEADS)?, arch.defaults.num_attention_heads) {
+        (Some(heads), _) => heads,
+        (None, Some(heads)) => vec![heads; count],
+        (None, None) => return Err(missing(keys, "num_attention_heads")),
+    };
     let ffn = match (keys.per_layer("intermediate_size", count, MAX_INTERMEDIATE)?, arch.defaults.intermediate_ratio) {
         (Some(sizes), _) => sizes,
         (None, Some(ratio)) => vec![hidden_size * ratio; count],
@@ -296,6 +299,7 @@ fn read_layers(keys: &mut Keys<'_>, arch: &Arch, hidden_size: usize) -> Result<V
     let windows = read_windows(keys, arch, count)?;
     Ok((0..count)
         .map(|index| LayerConfig {
+            mixer: Mixer::Attention,
             num_attention_heads: heads[index],
             num_key_value_heads: kv_heads[index],
             head_dim,
@@ -326,7 +330,7 @@ fn read_windows(keys: &mut Keys<'_>, arch: &Arch, count: usize) -> Result<Vec<Op
         }
         None => arch.defaults.max_window_layers,
     };
-    let types = read_layer_types(keys, count)?;
+    let types = read_layer_types(keys, arch, count)?;
     let windows: Vec<Option<usize>> = match arch.window {
         WindowRule::Never if given && size.is_some() && switched_on != Some(false) => {
             return Err(keys.bad("sliding_window", "this architecture has no sliding window"));
@@ -370,7 +374,7 @@ fn read_windows(keys: &mut Keys<'_>, arch: &Arch, count: usize) -> Result<Vec<Op
 }
 
 /// True per layer for `sliding_attention`.
-fn read_layer_types(keys: &mut Keys<'_>, count: usize) -> Result<Option<Vec<bool>>, ModelError> {
+fn read_layer_types(keys: &mut Keys<'_>, arch: &Arch, count: usize) -> Result<Option<Vec<bool>>, ModelError> {
     let list = match keys.get("layer_types") {
         None => return Ok(None),
         Some(Value::Array(list)) if list.len() == count => list,
@@ -379,8 +383,12 @@ fn read_layer_types(keys: &mut Keys<'_>, count: usize) -> Result<Option<Vec<bool
     let sliding = |value: &Value| match value.as_str() {
         Some("full_attention") => Ok(false),
         Some("sliding_attention") => Ok(true),
+        Some("attention") if !arch.own_layer_types.is_empty() => Ok(false),
+        Some(own) if arch.own_layer_types.contains(&own) => Ok(false),
         _ => {
-            let what = format!("`{value}` is not supported; supported: full_attention, sliding_attention");
+            let known = ["full_attention", "sliding_attention"].iter().chain(arch.own_layer_types);
+            let known: Vec<&str> = known.copied().collect();
+            let what = format!("`{value}` is not supported; supported: {}", known.join(", "));
             Err(keys.bad("layer_types", &what))
         }
     };

@@ -21,6 +21,9 @@ const PARAMETERS: &[&str] = &[
     "mscale_all_dim",
     "truncate",
     "finetuned",
+    // Which components follow which of a picture's axes: the positions of text are the same on all.
+    "mrope_interleaved",
+    "mrope_section",
     "short_factor",
     "long_factor",
 ];

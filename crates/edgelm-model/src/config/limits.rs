@@ -2,15 +2,19 @@
 //!
 //! They are an order of magnitude above any published model; their product with a few bytes still fits in 64 bits.
 
-use super::{LayerRope, ModelConfig, RopeConfig, RopeScaling};
+use super::{LayerConfig, LayerRope, Mixer, ModelConfig, RopeConfig, RopeScaling};
 
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 pub(crate) const MAX_HIDDEN: usize = 1 << 17;
 /// Numbers of experts fit in 16 bits.
 pub(crate) const MAX_EXPERTS: usize = 1 << 14;
 pub(crate) const MAX_INTERMEDIATE: usize = 1 << 20;
-pub(super) const MAX_HEADS: usize = 1 << 12;
-pub(super) const MAX_HEAD_DIM: usize = 1 << 12;
+pub(crate) const MAX_HEADS: usize = 1 << 12;
+pub(crate) const MAX_HEAD_DIM: usize = 1 << 12;
+/// Taps of a convolution over positions.
+pub(crate) const MAX_KERNEL: usize = 1 << 8;
+/// Values that a sequence keeps for a layer beside keys and values.
+const MAX_STATE: u64 = 1 << 26;
 pub(super) const MAX_VOCAB: usize = 1 << 22;
 pub(crate) const MAX_CONTEXT: usize = 1 << 30;
 /// Where a rotary base stops to be a number anyone meant.
@@ -22,6 +26,10 @@ impl ModelConfig {
     /// The rules that concern several fields at once. The message names the fields.
     pub(super) fn check(&self) -> Result<(), String> {
         for (index, layer) in self.layers.iter().enumerate() {
+            check_mixer(&layer.mixer).map_err(|what| format!("layer {index}: {what}"))?;
+            if !layer.mixer.has_attention() {
+                continue;
+            }
             let (heads, kv_heads) = (layer.num_attention_heads, layer.num_key_value_heads);
             if !heads.is_multiple_of(kv_heads) {
                 return Err(format!(
@@ -39,11 +47,37 @@ impl ModelConfig {
                 return Err(format!("layer {index}: {rotary} rotary components in a head of {head_dim}"));
             }
         }
-        for rope in std::iter::once(&self.rope).chain(&self.local_rope) {
-            check_rope(rope)?;
+        // Where no layer rotates, what the keys say of it has no meaning.
+        let rotates = |layer: &LayerConfig| layer.rope != LayerRope::None && layer.mixer.has_attention();
+        if self.layers.iter().any(rotates) {
+            for rope in std::iter::once(&self.rope).chain(&self.local_rope) {
+                check_rope(rope)?;
+            }
         }
         Ok(())
     }
+}
+
+fn check_mixer(mixer: &Mixer) -> Result<(), String> {
+    let (heads, groups, width, state) = match mixer {
+        Mixer::Attention | Mixer::ShortConv(_) => return Ok(()),
+        Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(mamba) => {
+            (mamba.heads, mamba.groups, mamba.channels(), mamba.width() as u64 * mamba.state_size as u64)
+        }
+        Mixer::DeltaNet(net) => {
+            (net.value_heads, net.key_heads, net.channels(), net.value_width() as u64 * net.key_dim as u64)
+        }
+    };
+    if !heads.is_multiple_of(groups) {
+        return Err(format!("{heads} heads cannot share {groups} groups of keys evenly"));
+    }
+    if width > MAX_INTERMEDIATE {
+        return Err(format!("a convolution of {width} channels, more than {MAX_INTERMEDIATE}"));
+    }
+    if state > MAX_STATE {
+        return Err(format!("a state of {state} values, more than {MAX_STATE}"));
+    }
+    Ok(())
 }
 
 fn check_rope(rope: &RopeConfig) -> Result<(), String> {

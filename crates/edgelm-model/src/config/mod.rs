@@ -13,6 +13,7 @@ mod hf;
 mod hf_rope;
 mod json;
 mod limits;
+mod mixer;
 mod pairs;
 mod rope;
 mod shapes;
@@ -26,9 +27,10 @@ pub(crate) use gguf_keys::GgufKeys;
 pub(crate) use gguf_read::GgufTensors;
 pub use gguf_style::StyleKey;
 pub(crate) use json::{Keys, parse_object};
-pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HIDDEN, MAX_INTERMEDIATE};
+pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
+pub use mixer::{DeltaNet, GatedNorm, Mamba2, Mixer, ShortConv, StateSize};
 pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
-pub use style::{Alibi, NormKind, Norms, QkNorm, Residual, Style};
+pub use style::{Alibi, Multipliers, NormKind, Norms, QkNorm, Residual, Style};
 
 use crate::{Arch, TensorId};
 
@@ -66,13 +68,15 @@ pub struct ModelConfig {
 /// One decoder layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
+    /// What its positions see each other by. Heads, window and rotary embedding are those of attention.
+    pub mixer: Mixer,
     /// H.
     pub num_attention_heads: usize,
     /// G.
     pub num_key_value_heads: usize,
     /// E.
     pub head_dim: usize,
-    /// F; of an expert where there are several.
+    /// F; of an expert where there are several; 0 where there is no feed-forward half.
     pub intermediate_size: usize,
     /// The feed-forward network is one of these.
     pub experts: Option<Experts>,
@@ -118,6 +122,11 @@ impl AttentionBias {
 }
 
 impl ModelConfig {
+    /// Attention in every layer, and layers as [`Style::is_plain`] has them.
+    pub fn is_plain(&self) -> bool {
+        self.style.is_plain() && self.layers.iter().all(|layer| layer.mixer == Mixer::Attention)
+    }
+
     /// The tensor that makes the logits: the embedding where tied.
     pub fn head(&self) -> TensorId {
         if self.tie_word_embeddings { TensorId::TokenEmbedding } else { TensorId::Output }

@@ -1,6 +1,6 @@
 //! Which tensors a config implies, and how large each one is.
 
-use super::{ModelConfig, QkNorm};
+use super::{GatedNorm, Mixer, ModelConfig, QkNorm};
 use crate::{ExpertTensor, Experts, LayerTensor, TensorId};
 
 impl ModelConfig {
@@ -32,16 +32,21 @@ impl ModelConfig {
             TensorId::Layer(index, tensor) => (index, tensor),
         };
         let layer = self.layers.get(index)?;
+        if tensor.is_of_attention() && !layer.mixer.has_attention() {
+            return None;
+        }
         let q = layer.num_attention_heads * layer.head_dim;
         let kv = layer.num_key_value_heads * layer.head_dim;
         let ffn = layer.intermediate_size;
         let bias = layer.attention_bias;
-        let dense = layer.experts.is_none();
+        let dense = layer.experts.is_none() && ffn > 0;
         let (gain, norm_bias) = (style.norm.has_gain(), style.norm.has_bias());
         let (is_there, shape) = match tensor {
             AttnNorm => (style.norms.attn && gain, vec![hidden]),
             AttnNormBias => (style.norms.attn && norm_bias, vec![hidden]),
             Q => (true, vec![q, hidden]),
+            QGate => (style.output_gate, vec![q, hidden]),
+            QGateBias => (style.output_gate && bias.on_inputs(), vec![q]),
             K | V => (true, vec![kv, hidden]),
             QBias => (bias.on_inputs(), vec![q]),
             KBias | VBias => (bias.on_inputs(), vec![kv]),
@@ -59,6 +64,8 @@ impl ModelConfig {
             Sinks => (style.sinks, vec![layer.num_attention_heads]),
             O => (true, vec![hidden, q]),
             OBias => (bias.on_output(), vec![hidden]),
+            MixerIn | MixerInBias | MixerGate | MixerBeta | MixerDecay | Conv | ConvBias | DecayLog | Skip
+            | StepBias | MixerNorm | MixerOut | MixerOutBias => return mixer_shape(&layer.mixer, hidden, tensor),
             PostAttnNorm => (style.norms.post_attn && gain, vec![hidden]),
             FfnNorm => (style.norms.ffn && gain, vec![hidden]),
             FfnNormBias => (style.norms.ffn && norm_bias, vec![hidden]),
@@ -101,6 +108,54 @@ impl ModelConfig {
         let elements = |id: TensorId| self.tensor_shape(id).map_or(0, |shape| shape.iter().product::<usize>() as u64);
         self.tensor_ids().into_iter().map(elements).sum()
     }
+}
+
+fn mixer_shape(mixer: &Mixer, hidden: usize, tensor: LayerTensor) -> Option<Vec<usize>> {
+    use LayerTensor::*;
+    let (is_there, shape) = match mixer {
+        Mixer::Attention => return None,
+        Mixer::ShortConv(conv) => {
+            let channels = conv.channels;
+            match tensor {
+                MixerIn => (true, vec![3 * channels, hidden]),
+                MixerInBias => (conv.bias, vec![3 * channels]),
+                Conv => (true, vec![channels, 1, conv.kernel]),
+                ConvBias => (conv.bias, vec![channels]),
+                MixerOut => (true, vec![hidden, channels]),
+                MixerOutBias => (conv.bias, vec![hidden]),
+                _ => return None,
+            }
+        }
+        Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(mamba) => {
+            let (width, channels) = (mamba.width(), mamba.channels());
+            let all = width + channels + mamba.heads;
+            match tensor {
+                MixerIn => (true, vec![all, hidden]),
+                MixerInBias => (mamba.in_bias, vec![all]),
+                Conv => (true, vec![channels, 1, mamba.kernel]),
+                ConvBias => (mamba.conv_bias, vec![channels]),
+                DecayLog | Skip | StepBias => (true, vec![mamba.heads]),
+                MixerNorm => (mamba.norm != GatedNorm::None, vec![width]),
+                MixerOut => (true, vec![hidden, width]),
+                MixerOutBias => (mamba.out_bias, vec![hidden]),
+                _ => return None,
+            }
+        }
+        Mixer::DeltaNet(net) => {
+            let (channels, width) = (net.channels(), net.value_width());
+            match tensor {
+                MixerIn => (true, vec![channels, hidden]),
+                MixerGate => (true, vec![width, hidden]),
+                MixerBeta | MixerDecay => (true, vec![net.value_heads, hidden]),
+                Conv => (true, vec![channels, 1, net.kernel]),
+                DecayLog | StepBias => (true, vec![net.value_heads]),
+                MixerNorm => (true, vec![net.value_dim]),
+                MixerOut => (true, vec![hidden, width]),
+                _ => return None,
+            }
+        }
+    };
+    is_there.then_some(shape)
 }
 
 fn expert_shape(experts: &Experts, hidden: usize, gated: bool, tensor: LayerTensor) -> Option<Vec<usize>> {

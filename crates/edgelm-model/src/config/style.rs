@@ -31,6 +31,10 @@ pub struct Style {
     pub scale_by_layer: bool,
     /// c in c·tanh(s/c), on attention scores.
     pub attention_softcap: Option<f32>,
+    /// What attention returns is multiplied by the sigmoid of a product of its own (Qwen3-Next).
+    pub output_gate: bool,
+    /// Of products inside a layer.
+    pub multipliers: Multipliers,
     /// Queries, keys and values are clamped to ± this.
     pub clip_qkv: Option<f32>,
     /// Multiplies embeddings.
@@ -147,6 +151,26 @@ impl QkNorm {
     }
 }
 
+/// Fixed factors inside a layer (Falcon-H1, after Yang et al. 2022, arXiv:2203.03466).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Multipliers {
+    /// Of what attention reads.
+    pub attention_input: f32,
+    /// Of keys.
+    pub key: f32,
+    /// Of what attention returns.
+    pub attention_output: f32,
+    /// Of gate(x), before the activation.
+    pub gate: f32,
+    /// Of down(…).
+    pub down: f32,
+}
+
+impl Multipliers {
+    /// Nothing is multiplied.
+    pub const NONE: Self = Self { attention_input: 1.0, key: 1.0, attention_output: 1.0, gate: 1.0, down: 1.0 };
+}
+
 /// How ALiBi's slopes act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alibi {
@@ -169,6 +193,8 @@ impl Style {
             && self.clip_qkv.is_none()
             && self.alibi.is_none()
             && !self.sinks
+            && !self.output_gate
+            && self.multipliers == Multipliers::NONE
             && !self.embedding_norm
             && self.position_embedding.is_none()
             && self.output_norm

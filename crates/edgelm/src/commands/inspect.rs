@@ -2,7 +2,7 @@
 
 use crate::{options::Global, output, resolve};
 use clap::Args;
-use edgelm_engine::kv_shapes;
+use edgelm_engine::{kv_shapes, state_bytes};
 use edgelm_kernels::{KvCache, KvDtype};
 use edgelm_model::Checkpoint;
 use edgelm_tensor::DType;
@@ -25,6 +25,8 @@ pub struct Facts {
     pub weights_bytes: u64,
     pub bits_per_weight: f64,
     pub kv_bytes_per_token: usize,
+    /// Beside keys and values, however long a sequence is.
+    pub state_bytes: usize,
     pub formats: Vec<(&'static str, usize)>,
 }
 
@@ -46,6 +48,7 @@ pub fn facts(checkpoint: &Checkpoint) -> anyhow::Result<Facts> {
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / checkpoint.parameters() as f64,
         kv_bytes_per_token: KvCache::bytes_per_token(&kv_shapes(checkpoint.config()), KvDtype::F16),
+        state_bytes: state_bytes(checkpoint.config()),
         formats,
     })
 }
@@ -68,7 +71,11 @@ pub fn run(args: InspectArgs, global: &Global) -> anyhow::Result<()> {
             "bos_token_id": config.bos_token_id,
             "eos_token_ids": config.eos_token_ids,
             "tensors": tensors(&checkpoint)?,
-            "memory": { "weights_bytes": facts.weights_bytes, "kv_bytes_per_token": facts.kv_bytes_per_token },
+            "memory": {
+                "weights_bytes": facts.weights_bytes,
+                "kv_bytes_per_token": facts.kv_bytes_per_token,
+                "state_bytes": facts.state_bytes,
+            },
         }));
     }
     print_facts(&checkpoint, &facts)?;
@@ -134,6 +141,9 @@ pub fn print_facts(checkpoint: &Checkpoint, facts: &Facts) -> anyhow::Result<()>
     ];
     if let Some(quantization) = checkpoint.quantization() {
         rows.insert(2, ("quantized as", quantization.to_owned()));
+    }
+    if facts.state_bytes > 0 {
+        rows.push(("state", format!("{} per sequence", output::bytes(facts.state_bytes as u64))));
     }
     let width = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
     for (name, value) in rows {

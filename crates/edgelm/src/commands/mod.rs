@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compress;
 pub mod demo;
 pub mod eval;
+pub mod export;
 pub mod inspect;
 pub mod logits;
 pub mod merge;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Quantize(args) => quantize::run(args, global)?,
         Command::Prune(args) => prune::run(args, global)?,
         Command::Merge(args) => merge::run(args, global)?,
+        Command::Export(args) => export::run(args, global)?,
         Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,

@@ -3,7 +3,7 @@
 //! Per query row q, against pages of 64 tokens s with keys k̂_s · a_s and values v̂_s · b_s (k̂, v̂ signed bytes):
 //!
 //! - q is rounded to signed bytes q̂ with one scale c = max|q| / 127.
-//! - score_s = (f32(Σ_e q̂_e k̂_s,e) · a_s) · (c · scale · log2 e), a power of two; then cap and bias, times log2 e too.
+//! - score_s = (f32(Σ_e q̂_e k̂_s,e) · a_s) · (c · scale · log2 e), a power of two; then cap and bias, both times log2 e.
 //! - m' = max(m, max_s score_s), p_s = 2^(score_s - m'), r = 2^(m - m').
 //! - w_s = p_s · b_s; ŵ_s = round(w_s / u), unsigned bytes, with u = max_s w_s / 255 over the page.
 //! - out ← r · out + u · f32(Σ_s ŵ_s v̂_s), sum ← r · sum + Σ_s p_s, m ← m'; the result is out / sum.

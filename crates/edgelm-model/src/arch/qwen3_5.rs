@@ -1,0 +1,26 @@
+//! Qwen3.5 dense decoders, text (Qwen Team 2026).
+//! Baseline: Qwen3-Next. One feed-forward network; the delta nets' projections are tensors of their own.
+
+use super::{
+    Arch, Defaults, Names, Order,
+    qwen3_next::{QWEN3_NEXT, delta_layer, read_delta_nets},
+};
+use crate::LayerTensor;
+
+pub(super) const QWEN3_5: Arch = Arch {
+    name: "qwen3_5",
+    hf_name: "Qwen3_5ForCausalLM",
+    hf_model_type: "qwen3_5_text",
+    hf_names: Names {
+        layer: delta_layer,
+        fused: &[(&[LayerTensor::Q, LayerTensor::QGate], Order::PerHead)],
+        ..QWEN3_NEXT.hf_names
+    },
+    aliases: &[],
+    only: &[("attn_output_gate", "true")],
+    // Of the layers that predict further tokens, and of a kernel's state: this one's is f32.
+    harmless: &["mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"],
+    defaults: Defaults { rope_theta: 10_000.0, ..QWEN3_NEXT.defaults },
+    read_hf: read_delta_nets,
+    ..QWEN3_NEXT
+};
