@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use edgelm_model::{AttentionBias, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId};
+use edgelm_model::{
+    AttentionBias, GatedNorm, Mixer, ModelConfig, ModelError, NormKind, QkNorm, RopePairs, RopeScaling, TensorId,
+};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -334,5 +336,73 @@ proptest::proptest! {
             assert!(config.tensor_ids().len() >= 3);
             assert!(config.rope.frequencies(usize::MAX).0.iter().all(|freq| freq.is_finite()));
         }
+    }
+}
+
+/// A golden's config.json with some keys changed.
+fn golden_with(name: &str, keys: &Value) -> Result<ModelConfig, ModelError> {
+    let text = std::fs::read(testdata("goldens").join(name).join("config.json")).unwrap();
+    let mut map: Map<String, Value> = serde_json::from_slice(&text).unwrap();
+    for (key, value) in keys.as_object().unwrap() {
+        match value == "absent" {
+            true => drop(map.remove(key)),
+            false => drop(map.insert(key.clone(), value.clone())),
+        }
+    }
+    ModelConfig::from_hf(Value::Object(map).to_string().as_bytes(), Path::new("config.json"))
+}
+
+#[test]
+fn mixers_other_than_attention() {
+    let kinds =
+        |config: &ModelConfig| -> Vec<bool> { config.layers.iter().map(|layer| layer.mixer.has_attention()).collect() };
+    let lfm2 = |keys: Value| golden_with("lfm2", &keys).unwrap();
+    assert_eq!(kinds(&lfm2(json!({}))), [false, true, false]);
+    // Without `layer_types`: those of `full_attn_idxs`, or all.
+    assert_eq!(kinds(&lfm2(json!({"layer_types": "absent", "full_attn_idxs": [2]}))), [false, false, true]);
+    assert_eq!(kinds(&lfm2(json!({"layer_types": "absent"}))), [true, true, true]);
+    let width = |keys: Value| lfm2(keys).layers[0].intermediate_size;
+    assert_eq!(width(json!({"intermediate_size": 48, "block_auto_adjust_ff_dim": "absent"})), 256);
+    let null = json!({"intermediate_size": 50, "block_auto_adjust_ff_dim": true, "block_ffn_dim_multiplier": null});
+    assert_eq!(width(null), 33);
+    assert_eq!(width(json!({"block_ff_dim": 24})), 24);
+    // The last but each fourth.
+    let qwen = golden_with("qwen3_5", &json!({"layer_types": "absent"})).unwrap();
+    assert_eq!(kinds(&qwen), [false, false, false, true]);
+    assert!(!qwen.is_plain() && qwen.style.output_gate);
+
+    let Mixer::Mamba2(mamba) = golden_with("mamba2", &json!({"time_step_limit": [0.01, 0.5]})).unwrap().layers[0].mixer
+    else {
+        panic!("not Mamba-2")
+    };
+    assert_eq!((mamba.time_step_limit, mamba.channels()), ((0.01, 0.5), 64 + 2 * 2 * 8));
+    let auto = golden_with("falcon_h1", &json!({"mamba_d_head": "auto", "mamba_rms_norm": true})).unwrap();
+    assert!(matches!(auto.layers[1].mixer, Mixer::AttentionAndMamba2(mamba) if mamba.norm == GatedNorm::BeforeGate));
+
+    let refusals = [
+        ("llama-tied", json!({"layer_types": ["conv", "conv"]}), "key `layer_types`"),
+        (
+            "lfm2",
+            json!({"layer_types": ["mamba", "conv", "conv"]}),
+            "`\"mamba\"` is not supported; supported: full_attention, sliding_attention, conv",
+        ),
+        ("lfm2", json!({"conv_L_cache": 0}), "key `conv_L_cache` is `0`"),
+        ("mamba2", json!({"num_heads": 5}), "key `num_heads` is `5`: times 16 components is not 64"),
+        ("mamba2", json!({"n_groups": 3}), "layer 0: 4 heads cannot share 3 groups of keys evenly"),
+        ("mamba2", json!({"time_step_limit": [0.5, 0.1]}), "key `time_step_limit`"),
+        ("mamba2", json!({"time_step_limit": [0.0, "NaN"]}), "key `time_step_limit`"),
+        ("mamba2", json!({"state_size": 5000}), "key `state_size` is `5000`"),
+        (
+            "mamba2",
+            json!({"hidden_size": 131_072, "num_heads": 4096, "head_dim": 64, "state_size": 4096, "n_groups": 4}),
+            "a state of 1073741824 values",
+        ),
+        ("falcon_h1", json!({"ssm_multipliers": [1.0]}), "key `ssm_multipliers` is `[1.0]`: must hold 5 numbers"),
+        ("granitemoehybrid", json!({"position_embedding_type": "alibi"}), "only `rope` and `nope` are supported"),
+        ("qwen3_next", json!({"linear_num_value_heads": 3}), "3 heads cannot share 2 groups"),
+    ];
+    for (name, keys, want) in refusals {
+        let message = golden_with(name, &keys).unwrap_err().to_string();
+        assert!(message.contains(want), "{name} {keys}: {message}");
     }
 }

@@ -351,3 +351,81 @@ fn two_of_four_weights_stay_zero_and_are_not_stored() {
     assert!(matches!(error, CompressError::NotTwoOfFour { .. }), "{error}");
     assert!(!out.exists());
 }
+
+/// Logits of a few tokens that every golden of this test has.
+fn short_logits(checkpoint: Checkpoint) -> Vec<f32> {
+    let cpu = Arc::new(Cpu::new(Some(1), None).unwrap());
+    let engine = Engine::load(Arc::new(checkpoint), cpu).unwrap();
+    let (mut sequence, mut workspace) = (engine.sequence(engine.default_kv()), Workspace::default());
+    let tokens: Vec<u32> = (0..30u32).map(|i| (i * i * 7 + i) % 60).collect();
+    engine.forward(&mut [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }], &mut workspace).unwrap();
+    workspace.logits().to_vec()
+}
+
+#[test]
+fn mixers_that_are_not_attention_are_quantized_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let cpu = Cpu::new(Some(1), None).unwrap();
+    let windows: Vec<Vec<u32>> =
+        (0..6u32).map(|window| (0..40u32).map(|i| (window * 37 + i * i * 11 + i) % 60).collect()).collect();
+    for model in ["lfm2-autoff", "mamba2", "granitemoehybrid-dense", "falcon_h1", "qwen3_5"] {
+        let was = short_logits(parent(model));
+        let run = |name: &str, linear, codes| {
+            let layerwise = Layerwise { cpu: &cpu, windows: &windows, equalize: None, codes, static_inputs: None };
+            let path = folder.path().join(format!("{model} {name}"));
+            let scheme = scheme(linear, Activations::Any);
+            let report = write(&parent(model), &path, scheme, Method::Layerwise(layerwise), &[]).unwrap();
+            let back = Checkpoint::open(&path).unwrap();
+            for &id in back.tensor_ids() {
+                if let TensorId::Layer(_, tensor) = id {
+                    assert_eq!(back.is_coded(id).unwrap(), tensor.is_linear(), "{model} {id:?}");
+                }
+            }
+            let error: f64 = report.tensors.iter().filter_map(|tensor| tensor.relative_output_error).sum();
+            (error, relative(&short_logits(back), &was))
+        };
+        let (_, eight) = run("int8", settings(8, true, Strategy::Channel), Codes::Weighted);
+        assert!(eight < 0.05, "{model}: {eight}");
+        let four = settings(4, false, Strategy::Channel);
+        let (rounded, _) = run("rounded", four, Codes::Weighted);
+        let (fed, _) = run("fed", four, Codes::Feedback(FeedbackOptions::default()));
+        assert!(fed < 0.97 * rounded, "{model}: {fed} {rounded}");
+    }
+}
+
+#[test]
+fn convolutions_survive_gguf() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lfm2.gguf");
+    let was = short_logits(parent("lfm2"));
+    for (name, most) in [("F32", 0.0), ("Q8_0", 0.05)] {
+        let formats = Formats::Scheme(Scheme::from_name(name).unwrap());
+        let options = QuantizeOptions { formats, keep: &[], method: Method::Rtn, store: None };
+        quantize(&parent("lfm2"), &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+        let back = Checkpoint::open(&path).unwrap();
+        assert_eq!(back.config().layers, parent("lfm2").config().layers);
+        let error = relative(&short_logits(back), &was);
+        assert!(error <= most, "{name}: {error}");
+    }
+    // llama.cpp has no place for these biases, and none of the other mixers is written yet.
+    for model in ["lfm2-autoff", "mamba2", "qwen3_5"] {
+        let formats = Formats::Scheme(Scheme::from_name("Q8_0").unwrap());
+        let options = QuantizeOptions { formats, keep: &[], method: Method::Rtn, store: None };
+        let path = folder.path().join(format!("{model}.gguf"));
+        let error = quantize(&parent(model), &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
+        assert!(error.to_string().contains("GGUF"), "{model}: {error}");
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn passes_that_rely_on_plain_layers_refuse_other_mixers() {
+    let folder = tempfile::tempdir().unwrap();
+    let sparsity = Sparsity::Fraction(0.5);
+    let options = PruneOptions { method: PruneMethod::Magnitude, sparsity: Some(sparsity), ..PruneOptions::default() };
+    for model in ["lfm2", "falcon_h1", "qwen3_5", "mixtral"] {
+        let path = folder.path().join(model);
+        let error = prune(&parent(model), &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, CompressError::Architecture { what: "sparsity", .. }), "{model}: {error}");
+    }
+}

@@ -6,9 +6,8 @@ use super::{
     names::{GGUF, gguf_layer, llama_layer},
     qwen3::QWEN3,
 };
-use crate::config::{Keys, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mixer, ShortConv};
+use crate::config::{Keys, MAX_HEADS, MAX_INTERMEDIATE};
 use crate::{AttentionBias, LayerTensor, ModelConfig, ModelError, arch::BiasRule};
-use serde_json::Value;
 
 pub(super) const LFM2: Arch = Arch {
     name: "lfm2",
@@ -51,25 +50,11 @@ pub(super) const LFM2: Arch = Arch {
         ..QWEN3.defaults
     },
     read_hf: |keys, config| {
-        read_convolutions(keys, config)?;
+        mixers::read_short_convolutions(keys, config)?;
         read_width(keys, config)
     },
     ..QWEN3
 };
-
-/// Which layers have a convolution, and how many taps.
-pub(super) fn read_convolutions(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
-    let channels = config.hidden_size;
-    let kernel = keys.size("conv_L_cache", MAX_KERNEL)?.unwrap_or(3);
-    let bias = keys.flag("conv_bias")?.unwrap_or(false);
-    let attention: Option<Vec<Value>> = keys.get("full_attn_idxs").and_then(Value::as_array).cloned();
-    let is_conv = |index: usize| attention.as_ref().is_some_and(|list| !list.contains(&Value::from(index)));
-    let own = mixers::own_layers(keys, config, is_conv)?;
-    for (layer, _) in config.layers.iter_mut().zip(own).filter(|(_, own)| *own) {
-        layer.mixer = Mixer::ShortConv(ShortConv { channels, kernel, bias });
-    }
-    Ok(())
-}
 
 /// F follows from `intermediate_size` where `block_auto_adjust_ff_dim` says so: two thirds of it, times a factor, rounded up.
 fn read_width(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {

@@ -4,6 +4,7 @@
 use super::{
     Arch, Names, experts,
     lfm2::{self, LFM2},
+    mixers,
 };
 use crate::config::{Keys, MAX_HEADS, Routing, RoutingScore};
 use crate::{ExpertTensor, LayerTensor, ModelConfig, ModelError};
@@ -18,7 +19,7 @@ pub(super) const LFM2_MOE: Arch = Arch {
     aliases: &[("rms_norm_eps", "norm_eps"), ("tie_word_embeddings", "tie_embedding")],
     harmless: &["output_router_logits", "conv_dim", "conv_dim_out", "num_heads", "theta"],
     read_hf: |keys, config| {
-        lfm2::read_convolutions(keys, config)?;
+        mixers::read_short_convolutions(keys, config)?;
         read_experts(keys, config)
     },
     ..LFM2

@@ -1,6 +1,8 @@
 //! Keys of config.json about layers that are not attention, as several families have them.
 
-use crate::config::{GatedNorm, Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mamba2};
+use crate::config::{
+    DeltaNet, GatedNorm, Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mamba2, Mixer, ShortConv,
+};
 use crate::{ModelConfig, ModelError};
 use serde_json::Value;
 
@@ -23,7 +25,7 @@ pub(super) fn own_layers(
 }
 
 /// Every n-th layer has attention, the others do not: true for those. n is `full_attention_interval`, or else 4.
-pub(super) fn all_but_each(keys: &mut Keys<'_>) -> Result<impl Fn(usize) -> bool + use<>, ModelError> {
+fn all_but_each(keys: &mut Keys<'_>) -> Result<impl Fn(usize) -> bool + use<>, ModelError> {
     let interval = keys.size("full_attention_interval", MAX_HEADS)?.unwrap_or(4);
     Ok(move |index: usize| !(index + 1).is_multiple_of(interval))
 }
@@ -78,4 +80,35 @@ fn read_limit(keys: &mut Keys<'_>) -> Result<(f32, f32), ModelError> {
         }
         _ => Err(keys.bad(KEY, "must be two numbers, neither negative, in order")),
     }
+}
+
+/// Which layers have a convolution, and how many taps.
+pub(super) fn read_short_convolutions(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
+    let channels = config.hidden_size;
+    let kernel = keys.size("conv_L_cache", MAX_KERNEL)?.unwrap_or(3);
+    let bias = keys.flag("conv_bias")?.unwrap_or(false);
+    let attention: Option<Vec<Value>> = keys.get("full_attn_idxs").and_then(Value::as_array).cloned();
+    let is_conv = |index: usize| attention.as_ref().is_some_and(|list| !list.contains(&Value::from(index)));
+    let own = own_layers(keys, config, is_conv)?;
+    for (layer, _) in config.layers.iter_mut().zip(own).filter(|(_, own)| *own) {
+        layer.mixer = Mixer::ShortConv(ShortConv { channels, kernel, bias });
+    }
+    Ok(())
+}
+
+/// The `linear_*` keys, and which layers they are about.
+pub(super) fn read_delta_nets(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
+    let net = DeltaNet {
+        key_heads: keys.required_size("linear_num_key_heads", MAX_HEADS)?,
+        key_dim: keys.required_size("linear_key_head_dim", MAX_HEAD_DIM)?,
+        value_heads: keys.required_size("linear_num_value_heads", MAX_HEADS)?,
+        value_dim: keys.required_size("linear_value_head_dim", MAX_HEAD_DIM)?,
+        kernel: keys.size("linear_conv_kernel_dim", MAX_KERNEL)?.unwrap_or(4),
+    };
+    let default = all_but_each(keys)?;
+    let own = own_layers(keys, config, default)?;
+    for (layer, _) in config.layers.iter_mut().zip(own).filter(|(_, own)| *own) {
+        layer.mixer = Mixer::DeltaNet(net);
+    }
+    Ok(())
 }

@@ -2,8 +2,9 @@
 //! Baseline: Qwen3-Next. One feed-forward network; the delta nets' projections are tensors of their own.
 
 use super::{
-    Arch, Defaults, Names, Order,
-    qwen3_next::{QWEN3_NEXT, delta_layer, read_delta_nets},
+    Arch, Names, Order,
+    mixers::read_delta_nets,
+    qwen3_next::{QWEN3_NEXT, delta_layer},
 };
 use crate::LayerTensor;
 
@@ -20,7 +21,6 @@ pub(super) const QWEN3_5: Arch = Arch {
     only: &[("attn_output_gate", "true")],
     // Of the layers that predict further tokens, and of a kernel's state: this one's is f32.
     harmless: &["mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"],
-    defaults: Defaults { rope_theta: 10_000.0, ..QWEN3_NEXT.defaults },
     read_hf: read_delta_nets,
     ..QWEN3_NEXT
 };

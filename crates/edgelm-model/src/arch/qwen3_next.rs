@@ -3,8 +3,8 @@
 //! stored less 1; a shared expert.
 
 use super::{Arch, Defaults, MlpBiasRule, Names, Order, WindowRule, experts, mixers, names::llama_layer};
-use crate::config::{DeltaNet, Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mixer, Routing};
-use crate::{LayerTensor, ModelConfig, ModelError, NormKind, QkNorm, Style, arch::qwen3_moe::QWEN3_MOE};
+use crate::config::{MAX_INTERMEDIATE, Routing};
+use crate::{LayerTensor, NormKind, QkNorm, Style, arch::qwen3_moe::QWEN3_MOE};
 
 pub(super) const QWEN3_NEXT: Arch = Arch {
     name: "qwen3_next",
@@ -35,7 +35,7 @@ pub(super) const QWEN3_NEXT: Arch = Arch {
         ..QWEN3_MOE.defaults
     },
     read_hf: |keys, config| {
-        read_delta_nets(keys, config)?;
+        mixers::read_delta_nets(keys, config)?;
         let dense: Vec<usize> = config.layers.iter().map(|layer| layer.intermediate_size).collect();
         let normalize = keys.flag("norm_topk_prob")?.unwrap_or(true);
         experts::read(keys, config, Routing::softmax(normalize))?;
@@ -47,23 +47,6 @@ pub(super) const QWEN3_NEXT: Arch = Arch {
     },
     ..QWEN3_MOE
 };
-
-/// The `linear_*` keys, and which layers they are about.
-pub(super) fn read_delta_nets(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), ModelError> {
-    let net = DeltaNet {
-        key_heads: keys.required_size("linear_num_key_heads", MAX_HEADS)?,
-        key_dim: keys.required_size("linear_key_head_dim", MAX_HEAD_DIM)?,
-        value_heads: keys.required_size("linear_num_value_heads", MAX_HEADS)?,
-        value_dim: keys.required_size("linear_value_head_dim", MAX_HEAD_DIM)?,
-        kernel: keys.size("linear_conv_kernel_dim", MAX_KERNEL)?.unwrap_or(4),
-    };
-    let default = mixers::all_but_each(keys)?;
-    let own = mixers::own_layers(keys, config, default)?;
-    for (layer, _) in config.layers.iter_mut().zip(own).filter(|(_, own)| *own) {
-        layer.mixer = Mixer::DeltaNet(net);
-    }
-    Ok(())
-}
 
 fn layer(tensor: LayerTensor) -> &'static str {
     use LayerTensor::*;

@@ -131,26 +131,6 @@ pub enum QkNorm {
     All(NormKind),
 }
 
-impl QkNorm {
-    /// What kind of norm, where there is one.
-    pub fn kind(self) -> Option<NormKind> {
-        match self {
-            Self::None => None,
-            Self::Head(kind) | Self::OwnHead(kind) | Self::All(kind) => Some(kind),
-        }
-    }
-
-    /// See [`NormKind::with_whole_gain`].
-    pub fn with_whole_gain(self) -> Self {
-        match self {
-            Self::None => Self::None,
-            Self::Head(kind) => Self::Head(kind.with_whole_gain()),
-            Self::OwnHead(kind) => Self::OwnHead(kind.with_whole_gain()),
-            Self::All(kind) => Self::All(kind.with_whole_gain()),
-        }
-    }
-}
-
 /// Fixed factors inside a layer (Falcon-H1, after Yang et al. 2022, arXiv:2203.03466).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Multipliers {
@@ -169,6 +149,26 @@ pub struct Multipliers {
 impl Multipliers {
     /// Nothing is multiplied.
     pub const NONE: Self = Self { attention_input: 1.0, key: 1.0, attention_output: 1.0, gate: 1.0, down: 1.0 };
+}
+
+impl QkNorm {
+    /// What kind of norm, where there is one.
+    pub fn kind(self) -> Option<NormKind> {
+        match self {
+            Self::None => None,
+            Self::Head(kind) | Self::OwnHead(kind) | Self::All(kind) => Some(kind),
+        }
+    }
+
+    /// See [`NormKind::with_whole_gain`].
+    pub fn with_whole_gain(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Head(kind) => Self::Head(kind.with_whole_gain()),
+            Self::OwnHead(kind) => Self::OwnHead(kind.with_whole_gain()),
+            Self::All(kind) => Self::All(kind.with_whole_gain()),
+        }
+    }
 }
 
 /// How ALiBi's slopes act.
