@@ -3,7 +3,7 @@
 //! GGUF leaves much of what layers compute to the name of the family, so no list of what it cannot say would stay complete:
 //! the metadata of a model is read again, and both configs are compared in what they compute.
 
-use super::{Experts, GgufTensors, LayerConfig, LayerRope, ModelConfig, RopeConfig, Style};
+use super::{GgufTensors, LayerConfig, LayerRope, ModelConfig, RopeConfig, Style};
 use crate::{ModelError, TensorId};
 use edgelm_format::gguf::Metadata;
 use std::{collections::BTreeMap, path::Path};
@@ -83,12 +83,16 @@ impl ModelConfig {
         }) {
             return Some("rotary embedding");
         }
-        let rest = |layer: &LayerConfig| LayerConfig {
-            rope: LayerRope::None,
-            intermediate_size: layer
-                .experts
-                .map_or(layer.intermediate_size, |experts: Experts| experts.intermediate_size),
-            ..layer.clone()
+        let rest = |layer: &LayerConfig| {
+            // Heads of a layer without attention mean nothing.
+            let heads = |count: usize| if layer.mixer.has_attention() { count } else { 0 };
+            LayerConfig {
+                rope: LayerRope::None,
+                num_attention_heads: heads(layer.num_attention_heads),
+                num_key_value_heads: heads(layer.num_key_value_heads),
+                intermediate_size: layer.experts.map_or(layer.intermediate_size, |experts| experts.intermediate_size),
+                ..layer.clone()
+            }
         };
         let differ = self.layers.iter().zip(&back.layers).any(|(layer, back)| rest(layer) != rest(back));
         differ.then_some("layers")
@@ -96,6 +100,7 @@ impl ModelConfig {
 
     fn rope_of(&self, layer: &LayerConfig) -> Option<&RopeConfig> {
         match layer.rope {
+            _ if !layer.mixer.has_attention() => None,
             LayerRope::None => None,
             LayerRope::Global => Some(&self.rope),
             LayerRope::Local => self.local_rope.as_ref().or(Some(&self.rope)),

@@ -5,7 +5,14 @@ use edgelm_format::gguf::{Metadata, Value};
 use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
 /// Keys after `{arch}.` that cannot change the forward pass, whatever their value.
-const HARMLESS: &[&str] = &["vocab_size", "rope.scaling.finetuned", "tensor_data_layout"];
+const HARMLESS: &[&str] = &[
+    "vocab_size",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    // Some files have both; the family says which one counts, and that one is read.
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+];
 
 /// Counts that say "not here" when 0.
 const ONLY_ZERO: &[&str] = &["expert_count", "expert_used_count", "nextn_predict_layers", "leading_dense_block_count"];
