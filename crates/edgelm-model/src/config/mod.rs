@@ -122,9 +122,15 @@ impl AttentionBias {
 }
 
 impl ModelConfig {
-    /// Attention in every layer, and layers as [`Style::is_plain`] has them.
+    /// Every layer has attention, and one feed-forward network: no other mixers, no experts.
+    pub fn is_attention_and_mlp(&self) -> bool {
+        let is_one = |layer: &LayerConfig| layer.mixer == Mixer::Attention && layer.experts.is_none();
+        self.layers.iter().all(is_one) && !self.style.output_gate
+    }
+
+    /// The same, with layers as [`Style::is_plain`] has them.
     pub fn is_plain(&self) -> bool {
-        self.style.is_plain() && self.layers.iter().all(|layer| layer.mixer == Mixer::Attention)
+        self.style.is_plain() && self.is_attention_and_mlp()
     }
 
     /// The tensor that makes the logits: the embedding where tied.
