@@ -31,9 +31,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("gpt2-bare", "scale of scores by layer"),
     // The tanh form of GELU.
     ("gpt_neox-sequential", "activation"),
+    ("lfm2-autoff", "biases of short convolutions"),
     ("phi-qknorm", "norms"),
-    // A layer without experts.
-    ("qwen3_moe", "experts"),
+    ("qwen3_moe", "layers without experts"),
 ];
 
 fn root() -> PathBuf {

@@ -10,6 +10,7 @@ pub(super) const GRANITEMOEHYBRID: Arch = Arch {
     name: "granitemoehybrid",
     hf_name: "GraniteMoeHybridForCausalLM",
     hf_model_type: "granitemoehybrid",
+    gguf_name: None,
     hf_names: Names { layer, ..GRANITEMOE.hf_names },
     aliases: &[("num_experts", "num_local_experts"), ("layer_types", "layers_block_type")],
     only: &[("normalization_function", "\"rmsnorm\"")],

@@ -12,6 +12,7 @@ pub(super) const QWEN3_5: Arch = Arch {
     name: "qwen3_5",
     hf_name: "Qwen3_5ForCausalLM",
     hf_model_type: "qwen3_5_text",
+    gguf_name: None,
     hf_names: Names {
         layer: delta_layer,
         fused: &[(&[LayerTensor::Q, LayerTensor::QGate], Order::PerHead)],

@@ -10,6 +10,7 @@ pub(super) const QWEN3_NEXT: Arch = Arch {
     name: "qwen3_next",
     hf_name: "Qwen3NextForCausalLM",
     hf_model_type: "qwen3_next",
+    gguf_name: None,
     hf_names: Names {
         layer,
         fused: &[

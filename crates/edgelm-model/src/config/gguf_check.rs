@@ -18,6 +18,9 @@ impl ModelConfig {
         let refuse = |what: &str| {
             ModelError::Export(format!("files of architecture `{architecture}` have no words for this model's {what}"))
         };
+        if self.arch.gguf_experts.is_some() && self.layers.iter().any(|layer| layer.experts.is_none()) {
+            return Err(refuse("layers without experts"));
+        }
         let shapes = self.gguf_shapes();
         let extras = self.gguf_extra_tensors();
         let values = |name: &str| extras.iter().find(|(extra, ..)| extra == name).map(|(.., values)| values.clone());
@@ -26,7 +29,8 @@ impl ModelConfig {
             rope_factors: values("rope_freqs.weight"),
             long_factors: values("rope_factors_short.weight").zip(values("rope_factors_long.weight")),
         };
-        let back = ModelConfig::from_gguf(metadata, tensors, Path::new("GGUF"))?;
+        let back = ModelConfig::from_gguf(metadata, tensors, Path::new("GGUF"))
+            .map_err(|error| ModelError::Export(format!("it could not be read back: {error}")))?;
         if let Some(what) = self.difference(&back) {
             return Err(refuse(what));
         }

@@ -31,6 +31,11 @@ pub(super) fn read(keys: &GgufKeys<'_>, arch: &Arch, layers: &mut [LayerConfig])
         false => None,
     };
     for (index, layer) in layers.iter_mut().enumerate() {
+        // Before anything is made for so many experts, the file must have a row for each.
+        let router = arch.gguf_tensor_name(TensorId::Layer(index, LayerTensor::Router));
+        if keys.tensor_shape(&router).and_then(|shape| shape.first().copied()) != Some(count) {
+            return Err(keys.bad("expert_count", &format!("tensor `{router}` does not have so many rows")));
+        }
         let whole = layer.intermediate_size;
         layer.intermediate_size = match &own {
             Some(own) => own[index],

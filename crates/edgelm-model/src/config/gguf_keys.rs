@@ -36,9 +36,14 @@ impl<'a> GgufKeys<'a> {
         Self { path, arch, metadata, shape, read: RefCell::default() }
     }
 
+    /// Row-major shape of a tensor of the file.
+    pub(super) fn tensor_shape(&self, name: &str) -> Option<Vec<usize>> {
+        (self.shape)(name)
+    }
+
     /// True if the file has a tensor of this name.
-    pub(crate) fn has_tensor(&self, name: &str) -> bool {
-        (self.shape)(name).is_some()
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
+        self.tensor_shape(name).is_some()
     }
 
     /// True if the file has a weight of the first layer, by its name inside the layer.

@@ -112,3 +112,63 @@ impl StyleKey {
         number.map(|number| (self.name(), Value::F32(number)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        LayerTensor, TensorId,
+        config::{GgufTensors, hf::tests::tiny},
+    };
+    use edgelm_format::gguf::Metadata;
+    use std::path::Path;
+
+    /// Reads metadata beside the tensors of `config`, and one more.
+    fn read(config: &ModelConfig, metadata: &Metadata, more: &str) -> Result<ModelConfig, ModelError> {
+        let shape = |name: &str| match name {
+            "token_embd.weight" => Some(vec![config.vocab_size, config.hidden_size]),
+            name => (name == more).then(|| vec![1]),
+        };
+        let tensors = GgufTensors { shape: &shape, rope_factors: None, long_factors: None };
+        ModelConfig::from_gguf(metadata, tensors, Path::new("x.gguf"))
+    }
+
+    fn without(metadata: &Metadata, key: &str) -> Metadata {
+        metadata.iter().filter(|(name, _)| name != key).cloned().collect()
+    }
+
+    #[test]
+    fn keys_that_a_family_needs_or_restricts_are_named() {
+        let cases = [
+            (
+                r#""model_type": "gpt_neox", "rotary_pct": 0.67"#,
+                "gptneox.use_parallel_residual",
+                None,
+                "must be true or false",
+            ),
+            (r#""model_type": "granite""#, "granite.logit_scale", None, "this architecture needs it"),
+            (r#""model_type": "mpt""#, "mpt.attention.max_alibi_bias", Some(4.0), "only 8 is supported"),
+            (r#""model_type": "granite""#, "granite.residual_scale", Some(-1.0), "must not be negative"),
+        ];
+        for (keys, key, value, want) in cases {
+            let config = tiny(keys);
+            let mut metadata = config.gguf_metadata().expect("it can be written");
+            assert!(metadata.iter().any(|(name, _)| name == key), "{key}");
+            metadata = without(&metadata, key);
+            metadata.extend(value.map(|value| (key.to_owned(), Value::F32(value))));
+            let error = read(&config, &metadata, "").expect_err("refused").to_string();
+            assert!(error.contains(&format!("`{key}`")) && error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_of_phi_may_have_queries_keys_and_values_in_one_tensor() {
+        let config = tiny(r#""model_type": "phi", "partial_rotary_factor": 0.67"#);
+        let metadata = config.gguf_metadata().expect("it can be written");
+        let q = TensorId::Layer(0, LayerTensor::Q);
+        for (more, want) in [("", "blk.0.attn_q.weight"), ("blk.0.attn_qkv.weight", "blk.0.attn_qkv.weight")] {
+            let read = read(&config, &metadata, more).expect("a good file");
+            assert_eq!(read.arch.gguf_tensor_name(q), want);
+        }
+    }
+}
