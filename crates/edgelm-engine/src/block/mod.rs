@@ -96,8 +96,8 @@ pub(crate) struct Rows<'a> {
 
 /// The feed-forward half.
 enum Half {
-    Dense(FeedForward),
-    Experts(MixtureOfExperts),
+    Dense(Box<FeedForward>),
+    Experts(Box<MixtureOfExperts>),
     /// There is none.
     Absent,
 }
@@ -175,8 +175,8 @@ impl Block {
             ffn_norm: norm(norms.ffn, T::FfnNorm, T::FfnNormBias)?,
             feed_forward: match config.layers[index].experts {
                 None if config.layers[index].intermediate_size == 0 => Half::Absent,
-                None => Half::Dense(FeedForward::load(tensors, matrices, index, Roles::DENSE)?),
-                Some(experts) => Half::Experts(MixtureOfExperts::load(tensors, matrices, index, experts)?),
+                None => Half::Dense(Box::new(FeedForward::load(tensors, matrices, index, Roles::DENSE)?)),
+                Some(experts) => Half::Experts(Box::new(MixtureOfExperts::load(tensors, matrices, index, experts)?)),
             },
             post_ffn_norm: norm(norms.post_ffn, T::PostFfnNorm, T::PostFfnNorm)?,
             config: config.clone(),
