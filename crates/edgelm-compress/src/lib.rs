@@ -57,7 +57,7 @@ pub use size::parse_size;
 pub use store::LayerStore;
 pub use walk::Walk;
 
-use edgelm_model::{LayerConfig, Mixer, ModelConfig};
+use edgelm_model::ModelConfig;
 use std::{ops::ControlFlow, path::PathBuf};
 
 /// Why a pass cannot be done.
@@ -333,8 +333,7 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoo
 
 /// For passes that go through the matrices of attention and of one feed-forward network, and would leave others as they are.
 pub(crate) fn needs_known_matrices(config: &ModelConfig, what: &'static str) -> Result<(), CompressError> {
-    let is_known = |layer: &LayerConfig| layer.mixer == Mixer::Attention && layer.experts.is_none();
-    match config.layers.iter().all(is_known) && !config.style.output_gate {
+    match config.is_attention_and_mlp() {
         true => Ok(()),
         false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
     }
@@ -342,8 +341,7 @@ pub(crate) fn needs_known_matrices(config: &ModelConfig, what: &'static str) -> 
 
 /// For passes that fold factors into neighbours, or take channels out.
 pub(crate) fn needs_plain_layers(config: &ModelConfig, what: &'static str) -> Result<(), CompressError> {
-    let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
-    match config.is_plain() && !has_experts {
+    match config.is_plain() {
         true => Ok(()),
         false => Err(CompressError::Architecture { what, architecture: config.arch.name }),
     }

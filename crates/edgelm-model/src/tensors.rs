@@ -39,7 +39,7 @@ pub enum LayerTensor {
     KBias,
     V,
     VBias,
-    /// Of the gate on what attention returns, as large as Q.
+    /// Of the gate on what attention returns.
     QGate,
     QGateBias,
     QNorm,

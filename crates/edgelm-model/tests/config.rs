@@ -369,7 +369,7 @@ fn mixers_other_than_attention() {
     // The last but each fourth.
     let qwen = golden_with("qwen3_5", &json!({"layer_types": "absent"})).unwrap();
     assert_eq!(kinds(&qwen), [false, false, false, true]);
-    assert!(!qwen.is_plain() && qwen.style.output_gate);
+    assert!(!qwen.is_plain() && qwen.style.output_gate.is_some());
 
     let Mixer::Mamba2(mamba) = golden_with("mamba2", &json!({"time_step_limit": [0.01, 0.5]})).unwrap().layers[0].mixer
     else {

@@ -12,9 +12,8 @@ fn row(arch: &Arch, goldens: &Path) -> String {
         (config.arch == arch).then_some(config)
     });
     let config = config.unwrap_or_else(|| panic!("`{}` has no golden in testdata", arch.name));
-    let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
     let gguf = arch.gguf_name.map_or_else(|| "no".to_owned(), |name| format!("`{name}`"));
-    let folds = yes(config.style.is_plain() && !has_experts);
+    let folds = yes(config.is_plain());
     format!("| {} | `{}` | yes | yes | {folds} | {folds} | {gguf} |", arch.name, arch.hf_name)
 }
 
@@ -26,8 +25,8 @@ fn models_page_is_what_the_descriptions_say() {
          logits of transformers among the tests. Whatever is not here is refused by name.\n\n\
          Load, run: Hugging Face folders, through every command that runs a model. Quantize: `rtn`, `imatrix`, `gptq` and mixtures,\n\
          into folders and, where there is a GGUF name, GGUF files; `awq`, `smoothquant`, `best` and rotation fold factors into\n\
-         neighbouring matrices and need layers as Llama has them. Prune: heads, FFN channels, hidden width; layers and single weights\n\
-         go everywhere. GGUF: its name there.\n\n\
+         neighbouring matrices and need layers as Llama has them. Prune: heads, FFN channels, hidden width; layers go\n\
+         everywhere, single weights where every layer has attention and one feed-forward network. GGUF: its name there.\n\n\
          | family | transformers | load, run | quantize | fold | prune widths | GGUF |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for arch in ARCHS {

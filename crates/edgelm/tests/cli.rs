@@ -54,6 +54,7 @@ fn inspect_tells_the_facts() {
     assert_eq!(facts["bits_per_weight"], 16.0);
     assert_eq!(facts["tensors"].as_array().unwrap().len(), 4 * 9 + 2);
     assert_eq!(facts["memory"]["kv_bytes_per_token"], 4 * 2 * 2 * 64 * 2);
+    assert_eq!(facts["memory"]["state_bytes"], 0);
     let parameters = facts["parameters"].as_u64().unwrap();
     assert_eq!(facts["memory"]["weights_bytes"].as_u64().unwrap(), parameters * 2);
     assert!(text(&["inspect", "demo", "--tensors"]).contains("model.layers.3.mlp.down_proj.weight"));

@@ -421,8 +421,8 @@ fn convolutions_survive_gguf() {
 #[test]
 fn passes_that_rely_on_plain_layers_refuse_other_mixers() {
     let folder = tempfile::tempdir().unwrap();
-    let sparsity = Sparsity::Fraction(0.5);
-    let options = PruneOptions { method: PruneMethod::Magnitude, sparsity: Some(sparsity), ..PruneOptions::default() };
+    let sparsity = Some(Sparsity::new(None, "2:4".parse().unwrap()).unwrap());
+    let options = PruneOptions { sparsity, method: PruneMethod::Magnitude, ..PruneOptions::default() };
     for model in ["lfm2", "falcon_h1", "qwen3_5", "mixtral"] {
         let path = folder.path().join(model);
         let error = prune(&parent(model), &path, &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();

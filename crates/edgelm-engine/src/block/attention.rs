@@ -47,7 +47,7 @@ impl Attention {
             q: projection(T::Q)?,
             k: projection(T::K)?,
             v: projection(T::V)?,
-            gate: style.output_gate.then(|| projection(T::QGate)).transpose()?,
+            gate: style.output_gate.map(|_| projection(T::QGate)).transpose()?,
             o: projection(T::O)?,
             q_norm: HeadNorm::load(tensors, index, (T::QNorm, T::QNormBias))?,
             k_norm: HeadNorm::load(tensors, index, (T::KNorm, T::KNormBias))?,
@@ -151,7 +151,12 @@ impl Attention {
             self.see_prompt(prompt, rows.clone(), q, heads);
         }
         if self.gate.is_some() {
-            heads.iter_mut().zip(gates.iter()).for_each(|(out, gate)| *out *= sigmoid(*gate));
+            // One component each, or a head.
+            let run = heads.len() / gates.len().max(1);
+            for (out, gate) in heads.chunks_exact_mut(run).zip(gates.iter()) {
+                let gate = sigmoid(*gate);
+                out.iter_mut().for_each(|out| *out *= gate);
+            }
         }
         observer(&[T::O], heads, rows)?;
         matmul(cpu, heads, rows, self.output_scale, &mut [self.o.linear(update, rows)], buffers);

@@ -68,7 +68,7 @@ fn read_width(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), Model
         if adjust {
             width = 2 * width / 3;
             if let Some(factor) = factor {
-                width = ((factor * width as f64) as usize).next_multiple_of(multiple);
+                width = ((factor * width as f64) as usize).min(MAX_INTERMEDIATE + 1).next_multiple_of(multiple);
             }
         }
         if !(1..=MAX_INTERMEDIATE).contains(&width) {

@@ -32,7 +32,7 @@ pub(super) const LLAMA: Arch = Arch {
         attention_scale: None,
         scale_by_layer: false,
         attention_softcap: None,
-        output_gate: false,
+        output_gate: None,
         multipliers: Multipliers::NONE,
         clip_qkv: None,
         embedding_scale: 1.0,

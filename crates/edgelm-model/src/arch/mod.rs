@@ -32,6 +32,7 @@ mod hunyuan;
 mod hyperclovax;
 mod lfm2;
 mod lfm2_moe;
+mod lfm3;
 mod llama;
 mod mamba2;
 mod ministral3;
@@ -119,6 +120,7 @@ pub const ARCHS: &[&Arch] = &[
     &gpt_oss::GPT_OSS,
     &lfm2::LFM2,
     &lfm2_moe::LFM2_MOE,
+    &lfm3::LFM3,
     &mamba2::MAMBA2,
     &granitemoehybrid::GRANITEMOEHYBRID,
     &falcon_h1::FALCON_H1,

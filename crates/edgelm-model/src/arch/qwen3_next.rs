@@ -4,7 +4,7 @@
 
 use super::{Arch, Defaults, MlpBiasRule, Names, Order, WindowRule, experts, mixers, names::llama_layer};
 use crate::config::{MAX_INTERMEDIATE, Routing};
-use crate::{LayerTensor, NormKind, QkNorm, Style, arch::qwen3_moe::QWEN3_MOE};
+use crate::{LayerTensor, NormKind, OutputGate, QkNorm, Style, arch::qwen3_moe::QWEN3_MOE};
 
 pub(super) const QWEN3_NEXT: Arch = Arch {
     name: "qwen3_next",
@@ -23,7 +23,7 @@ pub(super) const QWEN3_NEXT: Arch = Arch {
     style: Style {
         norm: NormKind::RmsPlusOne,
         qk_norm: QkNorm::Head(NormKind::RmsPlusOne),
-        output_gate: true,
+        output_gate: Some(OutputGate::Component),
         ..QWEN3_MOE.style
     },
     mlp_bias: MlpBiasRule::Always(false),

@@ -94,8 +94,10 @@ fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig, was: &ModelCon
 
 /// What the file says layer by layer, or by the number of a layer.
 fn set_layers(map: &mut Map<String, Value>, layers: &[usize]) {
-    if let Some(Value::Array(types)) = map.get_mut("layer_types") {
-        *types = layers.iter().filter_map(|&layer| types.get(layer).cloned()).collect();
+    for key in ["layer_types", "layers_block_type"] {
+        if let Some(Value::Array(types)) = map.get_mut(key) {
+            *types = layers.iter().filter_map(|&layer| types.get(layer).cloned()).collect();
+        }
     }
     if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
         let below = layers.iter().filter(|&&layer| (layer as u64) < first).count();

@@ -156,6 +156,17 @@ impl Checkpoint {
         if stored.spread.is_some() {
             return self.gathered(id, &stored, shape);
         }
+        if let (Store::Packed(folder), Some((expert, _))) = (&self.store, stored.expert)
+            && folder.is_packed(&stored.name)
+        {
+            // Codes are unpacked for this expert alone.
+            let alone = Stored { expert: None, shape: stored.shape[1..].to_vec(), ..stored };
+            let rows = alone.shape[0];
+            let bytes = folder.rows(&alone.name, expert * rows..(expert + 1) * rows)?;
+            let bytes = bytes.ok_or_else(|| self.missing(id))?.into();
+            let view = TensorView { dtype: self.describe(id)?.0, shape, bytes };
+            return Ok(part::of(view, &alone, shape));
+        }
         let view = self.store.get(&stored.name)?.ok_or_else(|| self.missing(id))?;
         Ok(part::of(view, &stored, shape))
     }
@@ -186,7 +197,7 @@ impl Checkpoint {
     }
 
     fn stored(&self, id: TensorId) -> Stored {
-        names(&self.config, self.storage()).stored(self.prefix, &self.config, id)
+        stored(&self.config, &self.store, self.prefix, id)
     }
 
     /// Format and shape of a tensor, without reading its values. Errors if absent.
@@ -202,7 +213,7 @@ impl Checkpoint {
     pub fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
         if let Store::Packed(folder) = &self.store
             && self.stored(id).rows.is_none()
-            && let Some(bytes) = folder.row(&self.stored_name(id), row)?
+            && let Some(bytes) = folder.rows(&self.stored_name(id), row..row + 1)?
         {
             return Ok((self.describe(id)?.0, bytes.into()));
         }
@@ -353,6 +364,21 @@ fn row_of(view: TensorView<'_>, row: usize) -> (DType, Cow<'_, [u8]>) {
         Cow::Owned(bytes) => Cow::Owned(bytes[start..][..row_bytes].to_vec()),
     };
     (view.dtype, bytes)
+}
+
+/// Where a tensor lies in a store.
+fn stored(config: &ModelConfig, store: &Store, prefix: Prefix, id: TensorId) -> Stored {
+    let mut stored = names(config, store.kind()).stored(prefix, config, id);
+    if let Store::Packed(folder) = store
+        && stored.transposed
+        && folder.is_packed(&stored.name)
+    {
+        // Codes are stored [out, in] whatever floats are.
+        let last = stored.shape.len() - 1;
+        stored.shape.swap(last, last - 1);
+        stored.transposed = false;
+    }
+    stored
 }
 
 fn names(config: &ModelConfig, storage: StorageKind) -> &Names {

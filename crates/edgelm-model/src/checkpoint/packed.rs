@@ -247,10 +247,10 @@ impl PackedFolder {
         Ok(matrix.stored.open(&self.file)?.map(view))
     }
 
-    /// One row of a matrix that is packed.
-    pub(super) fn row(&self, name: &str, row: usize) -> Result<Option<Vec<u8>>, FormatError> {
-        let Some(matrix) = self.matrices.get(name).filter(|matrix| row < matrix.rows()) else { return Ok(None) };
-        Ok(matrix.stored.open(&self.file)?.map(|found| found.blocks(row..row + 1)))
+    /// Some rows of a matrix that is packed.
+    pub(super) fn rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Vec<u8>>, FormatError> {
+        let Some(matrix) = self.matrices.get(name).filter(|matrix| rows.end <= matrix.rows()) else { return Ok(None) };
+        Ok(matrix.stored.open(&self.file)?.map(|found| found.blocks(rows)))
     }
 
     /// The format in which the engine runs a matrix that is packed.

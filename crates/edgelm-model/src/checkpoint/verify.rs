@@ -36,7 +36,7 @@ pub(super) fn tensors(
     let found: HashSet<&str> = store.names().into_iter().collect();
     let mut expected: HashSet<String> = HashSet::new();
     for &id in &ids {
-        let stored = names.stored(prefix, config, id);
+        let stored = super::stored(config, store, prefix, id);
         for name in stored.names() {
             check(&stored, &name, id, store, path)?;
             expected.insert(name);

@@ -135,6 +135,7 @@ fn read_layers(
     let least = u64::from(kernel.is_none());
     let kv_heads = keys.per_layer_from(least, "attention.head_count_kv", count, MAX_HEADS)?;
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+    let most_kv_heads = kv_heads.iter().copied().max().unwrap_or(1).max(1);
     let ffn = keys.required("feed_forward_length", keys.per_layer("feed_forward_length", count, MAX_INTERMEDIATE))?;
     let head_dim = match keys.size("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
@@ -188,7 +189,8 @@ fn read_layers(
             LayerConfig {
                 mixer,
                 num_attention_heads: heads[index],
-                num_key_value_heads: kv_heads[index],
+                // Of a layer without attention, what those with it have: nobody reads it.
+                num_key_value_heads: if mixer == Mixer::Attention { kv_heads[index] } else { most_kv_heads },
                 head_dim,
                 intermediate_size: ffn[index],
                 experts: None,

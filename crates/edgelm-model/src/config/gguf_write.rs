@@ -90,6 +90,9 @@ impl ModelConfig {
                 put("rope.scaling.type", Value::String("linear".to_owned()));
                 put("rope.scaling.factor", Value::F32(*factor as f32));
             }
+            RopeScaling::Proportional { .. } => {
+                return refuse("proportional rotary embeddings have no form in GGUF files here");
+            }
             RopeScaling::LongRope { .. } if !self.arch.gguf_long_factors => {
                 return refuse(&format!("files of architecture `{arch}` cannot hold longrope scaling"));
             }

@@ -5,7 +5,7 @@ use crate::{Arch, ModelError};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-const TYPES: &str = "default, linear, dynamic, llama3, yarn, longrope";
+const TYPES: &str = "default, linear, dynamic, llama3, yarn, longrope, proportional";
 
 /// Parameters that some rope type reads: transformers ignores them where the type at hand does not.
 const PARAMETERS: &[&str] = &[
@@ -118,8 +118,15 @@ impl Model<'_> {
             None => keys.size("original_max_position_embeddings", MAX_CONTEXT)?.unwrap_or(self.max_position_embeddings),
         };
         // Rounded down, as transformers does.
-        let rotary_dim = (self.head_dim as f64 * partial) as usize;
-        let scaling = read_scaling(&mut keys, rope_type, self.max_position_embeddings, original)?;
+        let mut rotary_dim = (self.head_dim as f64 * partial) as usize;
+        let scaling = match rope_type {
+            "proportional" => {
+                let pairs = rotary_dim / 2;
+                rotary_dim = self.head_dim;
+                RopeScaling::Proportional { pairs, factor: keys.positive("factor")?.unwrap_or(1.0) }
+            }
+            _ => read_scaling(&mut keys, rope_type, self.max_position_embeddings, original)?,
+        };
         let growth = |beta| QueryGrowth { beta, original_max_position_embeddings: original };
         let query_growth = keys.number("llama_4_scaling_beta")?.map(growth);
         keys.finish(&[PARAMETERS])?;

@@ -108,7 +108,9 @@ fn check_rope(rope: &RopeConfig) -> Result<(), String> {
 fn rope_numbers(scaling: &RopeScaling) -> impl Iterator<Item = (&'static str, f64)> {
     let named = match scaling {
         RopeScaling::Default => vec![],
-        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => vec![("factor", *factor)],
+        RopeScaling::Linear { factor }
+        | RopeScaling::Dynamic { factor, .. }
+        | RopeScaling::Proportional { factor, .. } => vec![("factor", *factor)],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
             vec![("factor", *factor), ("low_freq_factor", *low_freq_factor), ("high_freq_factor", *high_freq_factor)]
         }

@@ -30,7 +30,7 @@ pub(crate) use json::{Keys, parse_object};
 pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
 pub use mixer::{DeltaNet, GatedNorm, Mamba2, Mixer, ShortConv, StateSize};
 pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
-pub use style::{Alibi, Multipliers, NormKind, Norms, QkNorm, Residual, Style};
+pub use style::{Alibi, Multipliers, NormKind, Norms, OutputGate, QkNorm, Residual, Style};
 
 use crate::{Arch, TensorId};
 
@@ -122,9 +122,15 @@ impl AttentionBias {
 }
 
 impl ModelConfig {
-    /// Attention in every layer, and layers as [`Style::is_plain`] has them.
+    /// Every layer has attention, and one feed-forward network: no other mixers, no experts.
+    pub fn is_attention_and_mlp(&self) -> bool {
+        let is_one = |layer: &LayerConfig| layer.mixer == Mixer::Attention && layer.experts.is_none();
+        self.layers.iter().all(is_one) && self.style.output_gate.is_none()
+    }
+
+    /// The same, with layers as [`Style::is_plain`] has them.
     pub fn is_plain(&self) -> bool {
-        self.style.is_plain() && self.layers.iter().all(|layer| layer.mixer == Mixer::Attention)
+        self.style.is_plain() && self.is_attention_and_mlp()
     }
 
     /// The tensor that makes the logits: the embedding where tied.

@@ -70,6 +70,11 @@ pub enum RopeScaling {
         original_max_position_embeddings: usize,
         attention_factor: f64,
     },
+    /// Only the first pairs of a head turn, as fast as they would if all did (Gemma 4, LFM3).
+    Proportional {
+        pairs: usize,
+        factor: f64,
+    },
     /// Explicit divisors per frequency (GGUF `rope_freqs.weight`).
     Factors {
         factors: Vec<f32>,
@@ -147,6 +152,10 @@ impl RopeConfig {
             RopeScaling::LongRope { short, long, original_max_position_embeddings, attention_factor } => {
                 let divisors = if total_len > *original_max_position_embeddings { long } else { short };
                 (plain.iter().zip(divisors).map(|(freq, divisor)| freq / divisor).collect(), *attention_factor)
+            }
+            RopeScaling::Proportional { pairs, factor } => {
+                let scale = |(i, freq): (usize, f64)| if i < *pairs { freq / factor } else { 0.0 };
+                (plain.into_iter().enumerate().map(scale).collect(), 1.0)
             }
             RopeScaling::Factors { factors, attention_factor } => {
                 let scaled = plain.iter().zip(factors).map(|(freq, &factor)| freq / f64::from(factor)).collect();

@@ -1,6 +1,6 @@
 //! Which tensors a config implies, and how large each one is.
 
-use super::{GatedNorm, Mixer, ModelConfig, QkNorm};
+use super::{GatedNorm, Mixer, ModelConfig, OutputGate, QkNorm};
 use crate::{ExpertTensor, Experts, LayerTensor, TensorId};
 
 impl ModelConfig {
@@ -45,8 +45,17 @@ impl ModelConfig {
             AttnNorm => (style.norms.attn && gain, vec![hidden]),
             AttnNormBias => (style.norms.attn && norm_bias, vec![hidden]),
             Q => (true, vec![q, hidden]),
-            QGate => (style.output_gate, vec![q, hidden]),
-            QGateBias => (style.output_gate && bias.on_inputs(), vec![q]),
+            QGate | QGateBias => {
+                let rows = match style.output_gate? {
+                    OutputGate::Component => q,
+                    OutputGate::Head => layer.num_attention_heads,
+                };
+                match tensor {
+                    QGate => (true, vec![rows, hidden]),
+                    // It has one where it is stored with Q.
+                    _ => (style.output_gate == Some(OutputGate::Component) && bias.on_inputs(), vec![rows]),
+                }
+            }
             K | V => (true, vec![kv, hidden]),
             QBias => (bias.on_inputs(), vec![q]),
             KBias | VBias => (bias.on_inputs(), vec![kv]),

@@ -31,8 +31,8 @@ pub struct Style {
     pub scale_by_layer: bool,
     /// c in c·tanh(s/c), on attention scores.
     pub attention_softcap: Option<f32>,
-    /// What attention returns is multiplied by the sigmoid of a product of its own (Qwen3-Next).
-    pub output_gate: bool,
+    /// What attention returns is multiplied by sigmoids of a product of its own.
+    pub output_gate: Option<OutputGate>,
     /// Of products inside a layer.
     pub multipliers: Multipliers,
     /// Queries, keys and values are clamped to ± this.
@@ -131,6 +131,15 @@ pub enum QkNorm {
     All(NormKind),
 }
 
+/// What a sigmoid on the output of attention multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputGate {
+    /// One component of one head (Qwen3-Next).
+    Component,
+    /// A head (LFM3).
+    Head,
+}
+
 /// Fixed factors inside a layer (Falcon-H1, after Yang et al. 2022, arXiv:2203.03466).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Multipliers {
@@ -193,7 +202,7 @@ impl Style {
             && self.clip_qkv.is_none()
             && self.alibi.is_none()
             && !self.sinks
-            && !self.output_gate
+            && self.output_gate.is_none()
             && self.multipliers == Multipliers::NONE
             && !self.embedding_norm
             && self.position_embedding.is_none()
