@@ -15,7 +15,7 @@ pub(super) const LFM2: Arch = Arch {
     hf_model_type: "lfm2",
     gguf_name: Some("lfm2"),
     // llama.cpp has the last norm under the name of that of the embeddings.
-    gguf_names: Names { layer: gguf, embedding_norm: "", output_norm: "token_embd_norm", ..GGUF },
+    gguf_names: Names { layer: gguf, output_norm: "token_embd_norm", embedding_norm: "", ..GGUF },
     gguf_rope_factors: false,
     hf_names: Names { layer, output_norm: "embedding_norm", ..QWEN3.hf_names },
     aliases: &[
