@@ -152,8 +152,14 @@ fn shared_goldens_survive_gguf_or_are_refused_by_name() {
     check(&folders);
 }
 
+/// Keys of a config and what they become.
+type Values<'a> = &'a [(&'a str, Value)];
+
+/// The new name of a tensor that stays.
+type Rename = fn(&str) -> Option<String>;
+
 /// A golden with other values in its config, and only the tensors that `rename` returns.
-fn changed(folder: &Path, to: &Path, values: &[(&str, Value)], rename: fn(&str) -> Option<String>) {
+fn changed(folder: &Path, to: &Path, values: Values<'_>, rename: Rename) {
     let text = std::fs::read(folder.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&text).unwrap();
     for (key, value) in values {
@@ -180,7 +186,7 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
     };
     let yarn =
         json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
-    let cases: [(&str, &[(&str, Value)], fn(&str) -> Option<String>); 4] = [
+    let cases: [(&str, Values<'_>, Rename); 4] = [
         // Not refused, but llama.cpp computes only this form of YaRN.
         ("gpt_oss", &[("rope_parameters", yarn)], keep),
         ("gemma2", &[("query_pre_attn_scalar", json!(16))], keep),

@@ -245,10 +245,11 @@ fn read_rope(
 
     let long_factors = tensors.long_factors.as_ref().filter(|_| arch.gguf_long_factors);
     let scaling = match keys.text("rope.scaling.type")?.unwrap_or("linear") {
-        "longrope" if long_factors.is_none() => {
+        "longrope" if arch.gguf_long_factors && long_factors.is_none() => {
             return Err(keys.bad("rope.scaling.type", "needs tensors `rope_factors_short` and `rope_factors_long`"));
         }
-        "longrope" | "none" => RopeScaling::Default,
+        "longrope" if arch.gguf_long_factors => RopeScaling::Default,
+        "none" => RopeScaling::Default,
         "linear" if factor == 1.0 => match dynamic {
             Some(factor) => RopeScaling::Dynamic { factor, original_max_position_embeddings: context },
             None => RopeScaling::Default,
