@@ -298,7 +298,8 @@ impl<'a> Narrow<'a> {
             stream.store(index, &embed_window(checkpoint, cpu, window)?)?;
         }
         let mut edited = Edited::new(checkpoint);
-        edited.config_mut().hidden_size = basis.width();
+        let config = edited.config_mut();
+        (config.hidden_size, config.embedding_size) = (basis.width(), basis.width());
         edited.config_mut().tie_word_embeddings &= basis.kind() == HiddenBasis::Channels;
         let id = TensorId::TokenEmbedding;
         let rows = basis.of_rows(&decode(checkpoint, id)?, size);

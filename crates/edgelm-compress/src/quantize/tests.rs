@@ -377,8 +377,10 @@ fn mixers_that_are_not_attention_are_quantized_too() {
             let report = write(&parent(model), &path, scheme, Method::Layerwise(layerwise), &[]).unwrap();
             let back = Checkpoint::open(&path).unwrap();
             for &id in back.tensor_ids() {
+                // Rows that are not whole blocks stay floats.
+                let is_whole = back.describe(id).unwrap().1.last().unwrap().is_multiple_of(32);
                 if let TensorId::Layer(_, tensor) = id {
-                    assert_eq!(back.is_coded(id).unwrap(), tensor.is_linear(), "{model} {id:?}");
+                    assert_eq!(back.is_coded(id).unwrap(), tensor.is_linear() && is_whole, "{model} {id:?}");
                 }
             }
             let error: f64 = report.tensors.iter().filter_map(|tensor| tensor.relative_output_error).sum();

@@ -74,7 +74,9 @@ fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig, was: &ModelCon
     let is_same = |(layer, &source): (&LayerConfig, &usize)| was.layers.get(source) == Some(layer);
     let lists = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
     let has_list = lists.iter().any(|key| map.get(*key).is_some_and(Value::is_array));
-    if config.layers.iter().zip(layers).all(is_same) && !has_list {
+    // A head's size may follow from the hidden size.
+    let is_same_size = config.hidden_size == was.hidden_size;
+    if is_same_size && config.layers.iter().zip(layers).all(is_same) && !has_list {
         return;
     }
     let mut set = |key: &str, size: fn(&LayerConfig) -> usize| {

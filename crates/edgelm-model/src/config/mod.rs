@@ -128,9 +128,9 @@ impl ModelConfig {
         self.layers.iter().all(is_one) && self.style.output_gate.is_none()
     }
 
-    /// The same, with layers as [`Style::is_plain`] has them.
+    /// The same, with layers as [`Style::is_plain`] has them, and embeddings as wide as these.
     pub fn is_plain(&self) -> bool {
-        self.style.is_plain() && self.is_attention_and_mlp()
+        self.style.is_plain() && self.is_attention_and_mlp() && self.embedding_size == self.hidden_size
     }
 
     /// The tensor that makes the logits: the embedding where tied.
