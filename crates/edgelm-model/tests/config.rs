@@ -254,7 +254,7 @@ fn refusals_name_key_and_value() {
         ),
         (
             json!({"rope_parameters": {"rope_type": "ntk"}}),
-            "key `rope_parameters.rope_type` is `\"ntk\"`: this rope type is not supported; supported: default, linear, dynamic, llama3, yarn, longrope",
+            "key `rope_parameters.rope_type` is `\"ntk\"`: this rope type is not supported; supported: default, linear, dynamic, llama3, yarn, longrope, proportional",
         ),
         (
             json!({"rope_scaling": {"type": "linear"}}),
