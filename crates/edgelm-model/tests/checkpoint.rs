@@ -451,7 +451,7 @@ fn gguf_refusals_name_the_key() {
         (
             "llama.rope.scaling.type",
             Some(String("longrope".to_owned())),
-            "key `llama.rope.scaling.type` is `longrope`: needs tensors `rope_factors_short` and `rope_factors_long`",
+            "key `llama.rope.scaling.type` is `longrope`: this rope type is not supported; supported: none, linear, yarn",
         ),
         (
             "llama.rope.freq_base",

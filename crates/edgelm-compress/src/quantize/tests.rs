@@ -387,7 +387,7 @@ fn mixers_that_are_not_attention_are_quantized_too() {
             (error, relative(&short_logits(back), &was))
         };
         let (_, eight) = run("int8", settings(8, true, Strategy::Channel), Codes::Weighted);
-        assert!(eight < 0.05, "{model}: {eight}");
+        assert!(eight < 0.1, "{model}: {eight}");
         let four = settings(4, false, Strategy::Channel);
         let (rounded, _) = run("rounded", four, Codes::Weighted);
         let (fed, _) = run("fed", four, Codes::Feedback(FeedbackOptions::default()));

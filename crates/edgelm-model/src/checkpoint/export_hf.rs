@@ -1,7 +1,10 @@
 //! A checkpoint as the texts of a Hugging Face folder.
 
 use super::Checkpoint;
-use crate::{LayerConfig, ModelConfig, ModelError, config::parse_object};
+use crate::{
+    LayerConfig, ModelConfig, ModelError,
+    config::{BESIDE_TEXT, parse_object},
+};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
@@ -42,10 +45,25 @@ impl Checkpoint {
         let path = files.root().join("config.json");
         let text = files.read("config.json")?.unwrap_or_default();
         let mut map = parse_object(&text, &path)?;
+        if let Some(Value::Object(mut inner)) = map.remove("text_config") {
+            // The decoder alone is written, as the model that it is.
+            inner.insert("architectures".to_owned(), json!([config.arch.hf_name]));
+            for key in BESIDE_TEXT {
+                if let (Some(value), None) = (map.remove(*key), inner.get(*key)) {
+                    inner.insert((*key).to_owned(), value);
+                }
+            }
+            map = inner;
+        }
         set_widths(&mut map, config, &self.config, layers);
         set_layers(&mut map, layers);
-        map.insert("hidden_size".to_owned(), json!(config.hidden_size));
-        map.insert("tie_word_embeddings".to_owned(), json!(config.tie_word_embeddings));
+        // What is as it was keeps its words: a family may have its own.
+        if config.hidden_size != self.config.hidden_size {
+            map.insert("hidden_size".to_owned(), json!(config.hidden_size));
+        }
+        if config.tie_word_embeddings != self.config.tie_word_embeddings {
+            map.insert("tie_word_embeddings".to_owned(), json!(config.tie_word_embeddings));
+        }
         map.remove("quantization_config");
         if let Some(quantization) = quantization {
             map.insert("quantization_config".to_owned(), quantization);
@@ -70,7 +88,9 @@ impl Checkpoint {
 /// Says the widths of `config`, where they are others than those that the file gave these layers: what it says without
 /// naming a width (the one that LFM2 derives from another) stays as it is.
 fn set_widths(map: &mut Map<String, Value>, config: &ModelConfig, was: &ModelConfig, layers: &[usize]) {
-    map.insert("num_hidden_layers".to_owned(), json!(config.layers.len()));
+    let aliases = config.arch.aliases.iter().filter(|(usual, _)| *usual == "num_hidden_layers");
+    let own = aliases.map(|(_, own)| *own).find(|own| map.contains_key(*own)).unwrap_or("num_hidden_layers");
+    map.insert(own.to_owned(), json!(config.layers.len()));
     let is_same = |(layer, &source): (&LayerConfig, &usize)| was.layers.get(source) == Some(layer);
     let lists = ["num_attention_heads", "num_key_value_heads", "intermediate_size"];
     let has_list = lists.iter().any(|key| map.get(*key).is_some_and(Value::is_array));

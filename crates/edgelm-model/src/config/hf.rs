@@ -120,6 +120,9 @@ const ONLY: &[(&str, &str)] = &[
     ("use_parallel_residual", "false"),
 ];
 
+/// Keys beside `text_config` that concern the decoder inside it.
+pub(crate) const BESIDE_TEXT: &[&str] = &["tie_word_embeddings", "eos_token_id", "bos_token_id", "quantization_config"];
+
 impl ModelConfig {
     /// From the bytes of a config.json alone. `path` is for messages.
     ///
@@ -132,7 +135,7 @@ impl ModelConfig {
         // A model of several modalities: the decoder's config lies inside.
         if let Some(Value::Object(mut inner)) = map.remove("text_config") {
             within = "text_config.";
-            for key in ["tie_word_embeddings", "eos_token_id", "bos_token_id", "quantization_config"] {
+            for &key in BESIDE_TEXT {
                 if let (Some(value), None) = (map.remove(key), inner.get(key)) {
                     inner.insert(key.to_owned(), value);
                 }

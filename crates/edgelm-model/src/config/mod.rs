@@ -26,6 +26,7 @@ pub use gguf_experts::GgufExperts;
 pub(crate) use gguf_keys::GgufKeys;
 pub(crate) use gguf_read::GgufTensors;
 pub use gguf_style::StyleKey;
+pub(crate) use hf::BESIDE_TEXT;
 pub(crate) use json::{Keys, parse_object};
 pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
 pub use mixer::{DeltaNet, GatedNorm, Mamba2, Mixer, ShortConv, StateSize};
