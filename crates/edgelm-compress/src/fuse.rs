@@ -46,6 +46,13 @@ impl Fuse {
         self.stored.get(&id).is_none_or(|place| place.rows.is_none() && place.expert.is_none() && !place.transposed)
     }
 
+    /// Bytes of a tensor that is complete, as the file's tensors that they are: several where its rows are tensors of their
+    /// own.
+    pub fn split<'a>(&self, id: TensorId, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let parts = self.stored.get(&id).and_then(|place| place.spread).unwrap_or(1);
+        bytes.chunks((bytes.len() / parts.max(1)).max(1))
+    }
+
     /// True if rows of the tensor are rows of the stored one.
     pub fn has_whole_rows(&self, id: TensorId) -> bool {
         self.stored.get(&id).is_some_and(|place| place.expert.is_none() && !place.transposed)
@@ -67,8 +74,9 @@ impl Fuse {
             let Some(left) = missing.get_mut(place.name.as_str()) else { continue };
             *left -= 1;
             if *left == 0 {
-                let (name, shape) = (place.name.clone(), place.shape.clone());
-                declared.push(Declared { members: self.members.get(&name).cloned().unwrap_or_default(), name, shape });
+                let members = self.members.get(&place.name).cloned().unwrap_or_default();
+                let one = |name| Declared { name, shape: place.shape.clone(), members: members.clone() };
+                declared.extend(place.names().into_iter().map(one));
             }
         }
         declared

@@ -118,7 +118,7 @@ impl Output {
         }
         let zeros = zeros(dtype, &bytes);
         if let Some(bytes) = self.fuse.push(id, bytes)? {
-            self.writer.write(&bytes)?;
+            self.fuse.split(id, &bytes).try_for_each(|part| self.writer.write(part))?;
         }
         Ok(zeros)
     }

@@ -146,7 +146,7 @@ impl<'a> Walk<'a> {
     /// Second moments of the input of the output head, after the last layer.
     pub fn head_moments(&self, tensors: &dyn Tensors) -> Result<Moments, CompressError> {
         let head = Head::load(tensors, self.cpu)?;
-        let mut moments = Moments::new(self.hidden_size);
+        let mut moments = Moments::new(tensors.config().embedding_size);
         for index in 0..self.hidden.len() {
             let hidden = self.hidden.load(index)?;
             moments.add(&head.normed(self.cpu, &hidden), hidden.len() / self.hidden_size);

@@ -184,7 +184,7 @@ impl Out for FolderOut {
                     let rows = self.fuse.stored_rows(plan.id).unwrap_or(rows);
                     let parts = match self.storage.is_sparse(plan.id, plan.format, row_len) {
                         true => pack_sparse(dtype.block_bytes(), [rows, row_len], &out).into(),
-                        false => vec![out],
+                        false => self.fuse.split(plan.id, &out).map(<[u8]>::to_vec).collect(),
                     };
                     self.write_parts(&parts)?;
                 }
