@@ -182,7 +182,7 @@ impl Out for FolderOut {
                 let bytes = out.len() as u64;
                 if let Some(out) = self.fuse.push(plan.id, out)? {
                     let rows = self.fuse.stored_rows(plan.id).unwrap_or(rows);
-                    let parts = match self.storage.is_sparse(plan.id, plan.format, row_len) {
+                    let parts: Vec<Vec<u8>> = match self.storage.is_sparse(plan.id, plan.format, row_len) {
                         true => pack_sparse(dtype.block_bytes(), [rows, row_len], &out).into(),
                         false => self.fuse.split(plan.id, &out).map(<[u8]>::to_vec).collect(),
                     };
