@@ -1,7 +1,7 @@
 //! Adapters beside a base model: which rows of a batch go through which, and what they add there.
 
-use crate::{Engine, EngineError};
-use edgelm_kernels::{Cpu, Linear, Matrix, Scratch, Weights};
+use crate::{Engine, EngineError, block::load_vector};
+use edgelm_kernels::{Cpu, Linear, Matrix, Scratch};
 use edgelm_model::{Adapter, LayerTensor, TensorId};
 use edgelm_tensor::DType;
 use std::{collections::HashMap, ops::Range};
@@ -31,8 +31,7 @@ pub(crate) struct Prompt {
 
 fn pack(cpu: &Cpu, rows: usize, values: &[f32]) -> Result<Matrix, EngineError> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let weights = Weights { dtype: DType::F32, rows, cols: values.len() / rows.max(1), bytes: &bytes };
-    Ok(Matrix::pack(cpu, weights.dtype, weights.rows, weights.cols, weights.bytes)?)
+    Ok(Matrix::pack(cpu, DType::F32, rows, values.len() / rows.max(1), &bytes)?)
 }
 
 impl std::fmt::Debug for LoadedAdapter {
@@ -61,9 +60,8 @@ impl LoadedAdapter {
                 loaded.changes.entry(id).or_default().push(Change::Lora { a, b, factors });
             }
             for (&layer, prompt) in &adapter.prompts {
-                let [k, v] = [LayerTensor::K, LayerTensor::V].map(|tensor| TensorId::Layer(layer, tensor));
-                let project = |id| project(engine, id, &prompt.prompt);
-                let prompt = Prompt { k: project(k)?, v: project(v)?, gate: prompt.gate };
+                let project = |tensor| project(engine, layer, tensor, &prompt.prompt);
+                let prompt = Prompt { k: project(LayerTensor::K)?, v: project(LayerTensor::V)?, gate: prompt.gate };
                 if loaded.prompts.insert(layer, prompt).is_some() {
                     return Err(EngineError::Adapter("only one with learned positions can be used at a time"));
                 }
@@ -104,25 +102,20 @@ impl LoadedAdapter {
 }
 
 /// W p + b for rows p, in f32 on what the checkpoint means.
-fn project(engine: &Engine, id: TensorId, rows: &[f32]) -> Result<Vec<f32>, EngineError> {
-    let checkpoint = &**engine.checkpoint();
-    let [out, columns] = match checkpoint.describe(id)?.1 {
-        [out, columns] => [*out, *columns],
-        _ => return Err(EngineError::NotPacked { id }),
-    };
-    let mut weight = vec![0.0; out * columns];
-    checkpoint.values(id, 0..out, &mut weight)?;
-    let bias = match id {
-        TensorId::Layer(layer, tensor) => tensor.bias().map(|bias| TensorId::Layer(layer, bias)),
-        _ => None,
-    };
-    let bias = bias.filter(|&bias| checkpoint.has(bias)).map(|bias| crate::block::load_vector(checkpoint, bias));
-    let bias = bias.transpose()?;
-    let dot = |x: &[f32], row: usize| -> f32 {
-        let product: f32 = x.iter().zip(&weight[row * columns..]).map(|(x, w)| x * w).sum();
-        product + bias.as_ref().map_or(0.0, |bias| bias[row])
-    };
-    Ok(rows.chunks_exact(columns).flat_map(|x| (0..out).map(move |row| (x, row))).map(|(x, row)| dot(x, row)).collect())
+fn project(engine: &Engine, layer: usize, tensor: LayerTensor, rows: &[f32]) -> Result<Vec<f32>, EngineError> {
+    let (checkpoint, cpu) = (&**engine.checkpoint(), engine.cpu());
+    let id = TensorId::Layer(layer, tensor);
+    let shape = checkpoint.describe(id)?.1;
+    let mut values = vec![0.0; shape.iter().product()];
+    checkpoint.values(id, 0..shape[0], &mut values)?;
+    let weight = &pack(cpu, shape[0], &values)?;
+    let bias = tensor.bias().map(|bias| TensorId::Layer(layer, bias)).filter(|&bias| checkpoint.has(bias));
+    let bias = bias.map(|bias| load_vector(checkpoint, bias)).transpose()?;
+    let count = rows.len() / weight.cols().max(1);
+    let mut out = vec![0.0; count * weight.rows()];
+    let product = Linear { weight, bias: bias.as_deref(), out: &mut out };
+    cpu.matmul(rows, count, &mut [product], &mut Scratch::default());
+    Ok(out)
 }
 
 /// Rows of a batch that go through adapters.

@@ -286,7 +286,8 @@ impl Engine {
         let config = self.config();
         let d = config.hidden_size;
         workspace.hidden.resize(rows * d, 0.0);
-        let mut tables = Tables::new(config);
+        let mut tables =
+            Tables::new(&config.rope, config.local_rope.as_ref(), config.layers.iter().map(|layer| layer.rope));
         let mut row = 0;
         for piece in group {
             let step = &batch[piece.step];

@@ -1,6 +1,6 @@
 //! Cosines and sines for the rows of a batch.
 
-use edgelm_model::{LayerRope, ModelConfig, RopeConfig, config::QueryGrowth};
+use edgelm_model::{LayerRope, RopeConfig, config::QueryGrowth};
 use std::ops::Range;
 
 /// cos and sin `[T, R/2]` for the rows of one group, in batch order.
@@ -53,14 +53,19 @@ pub(crate) struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    pub(crate) fn new(config: &'a ModelConfig) -> Self {
-        let used = |rope| config.layers.iter().any(|layer| layer.rope == rope);
+    /// Those that `layers` use.
+    pub(crate) fn new(
+        rope: &'a RopeConfig,
+        local_rope: Option<&'a RopeConfig>,
+        layers: impl IntoIterator<Item = LayerRope>,
+    ) -> Self {
+        let used: Vec<LayerRope> = layers.into_iter().collect();
         Self {
             rows: 0,
-            query_factors: config.rope.query_growth.map(|_| Vec::new()),
-            growth: config.rope.query_growth,
-            global: used(LayerRope::Global).then(|| RopeTable::new(&config.rope)),
-            local: config.local_rope.as_ref().filter(|_| used(LayerRope::Local)).map(RopeTable::new),
+            query_factors: rope.query_growth.map(|_| Vec::new()),
+            growth: rope.query_growth,
+            global: used.contains(&LayerRope::Global).then(|| RopeTable::new(rope)),
+            local: local_rope.filter(|_| used.contains(&LayerRope::Local)).map(RopeTable::new),
         }
     }
 

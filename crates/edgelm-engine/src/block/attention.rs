@@ -1,16 +1,14 @@
 //! The attention half of a layer: from its normed input to what it adds.
 
 use super::{
-    BlockScratch, Observer, Rows, Tables, matmul,
-    matrices::{Matrices, Projection, load_vector},
+    HalfScratch, Pass, Tables,
+    linear_group::LinearGroup,
+    matrices::{Matrices, load_vector},
     norm::HeadNorm,
-    scaled, shared_input_scale, sigmoid,
+    scaled, sigmoid, softmax,
 };
-use crate::{
-    EngineError,
-    adapter::{AdaptedRows, Prompt},
-};
-use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Scores, Span, clamp, rope, scale};
+use crate::{EngineError, adapter::Prompt};
+use edgelm_kernels::{Alibi as AlibiSlopes, Attention as AttentionArgs, Cpu, Matrix, Scores, Span, clamp, rope, scale};
 use edgelm_model::{Alibi, LayerConfig, LayerTensor, RopePairs, Style, TensorId, Tensors};
 use std::ops::{ControlFlow, Range};
 
@@ -19,19 +17,14 @@ pub(super) struct Attention {
     config: LayerConfig,
     style: Style,
     pairs: RopePairs,
-    q: Projection,
-    k: Projection,
-    v: Projection,
-    /// On what comes out, before `o`.
-    gate: Option<Projection>,
-    o: Projection,
+    /// Queries, keys, values and, where there is one, the gate on what comes out, before `output`.
+    input: LinearGroup,
+    output: LinearGroup,
     q_norm: Option<HeadNorm>,
     k_norm: Option<HeadNorm>,
     sinks: Option<Vec<f32>>,
     slopes: Option<Vec<f32>>,
     scale: f32,
-    input_scale: Option<f32>,
-    output_scale: Option<f32>,
 }
 
 impl Attention {
@@ -40,22 +33,16 @@ impl Attention {
         let config = tensors.config();
         let layer = config.layers[index].clone();
         let style = config.style;
-        let mut projection = |weight| Projection::load(tensors, matrices, index, weight);
         let sinks = TensorId::Layer(index, T::Sinks);
         let scale = style.attention_scale.unwrap_or(1.0 / (layer.head_dim as f32).sqrt());
         Ok(Self {
-            q: projection(T::Q)?,
-            k: projection(T::K)?,
-            v: projection(T::V)?,
-            gate: style.output_gate.map(|_| projection(T::QGate)).transpose()?,
-            o: projection(T::O)?,
+            input: LinearGroup::load(tensors, matrices, index, &[T::Q, T::K, T::V, T::QGate])?,
+            output: LinearGroup::load(tensors, matrices, index, &[T::O])?,
             q_norm: HeadNorm::load(tensors, index, (T::QNorm, T::QNormBias))?,
             k_norm: HeadNorm::load(tensors, index, (T::KNorm, T::KNormBias))?,
             sinks: tensors.has(sinks).then(|| load_vector(tensors, sinks)).transpose()?,
             slopes: style.alibi.map(|_| Style::alibi_slopes(layer.num_attention_heads)),
             scale: if style.scale_by_layer { scale / (index as f32 + 1.0) } else { scale },
-            input_scale: shared_input_scale(tensors, index, &[T::Q, T::K, T::V, T::QGate])?,
-            output_scale: shared_input_scale(tensors, index, &[T::O])?,
             pairs: config.rope.pairs,
             index,
             config: layer,
@@ -63,40 +50,28 @@ impl Attention {
         })
     }
 
-    pub(super) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        [&self.q, &self.k, &self.v, &self.o].into_iter().chain(&self.gate)
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.input.matrices().chain(self.output.matrices())
     }
 
     /// update = attention(x). `slot` is this layer's place in the cache.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
-        cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         slot: usize,
-        spans: &mut [Rows<'_>],
-        adapted: &AdaptedRows<'_>,
-        tables: &Tables<'_>,
-        scratch: &mut BlockScratch,
-        observer: &mut Observer<'_>,
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
     ) -> ControlFlow<()> {
-        use LayerTensor as T;
-        let BlockScratch { matmul: buffers, q, k, v, gate: gates, heads, input, .. } = scratch;
+        let HalfScratch { q, k, v, gate: gates, heads, input, .. } = scratch;
+        let (cpu, tables) = (pass.cpu, pass.tables);
         let rows = tables.rows();
         let factors = self.style.multipliers;
         let x = scaled(cpu, x, factors.attention_input, input);
-        let group = if self.gate.is_some() { &[T::Q, T::K, T::V, T::QGate][..] } else { &[T::Q, T::K, T::V] };
-        observer(group, x, rows)?;
-        let mut products = vec![self.q.linear(q, rows), self.k.linear(k, rows), self.v.linear(v, rows)];
-        products.extend(self.gate.as_ref().map(|gate| gate.linear(gates, rows)));
-        matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
-        let id = |tensor| TensorId::Layer(self.index, tensor);
-        for (tensor, projection, out) in [(T::Q, &self.q, &mut *q), (T::K, &self.k, k), (T::V, &self.v, v)] {
-            adapted.apply(cpu, id(tensor), x, rows, projection.bias(), out, buffers);
-        }
-        if let Some(gate) = &self.gate {
-            adapted.apply(cpu, id(T::QGate), x, rows, gate.bias(), gates, buffers);
+        let is_gated = self.style.output_gate.is_some();
+        match is_gated {
+            true => self.input.forward(pass, x, [&mut *q, &mut *k, &mut *v, &mut *gates])?,
+            false => self.input.forward(pass, x, [&mut *q, &mut *k, &mut *v])?,
         }
         if factors.key != 1.0 {
             scale(cpu, k, factors.key);
@@ -123,13 +98,13 @@ impl Attention {
         }
         let kv_width = self.config.num_key_value_heads * self.config.head_dim;
         let mut row = 0;
-        for span in spans.iter_mut() {
+        for span in pass.spans.iter_mut() {
             let part = row * kv_width..(row + span.rows) * kv_width;
             span.cache.write(slot, span.start, &k[part.clone()], &v[part]);
             row += span.rows;
         }
-        let spans: Vec<_> =
-            spans.iter().map(|span| Span { cache: span.cache, start: span.start, rows: span.rows }).collect();
+        let spans = pass.spans.iter().map(|span| Span { cache: span.cache, start: span.start, rows: span.rows });
+        let spans: Vec<_> = spans.collect();
         let bfloat16 = self.style.alibi == Some(Alibi::Falcon);
         heads.resize(q.len(), 0.0);
         cpu.attention(AttentionArgs {
@@ -146,11 +121,12 @@ impl Attention {
             window: self.config.sliding_window,
             out: heads,
         });
-        let prompted: Vec<_> = adapted.iter().filter_map(|(rows, by)| Some((rows, by.prompt(self.index)?))).collect();
+        let prompted: Vec<_> =
+            pass.adapted.iter().filter_map(|(rows, by)| Some((rows, by.prompt(self.index)?))).collect();
         for (rows, prompt) in &prompted {
             self.see_prompt(prompt, rows.clone(), q, heads);
         }
-        if self.gate.is_some() {
+        if is_gated {
             // One component each, or a head.
             let run = heads.len() / gates.len().max(1);
             for (out, gate) in heads.chunks_exact_mut(run).zip(gates.iter()) {
@@ -158,10 +134,8 @@ impl Attention {
                 out.iter_mut().for_each(|out| *out *= gate);
             }
         }
-        observer(&[T::O], heads, rows)?;
-        matmul(cpu, heads, rows, self.output_scale, &mut [self.o.linear(update, rows)], buffers);
-        adapted.apply(cpu, id(T::O), heads, rows, self.o.bias(), update, buffers);
-        if let Some(bias) = self.o.bias() {
+        self.output.forward(pass, heads, [&mut *update])?;
+        if let Some(bias) = self.output.bias() {
             // What a prompt adds goes through the output layer by itself, so that its bias is added once more.
             for row in prompted.iter().flat_map(|(rows, _)| rows.clone()) {
                 update[row * bias.len()..][..bias.len()].iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
@@ -185,12 +159,9 @@ impl Attention {
                     let product: f32 = q[at..at + head_dim].iter().zip(&k[part.clone()]).map(|(q, k)| q * k).sum();
                     product * self.scale
                 });
-                let scores: Vec<f32> = scores.collect();
-                let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
-                let sum: f32 = weights.iter().sum();
+                let weights = softmax(&scores.collect::<Vec<f32>>());
                 for (weight, v) in weights.iter().zip(prompt.v.chunks_exact(width)) {
-                    let weight = prompt.gate * weight / sum;
+                    let weight = prompt.gate * weight;
                     let out = &mut heads[at..at + head_dim];
                     out.iter_mut().zip(&v[part.clone()]).for_each(|(out, v)| *out += weight * v);
                 }

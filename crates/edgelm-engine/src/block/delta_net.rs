@@ -1,15 +1,15 @@
 //! A gated delta net: a convolution over queries, keys and values, the delta rule, and a norm with a gate.
 
 use super::{
-    BlockScratch, Observer, Rows,
+    HalfScratch, Pass,
     conv::Conv,
-    matmul,
-    matrices::{Matrices, Projection, load_vector},
+    linear_group::LinearGroup,
+    matrices::{Matrices, load_vector},
     mixer::{MixerScratch, each_state, take_columns},
-    shared_input_scale, sigmoid,
+    sigmoid,
 };
-use crate::{EngineError, adapter::AdaptedRows};
-use edgelm_kernels::{Cpu, GatedDelta, activate_mul, gated_delta, rms_norm};
+use crate::EngineError;
+use edgelm_kernels::{GatedDelta, Matrix, activate_mul, gated_delta, rms_norm};
 use edgelm_model::{DeltaNet as Config, LayerTensor, TensorId, Tensors};
 use edgelm_tensor::Activation;
 use std::ops::ControlFlow;
@@ -18,12 +18,11 @@ use std::ops::ControlFlow;
 const EPS: f32 = 1e-6;
 
 pub(super) struct DeltaNet {
-    index: usize,
     config: Config,
-    input: Projection,
-    gate: Projection,
-    beta: Projection,
-    decay: Projection,
+    /// Queries, keys and values in one, and the gate.
+    input: LinearGroup,
+    /// β and the decay of each head.
+    rates: LinearGroup,
     conv: Conv,
     /// −exp(A_log) [H].
     a: Vec<f32>,
@@ -34,9 +33,7 @@ pub(super) struct DeltaNet {
     key_gain: Vec<f32>,
     norm: Vec<f32>,
     norm_eps: f32,
-    output: Projection,
-    input_scale: Option<f32>,
-    output_scale: Option<f32>,
+    output: LinearGroup,
 }
 
 impl DeltaNet {
@@ -48,14 +45,12 @@ impl DeltaNet {
     ) -> Result<Self, EngineError> {
         use LayerTensor as T;
         let vector = |tensor| load_vector(tensors, TensorId::Layer(index, tensor));
-        let mut projection = |tensor| Projection::load(tensors, matrices, index, tensor);
+        let mut group = |roles: &[T]| LinearGroup::load(tensors, matrices, index, roles);
         let root = (config.key_dim as f32).sqrt();
         Ok(Self {
-            input: projection(T::MixerIn)?,
-            gate: projection(T::MixerGate)?,
-            beta: projection(T::MixerBeta)?,
-            decay: projection(T::MixerDecay)?,
-            output: projection(T::MixerOut)?,
+            input: group(&[T::MixerIn, T::MixerGate])?,
+            rates: group(&[T::MixerBeta, T::MixerDecay])?,
+            output: group(&[T::MixerOut])?,
             conv: Conv::load(tensors, index, config.channels(), Some(tensors.config().style.activation))?,
             a: vector(T::DecayLog)?.into_iter().map(|log| -log.exp()).collect(),
             dt_bias: vector(T::StepBias)?,
@@ -63,51 +58,29 @@ impl DeltaNet {
             key_gain: vec![1.0 / root; config.key_dim],
             norm: vector(T::MixerNorm)?,
             norm_eps: tensors.config().norm_eps,
-            input_scale: shared_input_scale(tensors, index, &[T::MixerIn, T::MixerGate])?,
-            output_scale: shared_input_scale(tensors, index, &[T::MixerOut])?,
-            index,
             config,
         })
     }
 
-    pub(super) fn projections(&self) -> [&Projection; 5] {
-        [&self.input, &self.gate, &self.beta, &self.decay, &self.output]
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.input.matrices().chain(self.rates.matrices()).chain(self.output.matrices())
     }
 
     /// update = out(norm(delta(conv(in(x)))) · silu(gate(x))).
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
-        cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         slot: usize,
-        spans: &mut [Rows<'_>],
-        adapted: &AdaptedRows<'_>,
-        scratch: &mut BlockScratch,
-        observer: &mut Observer<'_>,
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
     ) -> ControlFlow<()> {
-        use LayerTensor as T;
-        let BlockScratch { matmul: buffers, mixer, .. } = scratch;
+        let cpu = pass.cpu;
+        let HalfScratch { mixer, .. } = scratch;
         let MixerScratch { projected, gate, queries, keys, values, rates, betas, convolved, out, spare, .. } = mixer;
-        let rows: usize = spans.iter().map(|span| span.rows).sum();
-        observer(&[T::MixerIn, T::MixerGate], x, rows)?;
-        let mut products = [self.input.linear(projected, rows), self.gate.linear(gate, rows)];
-        matmul(cpu, x, rows, self.input_scale, &mut products, buffers);
-        let mut products = [self.beta.linear(betas, rows), self.decay.linear(rates, rows)];
-        matmul(cpu, x, rows, None, &mut products, buffers);
-        let id = |tensor| TensorId::Layer(self.index, tensor);
-        let all = [
-            (T::MixerIn, &self.input, &mut *projected),
-            (T::MixerGate, &self.gate, &mut *gate),
-            (T::MixerBeta, &self.beta, &mut *betas),
-            (T::MixerDecay, &self.decay, &mut *rates),
-        ];
-        for (tensor, projection, out) in all {
-            adapted.apply(cpu, id(tensor), x, rows, projection.bias(), out, buffers);
-        }
-
-        self.conv.forward(cpu, projected, slot, spans, convolved);
+        self.input.forward(pass, x, [&mut *projected, &mut *gate])?;
+        self.rates.products(pass, x, [&mut *betas, &mut *rates]);
+        self.conv.forward(cpu, projected, slot, pass.spans, convolved);
         let (key, value, channels) = (self.config.key_width(), self.config.value_width(), self.config.channels());
         // A norm divides by the root of the mean of squares: of K of them, so that ε is a K-th too.
         let eps = EPS / self.config.key_dim as f32;
@@ -126,7 +99,7 @@ impl DeltaNet {
 
         out.resize(values.len(), 0.0);
         let heads = self.config.value_heads;
-        for (part, recurrent) in each_state(spans.iter_mut(), slot) {
+        for (part, recurrent) in each_state(pass.spans.iter_mut(), slot) {
             let of = |width: usize| part.start * width..part.end * width;
             gated_delta(
                 cpu,
@@ -146,9 +119,7 @@ impl DeltaNet {
         spare.resize(out.len(), 0.0);
         rms_norm(cpu, out, &self.norm, self.norm_eps, spare);
         activate_mul(cpu, Activation::Silu, gate, spare);
-        observer(&[T::MixerOut], gate, rows)?;
-        matmul(cpu, gate, rows, self.output_scale, &mut [self.output.linear(update, rows)], buffers);
-        adapted.apply(cpu, id(T::MixerOut), gate, rows, self.output.bias(), update, buffers);
+        self.output.forward(pass, gate, [&mut *update])?;
         ControlFlow::Continue(())
     }
 }

@@ -1,24 +1,24 @@
 //! A feed-forward half of which each token takes a few parts.
 
 use super::{
-    BlockScratch, Observer,
+    HalfScratch, Pass,
     feed_forward::{FeedForward, Roles},
-    matmul,
-    matrices::{Matrices, Projection, load_vector},
-    sigmoid,
+    linear_group::LinearGroup,
+    matrices::{Matrices, load_vector},
+    sigmoid, softmax,
 };
-use crate::{EngineError, adapter::AdaptedRows};
-use edgelm_kernels::Cpu;
+use crate::EngineError;
+use edgelm_kernels::Matrix;
 use edgelm_model::{ExpertTensor, Experts, LayerTensor, RoutingScore, TensorId, Tensors};
 use std::ops::ControlFlow;
 
 pub(super) struct MixtureOfExperts {
     config: Experts,
-    router: Projection,
+    router: LinearGroup,
     selection_bias: Option<Vec<f32>>,
     experts: Vec<FeedForward>,
     shared: Option<FeedForward>,
-    shared_router: Option<Projection>,
+    shared_router: Option<LinearGroup>,
 }
 
 /// Rows of the batch that one expert takes, and what its results are weighted with.
@@ -45,7 +45,7 @@ impl MixtureOfExperts {
         let shared = Roles { gate: T::SharedGate, up: T::SharedUp, down: T::SharedDown };
         let shared_gate = TensorId::Layer(index, T::SharedRouter);
         Ok(Self {
-            router: Projection::load(tensors, matrices, index, T::Router)?,
+            router: LinearGroup::load(tensors, matrices, index, &[T::Router])?,
             selection_bias: tensors.has(selection).then(|| load_vector(tensors, selection)).transpose()?,
             experts: (0..config.count)
                 .map(|number| FeedForward::load(tensors, matrices, index, expert(number)))
@@ -53,15 +53,16 @@ impl MixtureOfExperts {
             shared: config.shared.map(|_| FeedForward::load(tensors, matrices, index, shared)).transpose()?,
             shared_router: tensors
                 .has(shared_gate)
-                .then(|| Projection::load(tensors, matrices, index, T::SharedRouter))
+                .then(|| LinearGroup::load(tensors, matrices, index, &[T::SharedRouter]))
                 .transpose()?,
             config,
         })
     }
 
-    pub(super) fn projections(&self) -> impl Iterator<Item = &Projection> {
-        let networks = self.experts.iter().chain(&self.shared).flat_map(FeedForward::projections);
-        std::iter::once(&self.router).chain(&self.shared_router).chain(networks)
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let networks = self.experts.iter().chain(&self.shared).flat_map(FeedForward::matrices);
+        let routers = std::iter::once(&self.router).chain(&self.shared_router).flat_map(LinearGroup::matrices);
+        routers.chain(networks)
     }
 
     /// Weights of matrices that one token goes through, as a part of all of them.
@@ -71,47 +72,58 @@ impl MixtureOfExperts {
 
     /// update = Σ over the experts taken of weight · expert(x), added in the order of their numbers, then the shared one.
     /// Adapters have no part in experts (they are refused when they are opened), only in the shared one.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
-        cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
-        rows: usize,
-        adapted: &AdaptedRows<'_>,
-        scratch: &mut BlockScratch,
-        observer: &mut Observer<'_>,
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
     ) -> ControlFlow<()> {
-        let width = x.len() / rows.max(1);
+        update.clear();
+        update.resize(x.len(), 0.0);
         let mut logits = Vec::new();
-        matmul(cpu, x, rows, None, &mut [self.router.linear(&mut logits, rows)], &mut scratch.matmul);
+        self.router.products(pass, x, [&mut logits]);
+        // Rows of an expert are not those of the batch.
+        let adapted = std::mem::take(&mut pass.adapted);
+        let flow = self.add_experts(x, &logits, update, pass, scratch);
+        pass.adapted = adapted;
+        flow?;
+        let Some(shared) = &self.shared else { return ControlFlow::Continue(()) };
+        let mut result = Vec::new();
+        shared.forward(x, &mut result, pass, scratch)?;
+        let mut gates = Vec::new();
+        if let Some(router) = &self.shared_router {
+            router.products(pass, x, [&mut gates]);
+        }
+        let width = x.len() / pass.tables.rows().max(1);
+        for (row, (update, result)) in update.chunks_exact_mut(width).zip(result.chunks_exact(width)).enumerate() {
+            add(update, result, gates.get(row).map_or(1.0, |&gate| sigmoid(gate)));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn add_experts(
+        &self,
+        x: &[f32],
+        logits: &[f32],
+        update: &mut [f32],
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
+    ) -> ControlFlow<()> {
+        let width = x.len() / pass.tables.rows().max(1);
         let mut shares: Vec<Share> = self.experts.iter().map(|_| Share::default()).collect();
         for (row, logits) in logits.chunks_exact(self.config.count).enumerate() {
             for (expert, weight) in self.route(logits) {
                 shares[expert].rows.push((row, weight));
             }
         }
-        update.clear();
-        update.resize(x.len(), 0.0);
         for (expert, share) in self.experts.iter().zip(&mut shares).filter(|(_, share)| !share.rows.is_empty()) {
             for (row, _) in &share.rows {
                 share.x.extend_from_slice(&x[row * width..][..width]);
             }
-            let (rows, none) = (share.rows.len(), AdaptedRows::default());
-            expert.forward(cpu, &share.x, &mut share.update, rows, &none, scratch, observer)?;
+            expert.forward(&share.x, &mut share.update, pass, scratch)?;
             for ((row, weight), result) in share.rows.iter().zip(share.update.chunks_exact(width)) {
                 add(&mut update[row * width..][..width], result, *weight);
-            }
-        }
-        if let Some(shared) = &self.shared {
-            let mut result = Vec::new();
-            shared.forward(cpu, x, &mut result, rows, adapted, scratch, observer)?;
-            let mut gates = vec![0.0; rows];
-            if let Some(router) = &self.shared_router {
-                matmul(cpu, x, rows, None, &mut [router.linear(&mut gates, rows)], &mut scratch.matmul);
-            }
-            for ((update, result), gate) in update.chunks_exact_mut(width).zip(result.chunks_exact(width)).zip(gates) {
-                add(update, result, if self.shared_router.is_some() { sigmoid(gate) } else { 1.0 });
             }
         }
         ControlFlow::Continue(())
@@ -136,11 +148,4 @@ impl MixtureOfExperts {
 
 fn add(out: &mut [f32], values: &[f32], weight: f32) {
     out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
-}
-
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exponentials: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-    let sum: f32 = exponentials.iter().sum();
-    exponentials.into_iter().map(|exponential| exponential / sum).collect()
 }

@@ -1,15 +1,11 @@
 //! The first half of a layer: whatever lets its positions see each other.
 
 use super::{
-    BlockScratch, Observer, Rows, Slots, Tables,
-    attention::Attention,
-    delta_net::DeltaNet,
-    mamba2::Mamba2,
-    matrices::{Matrices, Projection},
+    HalfScratch, Pass, Rows, Slots, attention::Attention, delta_net::DeltaNet, mamba2::Mamba2, matrices::Matrices,
     short_conv::ShortConv,
 };
-use crate::{EngineError, adapter::AdaptedRows};
-use edgelm_kernels::{Cpu, add_assign};
+use crate::EngineError;
+use edgelm_kernels::{Matrix, add_assign};
 use edgelm_model::{Mixer, Tensors};
 use std::{
     ops::{ControlFlow, Range},
@@ -54,44 +50,37 @@ impl Mixing {
         })
     }
 
-    pub(super) fn projections(&self) -> Box<dyn Iterator<Item = &Projection> + '_> {
+    pub(super) fn matrices(&self) -> Box<dyn Iterator<Item = &Matrix> + '_> {
         match self {
-            Self::Attention(attention) => Box::new(attention.projections()),
-            Self::ShortConv(conv) => Box::new(conv.projections().into_iter()),
-            Self::DeltaNet(net) => Box::new(net.projections().into_iter()),
-            Self::Mamba2(mamba) => Box::new(mamba.projections().into_iter()),
-            Self::AttentionAndMamba2(both) => Box::new(both.0.projections().chain(both.1.projections())),
+            Self::Attention(attention) => Box::new(attention.matrices()),
+            Self::ShortConv(conv) => Box::new(conv.matrices()),
+            Self::DeltaNet(net) => Box::new(net.matrices()),
+            Self::Mamba2(mamba) => Box::new(mamba.matrices()),
+            Self::AttentionAndMamba2(both) => Box::new(both.0.matrices().chain(both.1.matrices())),
         }
     }
 
     /// update = mixer(x).
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
-        cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
         slots: Slots,
-        spans: &mut [Rows<'_>],
-        adapted: &AdaptedRows<'_>,
-        tables: &Tables<'_>,
-        scratch: &mut BlockScratch,
-        observer: &mut Observer<'_>,
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
     ) -> ControlFlow<()> {
         match self {
-            Self::Attention(attention) => {
-                attention.forward(cpu, x, update, slots.kv, spans, adapted, tables, scratch, observer)
-            }
-            Self::ShortConv(conv) => conv.forward(cpu, x, update, slots.state, spans, adapted, scratch, observer),
-            Self::DeltaNet(net) => net.forward(cpu, x, update, slots.state, spans, adapted, scratch, observer),
-            Self::Mamba2(mamba) => mamba.forward(cpu, x, update, slots.state, spans, adapted, scratch, observer),
+            Self::Attention(attention) => attention.forward(x, update, slots.kv, pass, scratch),
+            Self::ShortConv(conv) => conv.forward(x, update, slots.state, pass, scratch),
+            Self::DeltaNet(net) => net.forward(x, update, slots.state, pass, scratch),
+            Self::Mamba2(mamba) => mamba.forward(x, update, slots.state, pass, scratch),
             Self::AttentionAndMamba2(both) => {
                 let (attention, mamba) = &**both;
-                mamba.forward(cpu, x, update, slots.state, spans, adapted, scratch, observer)?;
+                mamba.forward(x, update, slots.state, pass, scratch)?;
                 let mut first = std::mem::take(&mut scratch.mixer.spare);
                 std::mem::swap(&mut first, update);
-                attention.forward(cpu, x, update, slots.kv, spans, adapted, tables, scratch, observer)?;
-                add_assign(cpu, update, &first);
+                attention.forward(x, update, slots.kv, pass, scratch)?;
+                add_assign(pass.cpu, update, &first);
                 scratch.mixer.spare = first;
                 ControlFlow::Continue(())
             }

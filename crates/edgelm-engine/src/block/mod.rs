@@ -5,6 +5,7 @@ mod conv;
 mod delta_net;
 mod experts;
 mod feed_forward;
+mod linear_group;
 mod mamba2;
 mod matrices;
 mod mixer;
@@ -17,8 +18,8 @@ pub(crate) use norm::Norm;
 pub(crate) use state::{Slots, State};
 
 use crate::{EngineError, LoadedAdapter, adapter::AdaptedRows, rope::Tables};
-use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Linear, Matrix, Scratch, add_assign, scale};
-use edgelm_model::{LayerTensor, Mixer, ModelConfig, Residual, TensorId, Tensors};
+use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Matrix, Scratch, add_assign, scale};
+use edgelm_model::{LayerConfig, LayerTensor, Mixer, ModelConfig, Residual, RopeConfig, Style, TensorId, Tensors};
 use experts::MixtureOfExperts;
 use feed_forward::{FeedForward, Roles};
 use mixer::{MixerScratch, Mixing};
@@ -27,24 +28,6 @@ use std::ops::ControlFlow;
 /// Sees the input of every group of linear layers that share it: who reads it, its rows `[T, K]`, and T. `Break` ends the
 /// layer there: what comes after it is not wanted.
 pub type Observer<'a> = dyn FnMut(&[LayerTensor], &[f32], usize) -> ControlFlow<()> + 'a;
-
-/// The scale of the int8 inputs of linear layers that share them, where it is fixed.
-fn shared_input_scale(tensors: &dyn Tensors, layer: usize, group: &[LayerTensor]) -> Result<Option<f32>, EngineError> {
-    let ids = group.iter().map(|&tensor| TensorId::Layer(layer, tensor)).filter(|&id| tensors.has(id));
-    let scales: Vec<_> = ids.map(|id| tensors.input_scale(id)).collect();
-    match scales[..] {
-        [first, ..] if scales.iter().all(|scale| *scale == first) => Ok(first),
-        _ => Err(EngineError::InputScales { layer }),
-    }
-}
-
-/// Products of one input, with its fixed scale if it has one.
-fn matmul(cpu: &Cpu, x: &[f32], rows: usize, scale: Option<f32>, group: &mut [Linear<'_>], scratch: &mut Scratch) {
-    match scale {
-        None => cpu.matmul_two_terms(x, rows, group, scratch),
-        Some(scale) => cpu.matmul_static(x, rows, scale, group, scratch),
-    }
-}
 
 /// What is read times a factor, in `out` where that is not 1.
 fn scaled<'a>(cpu: &Cpu, x: &'a [f32], factor: f32, out: &'a mut Vec<f32>) -> &'a [f32] {
@@ -61,10 +44,24 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f32 = exponentials.iter().sum();
+    exponentials.into_iter().map(|exponential| exponential / sum).collect()
+}
+
 /// Buffers of one layer's intermediate values, reused from layer to layer.
 #[derive(Default)]
 pub(crate) struct BlockScratch {
     pub(crate) matmul: Scratch,
+    stream: Stream,
+    halves: HalfScratch,
+}
+
+/// Those inside a half.
+#[derive(Default)]
+struct HalfScratch {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -74,7 +71,6 @@ pub(crate) struct BlockScratch {
     /// What a mixer reads, where that is not the stream itself.
     input: Vec<f32>,
     mixer: MixerScratch,
-    stream: Stream,
 }
 
 /// What the halves of a layer read and return.
@@ -94,6 +90,16 @@ pub(crate) struct Rows<'a> {
     pub(crate) adapter: Option<&'a LoadedAdapter>,
 }
 
+/// A batch on its way through a layer.
+struct Pass<'p, 's> {
+    cpu: &'p Cpu,
+    spans: &'p mut [Rows<'s>],
+    adapted: AdaptedRows<'s>,
+    tables: &'p Tables<'p>,
+    matmul: &'p mut Scratch,
+    observer: &'p mut Observer<'p>,
+}
+
 /// The feed-forward half.
 enum Half {
     Dense(Box<FeedForward>),
@@ -103,28 +109,24 @@ enum Half {
 }
 
 impl Half {
-    fn projections(&self) -> Box<dyn Iterator<Item = &matrices::Projection> + '_> {
+    fn matrices(&self) -> Box<dyn Iterator<Item = &Matrix> + '_> {
         match self {
-            Self::Dense(network) => Box::new(network.projections()),
-            Self::Experts(experts) => Box::new(experts.projections()),
+            Self::Dense(network) => Box::new(network.matrices()),
+            Self::Experts(experts) => Box::new(experts.matrices()),
             Self::Absent => Box::new(std::iter::empty()),
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn forward(
         &self,
-        cpu: &Cpu,
         x: &[f32],
         update: &mut Vec<f32>,
-        rows: usize,
-        adapted: &AdaptedRows<'_>,
-        scratch: &mut BlockScratch,
-        observer: &mut Observer<'_>,
+        pass: &mut Pass<'_, '_>,
+        scratch: &mut HalfScratch,
     ) -> ControlFlow<()> {
         match self {
-            Self::Dense(network) => network.forward(cpu, x, update, rows, adapted, scratch, observer),
-            Self::Experts(experts) => experts.forward(cpu, x, update, rows, adapted, scratch, observer),
+            Self::Dense(network) => network.forward(x, update, pass, scratch),
+            Self::Experts(experts) => experts.forward(x, update, pass, scratch),
             Self::Absent => {
                 update.clear();
                 update.resize(x.len(), 0.0);
@@ -136,8 +138,11 @@ impl Half {
 
 /// A prepared decoder layer.
 pub struct Block {
-    config: ModelConfig,
     index: usize,
+    layer: LayerConfig,
+    style: Style,
+    rope: RopeConfig,
+    local_rope: Option<RopeConfig>,
     attn_norm: Option<Norm>,
     mixer: Mixing,
     post_attn_norm: Option<Norm>,
@@ -179,14 +184,16 @@ impl Block {
                 Some(experts) => Half::Experts(Box::new(MixtureOfExperts::load(tensors, matrices, index, experts)?)),
             },
             post_ffn_norm: norm(norms.post_ffn, T::PostFfnNorm, T::PostFfnNorm)?,
-            config: config.clone(),
             index,
+            layer: config.layers[index].clone(),
+            style: config.style,
+            rope: config.rope.clone(),
+            local_rope: config.local_rope.clone(),
         })
     }
 
     pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let projections = self.mixer.projections().chain(self.feed_forward.projections());
-        projections.map(|projection| &projection.weight)
+        self.mixer.matrices().chain(self.feed_forward.matrices())
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -195,7 +202,7 @@ impl Block {
 
     /// Bytes of weights that one token reads.
     pub(crate) fn bytes_per_token(&self) -> usize {
-        let network: usize = self.feed_forward.projections().map(|projection| projection.weight.bytes()).sum();
+        let network: usize = self.feed_forward.matrices().map(Matrix::bytes).sum();
         let share = match &self.feed_forward {
             Half::Dense(_) | Half::Absent => 1.0,
             Half::Experts(experts) => experts.share_per_token(),
@@ -215,19 +222,19 @@ impl Block {
     /// with a fresh exact cache; `observer` sees the inputs of its linear layers, and may end the layer there, which leaves
     /// `hidden` half way. For calibration.
     pub fn run_window(&self, cpu: &Cpu, hidden: &mut [f32], t: usize, observer: &mut Observer<'_>) -> ControlFlow<()> {
-        let layer = &self.config.layers[self.index];
+        let layer = &self.layer;
         let shape = KvShape { num_key_value_heads: layer.num_key_value_heads, head_dim: layer.head_dim };
         let shapes = if layer.mixer.has_attention() { vec![shape] } else { Vec::new() };
         let mut cache = KvCache::new(&shapes, KvDtype::F32);
         let mut states = State::of_layer(&layer.mixer);
-        let mut tables = Tables::new(&self.config);
+        let mut tables = Tables::new(&self.rope, self.local_rope.as_ref(), [layer.rope]);
         tables.extend(0..t, t);
         let mut rows = [Rows { cache: &mut cache, states: &mut states, start: 0, rows: t, adapter: None }];
         self.forward(cpu, hidden, Slots::default(), &mut rows, &tables, &mut BlockScratch::default(), observer)
     }
 
     pub(crate) fn mixer(&self) -> &Mixer {
-        &self.config.layers[self.index].mixer
+        &self.layer.mixer
     }
 
     /// Both halves, joined to the stream as [`Residual`] says. `slots` is this layer's place in the caches.
@@ -243,54 +250,36 @@ impl Block {
         observer: &mut Observer<'_>,
     ) -> ControlFlow<()> {
         cpu.trace_layer(Some(self.index));
-        let mut stream = std::mem::take(&mut scratch.stream);
-        let flow = self.halves(cpu, hidden, slots, spans, tables, scratch, &mut stream, observer);
-        scratch.stream = stream;
-        flow
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn halves(
-        &self,
-        cpu: &Cpu,
-        hidden: &mut [f32],
-        slots: Slots,
-        spans: &mut [Rows<'_>],
-        tables: &Tables<'_>,
-        scratch: &mut BlockScratch,
-        stream: &mut Stream,
-        observer: &mut Observer<'_>,
-    ) -> ControlFlow<()> {
-        let Stream { normed, update, second } = stream;
         let adapted = AdaptedRows::new(spans.iter().map(|span| (span.rows, span.adapter)));
-        let adapted = &adapted;
-        let rows = tables.rows();
-        let residual = self.config.style.residual;
+        let BlockScratch { matmul, stream, halves } = scratch;
+        let pass = &mut Pass { cpu, spans, adapted, tables, matmul, observer };
+        let Stream { normed, update, second } = stream;
+        let residual = self.style.residual;
         match residual {
             Residual::Parallel => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.mixer.forward(cpu, x, update, slots, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(x, update, slots, pass, halves)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if let Some(norm) = &self.ffn_norm {
                     norm.apply(cpu, hidden, normed);
                 }
                 let has_norm = self.attn_norm.is_some() || self.ffn_norm.is_some();
                 let x = if has_norm { normed.as_slice() } else { &*hidden };
-                self.feed_forward.forward(cpu, x, second, rows, adapted, scratch, observer)?;
+                self.feed_forward.forward(x, second, pass, halves)?;
                 add_assign(cpu, hidden, update);
                 self.finish(cpu, self.post_ffn_norm.as_ref(), second, update);
                 add_assign(cpu, hidden, second);
             }
             Residual::Sequential | Residual::Normed => {
                 let x = before(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.mixer.forward(cpu, x, update, slots, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(x, update, slots, pass, halves)?;
                 self.finish(cpu, self.post_attn_norm.as_ref(), update, second);
                 if residual == Residual::Normed {
                     hidden.copy_from_slice(normed);
                 }
                 add_assign(cpu, hidden, update);
                 let x = before(cpu, self.ffn_norm.as_ref(), hidden, normed);
-                self.feed_forward.forward(cpu, x, update, rows, adapted, scratch, observer)?;
+                self.feed_forward.forward(x, update, pass, halves)?;
                 self.finish(cpu, self.post_ffn_norm.as_ref(), update, second);
                 if residual == Residual::Normed {
                     hidden.copy_from_slice(normed);
@@ -298,10 +287,10 @@ impl Block {
                 add_assign(cpu, hidden, update);
             }
             Residual::NormAfter => {
-                self.mixer.forward(cpu, hidden, update, slots, spans, adapted, tables, scratch, observer)?;
+                self.mixer.forward(hidden, update, slots, pass, halves)?;
                 add_assign(cpu, hidden, update);
                 in_place(cpu, self.attn_norm.as_ref(), hidden, normed);
-                self.feed_forward.forward(cpu, hidden, update, rows, adapted, scratch, observer)?;
+                self.feed_forward.forward(hidden, update, pass, halves)?;
                 add_assign(cpu, hidden, update);
                 in_place(cpu, self.ffn_norm.as_ref(), hidden, normed);
             }
@@ -315,7 +304,7 @@ impl Block {
             norm.apply(cpu, update, spare);
             std::mem::swap(update, spare);
         }
-        let factor = self.config.style.residual_scale;
+        let factor = self.style.residual_scale;
         if factor != 1.0 {
             scale(cpu, update, factor);
         }
