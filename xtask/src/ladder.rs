@@ -7,13 +7,14 @@ use std::{
 };
 
 /// Top first (docs/architecture.md).
-const LADDER: [&str; 11] = [
+const LADDER: [&str; 12] = [
     "edgelm",
     "edgelm-fleet",
     "edgelm-serve",
     "edgelm-eval",
     "edgelm-compress",
     "edgelm-engine",
+    "edgelm-onnx",
     "edgelm-model",
     "edgelm-format",
     "edgelm-kernels",

@@ -30,7 +30,6 @@ pub mod recipe;
 pub mod rotate;
 mod scheme;
 mod size;
-mod staged;
 mod store;
 mod tensor_pass;
 mod walk;
@@ -228,12 +227,6 @@ pub enum CompressError {
         rows: usize,
         /// K.
         columns: usize,
-    },
-    /// A folder that would have to be emptied first.
-    #[error("`{path}` exists and is not an empty folder")]
-    OutputExists {
-        /// Folder.
-        path: PathBuf,
     },
     /// A target that is no size.
     #[error("{0} bits per weight: must be more than 0")]

@@ -5,10 +5,9 @@ use crate::{
     fuse::Fuse,
     is_gguf,
     quantize::refuse_overwriting_input,
-    staged::Staged,
     tensor_pass::{encode_rows, offset_f32},
 };
-use edgelm_format::{gguf, safetensors};
+use edgelm_format::{StagedFolder, gguf, safetensors};
 use edgelm_model::{Edited, ModelConfig, TensorId, Tensors};
 use edgelm_tensor::DType;
 use std::{collections::BTreeMap, path::Path};
@@ -24,7 +23,7 @@ pub(crate) struct Output {
 
 enum Writer {
     Gguf(gguf::Writer),
-    Folder { weights: safetensors::Writer, folder: Staged },
+    Folder { weights: safetensors::Writer, folder: StagedFolder },
 }
 
 impl Writer {
@@ -78,7 +77,7 @@ impl Output {
         let (dtypes, hidden_size) = (dtypes.into_iter(), config.hidden_size);
         if !is_gguf {
             let files = checkpoint.hf_files_with(config, edited.layers(), None)?;
-            let folder = Staged::create(path)?;
+            let folder = StagedFolder::create(path)?;
             for (name, content) in files {
                 folder.write(&name, &content)?;
             }

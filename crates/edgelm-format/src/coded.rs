@@ -1,5 +1,6 @@
 //! Matrices that files hold as codes with scales, whatever the layout: what can be asked of one.
 
+use crate::{IntLayout, Ints};
 use edgelm_tensor::DType;
 use std::ops::Range;
 
@@ -33,6 +34,14 @@ pub trait CodedMatrix {
     fn reordered(&self) -> Option<Reordered> {
         None
     }
+
+    /// How the matrix looks as whole numbers with scales, where its codes are such.
+    fn int_layout(&self) -> Option<IntLayout> {
+        None
+    }
+
+    /// Appends rows as [`Self::int_layout`] says; nothing where it says nothing. Panics if there are no such rows.
+    fn ints(&self, _rows: Range<usize>, _out: &mut Ints) {}
 
     /// The scale of its int8 inputs, where it is fixed.
     fn input_scale(&self) -> Option<f32> {

@@ -13,16 +13,21 @@ mod fault;
 pub mod fp8;
 pub mod gguf;
 pub mod gptq;
+mod ints;
 pub mod mxfp4;
+pub mod onnx;
 mod output;
 mod payload;
 pub mod safetensors;
 mod shape;
 mod source;
+mod staged;
 
 pub use coded::{CodedMatrix, Reordered};
+pub use ints::{IntLayout, Ints};
 pub use output::{create_sibling, rename_synced, write_file};
 pub use source::Source;
+pub use staged::{StagedFolder, refuse_replacing, replace};
 
 use edgelm_tensor::DType;
 use std::{borrow::Cow, path::PathBuf};
@@ -93,6 +98,12 @@ pub enum FormatError {
         path: PathBuf,
         /// Which rule, where.
         what: String,
+    },
+    /// A folder that would have to be emptied first.
+    #[error("`{path}` exists and is not an empty folder")]
+    OutputExists {
+        /// Folder.
+        path: PathBuf,
     },
     /// Well-formed, but this program cannot read it.
     #[error("`{path}`: {what}")]

@@ -10,11 +10,9 @@ use super::{
 };
 use crate::{
     CompressError, Formats, Keep, LayerStore, MatrixFormat, Method, OnTensor, QuantizeOptions, QuantizeReport, go_on,
-    quantize,
-    quantize::refuse_overwriting_input,
-    staged::{refuse_replacing, replace},
+    quantize, quantize::refuse_overwriting_input,
 };
-use edgelm_format::{create_sibling, write_file};
+use edgelm_format::{create_sibling, refuse_replacing, replace, write_file};
 use edgelm_kernels::Cpu;
 use edgelm_model::{Checkpoint, TensorId};
 use serde::{Deserialize, Serialize};

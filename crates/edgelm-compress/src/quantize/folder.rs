@@ -8,10 +8,10 @@ use crate::{
     CompressError, MatrixFormat,
     fuse::Fuse,
     layer_pass::{decode, decode_blocks},
-    staged::Staged,
     tensor_pass::{Distortion, encode_rows},
 };
 use edgelm_format::{
+    StagedFolder,
     bitsandbytes::FourBitConfig,
     compressed_tensors::{Activations, Group, IntQuantization, Packing, declare_sparse, pack_sparse},
     safetensors::{Element, Writer},
@@ -22,7 +22,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
 pub(super) struct FolderOut {
-    folder: Staged,
+    folder: StagedFolder,
     weights: Writer,
     storage: Storage,
     fuse: Fuse,
@@ -75,7 +75,7 @@ impl FolderOut {
         }
         let layers: Vec<usize> = (0..checkpoint.config().layers.len()).collect();
         let files = checkpoint.hf_files_with(checkpoint.config(), &layers, config.finish())?;
-        let folder = Staged::create(output)?;
+        let folder = StagedFolder::create(output)?;
         for (name, content) in files {
             folder.write(&name, &content)?;
         }

@@ -188,7 +188,7 @@ fn what_a_folder_cannot_be_is_refused_and_leaves_nothing() {
         kept.notes
     );
     let again = write(&parent("llama-tied"), &path, ints, Method::Rtn, &[]).unwrap_err();
-    assert!(matches!(again, CompressError::OutputExists { .. }), "{again}");
+    assert!(matches!(again, CompressError::Format(edgelm_format::FormatError::OutputExists { .. })), "{again}");
     // A folder of integers is a model like others: it can become a GGUF file.
     let gguf = folder.path().join("from-ints.gguf");
     let formats = Formats::Scheme(Scheme::from_name("Q8_0").unwrap());

@@ -25,9 +25,8 @@ pub use report::{PassReport, RecipeReport};
 pub use run::{Hooks, RunOptions, run_recipe};
 pub use work::Start;
 
-use crate::{
-    CalibrationOptions, CalibrationSource, CompressError, HELD_OUT_WINDOWS, Select, is_gguf, staged::refuse_replacing,
-};
+use crate::{CalibrationOptions, CalibrationSource, CompressError, HELD_OUT_WINDOWS, Select, is_gguf};
+use edgelm_format::refuse_replacing;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use toml::Spanned;

@@ -255,7 +255,7 @@ fn folders_hold_integers_and_files_do_not() {
     assert!(report.passes[1].tensors.iter().any(|tensor| tensor.format == "int4 g32"));
     assert!(!folder.path().join(".out.work").exists());
     let again = follow(&recipe, &path, Start::Fresh, &mut Script::new(usize::MAX)).unwrap_err();
-    assert!(matches!(again, CompressError::OutputExists { .. }), "{again}");
+    assert!(matches!(again, CompressError::Format(edgelm_format::FormatError::OutputExists { .. })), "{again}");
     let file = folder.path().join("out.gguf");
     let error = follow(&recipe, &file, Start::Fresh, &mut Script::new(usize::MAX)).unwrap_err().to_string();
     assert!(error.contains("pass 2") && error.contains("int4") && error.contains("folder"), "{error}");

@@ -1,8 +1,8 @@
 //! The folder beside the output in which a recipe is followed, and what it must agree with to be gone on with.
 
 use super::{GateReport, Gates, PassReport, Recipe};
-use crate::{CalibrationSet, CompressError, is_gguf, staged::replace};
-use edgelm_format::{FormatError, write_file};
+use crate::{CalibrationSet, CompressError, is_gguf};
+use edgelm_format::{FormatError, replace, write_file};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde::{Deserialize, Serialize};

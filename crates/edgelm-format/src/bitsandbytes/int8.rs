@@ -1,7 +1,7 @@
 //! One matrix of `load_in_8bit`: its parts checked, its rows as blocks and as values.
 
 use crate::{
-    CodedMatrix, FormatError, Source, TensorInfo,
+    CodedMatrix, FormatError, IntLayout, Ints, Source, TensorInfo,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
 };
@@ -104,6 +104,17 @@ impl CodedMatrix for Int8Tensor<'_> {
         for (row, out) in rows.zip(out.chunks_exact_mut(k.max(1))) {
             let scale = self.scale(row);
             out.iter_mut().zip(self.row(row)).for_each(|(out, code)| *out = scale * f32::from(*code as i8));
+        }
+    }
+
+    fn int_layout(&self) -> Option<IntLayout> {
+        Some(IntLayout { bits: 8, group: self.shape[1], has_zeros: false, has_offsets: false, order: None })
+    }
+
+    fn ints(&self, rows: Range<usize>, out: &mut Ints) {
+        for row in rows {
+            out.scales.push(self.scale(row));
+            out.codes.extend(self.row(row).iter().map(|code| *code as i8));
         }
     }
 

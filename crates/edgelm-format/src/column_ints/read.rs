@@ -1,7 +1,7 @@
 //! One matrix: its parts checked, its rows as blocks and as values.
 
 use crate::{
-    CodedMatrix, FormatError, Reordered, Source, TensorInfo,
+    CodedMatrix, FormatError, IntLayout, Ints, Reordered, Source, TensorInfo,
     bits::Bits,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
@@ -66,6 +66,8 @@ struct Strip {
     codes: Vec<i16>,
     /// `[G, rows]`.
     scales: Vec<f32>,
+    /// `[G, rows]`.
+    zeros: Vec<i16>,
 }
 
 impl<'a> ColumnInts<'a> {
@@ -171,14 +173,33 @@ impl<'a> ColumnInts<'a> {
         self.group_of.as_ref().map_or(k / self.group_size, |groups| groups[k] as usize)
     }
 
+    /// Zeros `[G, rows]` of some rows.
+    fn zeros(&self, first: usize, rows: usize) -> Vec<i16> {
+        let [n, _] = self.shape;
+        let layout = Bits::dense(self.bits);
+        let per_group = n * self.bits as usize / 32;
+        let zero = |g: usize, row: usize| match self.packing {
+            Packing::AlongInputs { zero_less } => {
+                let number = layout.read_plain(|at| word(self.zeros, g * per_group + at), row);
+                number as i16 + i16::from(zero_less)
+            }
+            Packing::Interleaved => {
+                (word(self.zeros, g * per_group + row / 8) >> (4 * INTERLEAVED[row % 8]) & 15) as i16
+            }
+        };
+        (0..self.groups)
+            .flat_map(|g| (first..first + rows).map(move |row| (g, row)))
+            .map(|(g, row)| zero(g, row))
+            .collect()
+    }
+
     /// Unpacks rows, at most [`STRIP`] of them.
     fn strip(&self, first: usize, rows: usize) -> Strip {
         let [n, k] = self.shape;
-        let word = |bytes: &[u8], at: usize| bytes[4 * at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
         let layout = Bits::dense(self.bits);
         let mask = (1u32 << self.bits) - 1;
         let half = |row: usize| 4 * INTERLEAVED[(first + row) % 8];
-        let mut zeros = vec![0i16; self.groups * rows];
+        let zeros = self.zeros(first, rows);
         let mut scales = vec![0.0f32; self.groups * rows];
         for g in 0..self.groups {
             let start = (g * n + first) * self.scale_dtype.block_bytes();
@@ -186,18 +207,6 @@ impl<'a> ColumnInts<'a> {
             // Lengths were checked when the file was opened.
             if decode_row(self.scale_dtype, bytes, &mut scales[g * rows..][..rows]).is_err() {
                 scales[g * rows..][..rows].fill(f32::NAN);
-            }
-            let per_group = n * self.bits as usize / 32;
-            for (row, zero) in zeros[g * rows..][..rows].iter_mut().enumerate() {
-                *zero = match self.packing {
-                    Packing::AlongInputs { zero_less } => {
-                        let number = layout.read_plain(|at| word(self.zeros, g * per_group + at), first + row);
-                        number as i16 + i16::from(zero_less)
-                    }
-                    Packing::Interleaved => {
-                        (word(self.zeros, g * per_group + (first + row) / 8) >> half(row) & 15) as i16
-                    }
-                };
             }
         }
         // Inputs are unpacked for all rows at once, and a block of them then row by row: both in the order of memory.
@@ -233,7 +242,26 @@ impl<'a> ColumnInts<'a> {
                 codes.iter_mut().zip(&block).for_each(|(code, of_input)| *code = of_input[row]);
             }
         }
-        Strip { rows, codes, scales }
+        Strip { rows, codes, scales, zeros }
+    }
+
+    /// The largest zero, as quants count.
+    fn largest_zero(&self) -> i16 {
+        let [n, _] = self.shape;
+        let strips = (0..n).step_by(STRIP).map(|first| self.zeros(first, STRIP.min(n - first)));
+        strips.flatten().max().unwrap_or(0)
+    }
+
+    /// What signed codes have more as quants.
+    fn middle(&self) -> i16 {
+        if self.bits > 4 { 128 } else { 8 }
+    }
+
+    /// The columns group by group, where all groups are of one size: that of the file.
+    fn even_order(&self) -> Option<Vec<u32>> {
+        let order = self.order()?;
+        let is_of_group = |(at, column): (usize, &u32)| self.group(*column as usize) == at / self.group_size;
+        order.iter().enumerate().all(is_of_group).then_some(order)
     }
 
     /// Calls `body(row of the strip, strip)` for every row.
@@ -330,9 +358,53 @@ impl CodedMatrix for ColumnInts<'_> {
         Some(Reordered { order, dtype, bytes })
     }
 
+    /// Zeros of version 1 may be one more than the codes reach: those of 4 bits are then stored as 8.
+    fn int_layout(&self) -> Option<IntLayout> {
+        let k = self.shape[1];
+        let group = if self.groups <= 1 { k } else { self.group_size };
+        let order = match self.group_of {
+            Some(_) => Some(self.even_order()?),
+            None => None,
+        };
+        let bits = match (self.bits, self.largest_zero()) {
+            (..=4, ..=15) => 4,
+            (..=4, _) | (_, ..=255) => 8,
+            _ => return None,
+        };
+        let is_centred = self.bits != 3 && self.bits != 2 && self.is_centred();
+        k.is_multiple_of(group.max(1)).then_some(IntLayout {
+            bits,
+            group,
+            has_zeros: !is_centred,
+            has_offsets: false,
+            order,
+        })
+    }
+
+    fn ints(&self, rows: Range<usize>, out: &mut Ints) {
+        let Some(IntLayout { has_zeros, order, .. }) = self.int_layout() else { return };
+        let (k, middle) = (self.shape[1], self.middle());
+        let column = |at: usize| order.as_ref().map_or(at, |order| order[at] as usize);
+        self.each_row(rows, |row, strip| {
+            let of = |g: usize| g * strip.rows + row;
+            out.scales.extend((0..self.groups).map(|g| strip.scales[of(g)]));
+            if has_zeros {
+                out.zeros.extend((0..self.groups).map(|g| (strip.zeros[of(g)] - middle) as i8));
+            }
+            out.codes.extend((0..k).map(|at| {
+                let at = column(at);
+                (strip.codes[row * k + at] + strip.zeros[of(self.group(at))] - middle) as i8
+            }));
+        });
+    }
+
     fn release(&self) {
         self.sources.iter().for_each(|(source, bytes)| source.release(bytes));
     }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes[4 * at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
 }
 
 /// Shape and bytes of a matrix of words.

@@ -6,7 +6,7 @@ use super::{
     two_of_four::Bitmask,
 };
 use crate::{
-    CodedMatrix, FormatError, Source, TensorInfo,
+    CodedMatrix, FormatError, IntLayout, Ints, Source, TensorInfo,
     bits::Bits,
     fault::{Fault, Name, malformed},
     safetensors::SafeTensors,
@@ -214,6 +214,32 @@ impl CodedMatrix for IntTensor<'_> {
                 *out = scale * (f32::from(code) - f32::from(zero));
             }
         });
+    }
+
+    fn int_layout(&self) -> Option<IntLayout> {
+        Some(IntLayout {
+            bits: if self.format.bits() <= 4 { 4 } else { 8 },
+            group: self.shape[1] / self.scales.columns.max(1),
+            has_zeros: self.zeros.is_some(),
+            has_offsets: false,
+            order: None,
+        })
+    }
+
+    fn ints(&self, rows: Range<usize>, out: &mut Ints) {
+        let mut row_scales = vec![0.0; self.scales.columns];
+        for row in rows {
+            self.scales.row(row, &mut row_scales);
+            out.scales.extend_from_slice(&row_scales);
+            if self.zeros.is_some() {
+                out.zeros.extend((0..self.scales.columns).map(|column| self.zero(row, column)));
+            }
+            for start in (0..self.shape[1]).step_by(BLOCK) {
+                let mut codes = [0; BLOCK];
+                self.quants(row, start, &mut codes);
+                out.codes.extend_from_slice(&codes);
+            }
+        }
     }
 
     fn release(&self) {

@@ -1,6 +1,6 @@
 //! A checkpoint as the texts of a Hugging Face folder.
 
-use super::Checkpoint;
+use super::{Checkpoint, files::Files};
 use crate::{
     LayerConfig, ModelConfig, ModelError,
     config::{BESIDE_TEXT, parse_object},
@@ -76,13 +76,49 @@ impl Checkpoint {
             return Err(ModelError::Export("config.json has no words for the changed sizes".to_owned()));
         }
         let mut out = vec![("config.json".to_owned(), Cow::Owned(text))];
-        for &name in COPIED {
-            if let Some(content) = files.read(name)? {
-                out.push((name.to_owned(), content));
-            }
-        }
+        out.extend(copied(files)?);
         Ok(out)
     }
+
+    /// Tokenizer, chat template, sampling defaults and licence: files of a folder as they are; of a GGUF file `tokenizer.json`
+    /// and a `tokenizer_config.json` that say the same. None where the model has no tokenizer.
+    pub fn text_files(&self) -> Result<Vec<HfFile>, ModelError> {
+        if let Some(files) = self.texts.files() {
+            return copied(files);
+        }
+        if !self.has_tokenizer() {
+            return Ok(Vec::new());
+        }
+        let tokenizer = self.tokenizer()?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+        let mut config = Map::new();
+        config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+        config.insert("add_bos_token".to_owned(), json!(tokenizer.adds_bos()));
+        for (key, id) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
+            if let Some(text) = text(id) {
+                config.insert(key.to_owned(), json!(text));
+            }
+        }
+        if let Some(template) = self.chat_template()? {
+            config.insert("chat_template".to_owned(), json!(template.source()));
+        }
+        let config = format!("{:#}\n", Value::Object(config)).into_bytes();
+        Ok(vec![
+            ("tokenizer.json".to_owned(), Cow::Owned(tokenizer.to_json()?.into_bytes())),
+            ("tokenizer_config.json".to_owned(), Cow::Owned(config)),
+        ])
+    }
+}
+
+/// The files of a folder that say nothing of its weights.
+fn copied(files: &Files) -> Result<Vec<HfFile>, ModelError> {
+    let mut out = Vec::new();
+    for &name in COPIED {
+        if let Some(content) = files.read(name)? {
+            out.push((name.to_owned(), content));
+        }
+    }
+    Ok(out)
 }
 
 /// Says the widths of `config`, where they are others than those that the file gave these layers: what it says without

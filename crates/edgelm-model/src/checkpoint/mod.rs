@@ -19,7 +19,7 @@ pub use texts::Texts;
 
 use crate::arch::{Names, Prefix, Stored};
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
-use edgelm_format::{Reordered, Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
+use edgelm_format::{IntLayout, Ints, Reordered, Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
 use edgelm_tensor::{DType, block::decode_row};
 use files::Files;
 use packed::PackedFolder;
@@ -289,6 +289,34 @@ impl Checkpoint {
             }
             Store::Safetensors(_) | Store::Gguf(_) => Ok(None),
         }
+    }
+
+    /// How a matrix looks as whole numbers with scales, where that changes none of its codes. Errors if absent.
+    pub fn int_layout(&self, id: TensorId) -> Result<Option<IntLayout>, ModelError> {
+        let (dtype, _) = self.describe(id)?;
+        let stored = self.stored(id);
+        match &self.store {
+            Store::Packed(folder) if folder.is_packed(&stored.name) => {
+                let is_plain = !stored.transposed && stored.expert.is_none() && stored.spread.is_none();
+                Ok(if is_plain { folder.int_layout(&stored.name)? } else { None })
+            }
+            _ => Ok(IntLayout::of_blocks(dtype)),
+        }
+    }
+
+    /// All rows of a matrix as [`Self::int_layout`] says. Errors if absent; empty where it says nothing.
+    pub fn ints(&self, id: TensorId) -> Result<Ints, ModelError> {
+        let mut ints = Ints::default();
+        let stored = self.stored(id);
+        let rows = self.describe(id)?.1.first().copied().unwrap_or(0);
+        if let Store::Packed(folder) = &self.store
+            && folder.ints(&stored.name, (0..rows).map(|row| stored.row(row)), &mut ints)?
+        {
+            return Ok(ints);
+        }
+        let view = self.tensor(id)?;
+        ints.extend_from_blocks(view.dtype, &view.bytes);
+        Ok(ints)
     }
 
     /// The scale of a linear layer's int8 inputs, where calibration fixed it.

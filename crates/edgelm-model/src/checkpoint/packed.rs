@@ -4,7 +4,7 @@
 
 use crate::ModelError;
 use edgelm_format::{
-    CodedMatrix, FormatError, Reordered, Source, TensorView,
+    CodedMatrix, FormatError, IntLayout, Ints, Reordered, Source, TensorView,
     awq::{self, AwqConfig},
     bitsandbytes::{self, Int8Tensor, LookupTensor},
     compressed_tensors::{self, Group, IntQuantization, IntTensor, SparseTensor},
@@ -279,6 +279,28 @@ impl PackedFolder {
         Ok(matrix.stored.open(&self.file)?.and_then(|found| found.reordered()))
     }
 
+    /// How a matrix that is packed looks as whole numbers, where its codes are such.
+    pub(super) fn int_layout(&self, name: &str) -> Result<Option<IntLayout>, FormatError> {
+        let Some(matrix) = self.matrices.get(name) else { return Ok(None) };
+        Ok(matrix.stored.open(&self.file)?.and_then(|found| found.int_layout()))
+    }
+
+    /// Appends rows of a matrix that is packed as whole numbers; false if this is none.
+    pub(super) fn ints(
+        &self,
+        name: &str,
+        rows: impl Iterator<Item = usize>,
+        out: &mut Ints,
+    ) -> Result<bool, FormatError> {
+        let Some(matrix) = self.matrices.get(name) else { return Ok(false) };
+        let Some(found) = matrix.stored.open(&self.file)? else { return Ok(false) };
+        let count = matrix.rows();
+        for run in runs(rows).filter(|run| run.end <= count) {
+            found.ints(run, out);
+        }
+        Ok(true)
+    }
+
     /// The scale of a matrix's int8 inputs, where the file fixes it.
     pub(super) fn input_scale(&self, name: &str) -> Option<f32> {
         self.matrices.get(name)?.input_scale
@@ -296,4 +318,17 @@ impl PackedFolder {
     pub(super) fn source_of(&self, name: &str) -> Option<&Source> {
         self.file.source_of(name)
     }
+}
+
+/// Rows as runs of neighbours, which are unpacked together.
+fn runs(rows: impl Iterator<Item = usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut rows = rows.peekable();
+    std::iter::from_fn(move || {
+        let start = rows.next()?;
+        let mut end = start + 1;
+        while rows.next_if_eq(&end).is_some() {
+            end += 1;
+        }
+        Some(start..end)
+    })
 }

@@ -131,6 +131,16 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The tokenizer as the content of a `tokenizer.json`.
+    pub fn to_json(&self) -> Result<String, ModelError> {
+        guard(|| self.inner.to_string(true))
+    }
+
+    /// Whether prompts start with bos.
+    pub fn adds_bos(&self) -> bool {
+        self.special.bos.is_some() && self.wants_bos()
+    }
+
     /// Text of a token as in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

@@ -4,6 +4,7 @@ use crate::{adapters, failure::Usage, interrupt::Work, machine, options::Global,
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{ExportReport, is_gguf};
+use edgelm_onnx::{Floats, OnnxStyle};
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -17,15 +18,34 @@ pub struct ExportArgs {
     /// Container
     #[arg(long, value_enum)]
     format: Format,
-    /// What to write: a .gguf file, or a folder (config.json, model.safetensors, tokenizer)
+    /// What to write: a .gguf file, or a folder (config.json, model.safetensors, tokenizer; model.onnx, model.onnx.data, tokenizer)
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// ONNX: for onnxruntime-genai, or standard operators with weights behind DequantizeLinear
+    #[arg(long, value_enum)]
+    onnx_style: Option<Style>,
+    /// ONNX: what weights are written as that are not stored as integers [default: f32]
+    #[arg(long, value_enum)]
+    onnx_floats: Option<OnnxFloats>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Gguf,
     Safetensors,
+    Onnx,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Style {
+    Genai,
+    Qdq,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnnxFloats {
+    F32,
+    F16,
 }
 
 pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
@@ -33,10 +53,16 @@ pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
         (Format::Gguf, false) => {
             return Err(Usage("--format gguf writes a file whose name ends in .gguf".into()).into());
         }
-        (Format::Safetensors, true) => {
-            return Err(Usage("--format safetensors writes a folder, not a .gguf file".into()).into());
+        (Format::Safetensors | Format::Onnx, true) => {
+            return Err(Usage("--format safetensors and onnx write a folder, not a .gguf file".into()).into());
         }
         _ => {}
+    }
+    if args.format == Format::Onnx {
+        return onnx(&args, global);
+    }
+    if args.onnx_style.is_some() || args.onnx_floats.is_some() {
+        return Err(Usage("--onnx-style and --onnx-floats need --format onnx".into()).into());
     }
     let report = write(&args.model, &[], &args.output, global)?;
     if global.json {
@@ -47,6 +73,46 @@ pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
     }
     let size = output::bytes(report.output_bytes);
     output::line(format!("{}: {size}, {} tensors converted", args.output.display(), report.converted))
+}
+
+fn onnx(args: &ExportArgs, global: &Global) -> anyhow::Result<()> {
+    let style = match args.onnx_style {
+        Some(Style::Genai) => OnnxStyle::Genai,
+        Some(Style::Qdq) => OnnxStyle::Qdq,
+        None => return Err(Usage("--format onnx needs --onnx-style genai or qdq".into()).into()),
+    };
+    let floats = match args.onnx_floats {
+        None | Some(OnnxFloats::F32) => Floats::F32,
+        Some(OnnxFloats::F16) => Floats::F16,
+    };
+    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let bar = progress::bar(0, "export", global.quiet);
+    let work = Work::begin();
+    let report = edgelm_onnx::export(&checkpoint, style, floats, &args.output, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if work.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if global.json {
+        let kinds = report.kinds.iter().map(|kind| {
+            json!({ "role": kind.role, "from": kind.from, "to": kind.to, "reason": kind.reason, "count": kind.count })
+        });
+        return output::json(&json!({
+            "files": report.files, "matrices": kinds.collect::<Vec<_>>(), "notes": report.notes,
+            "input_bytes": report.input_bytes, "output_bytes": report.output_bytes,
+        }));
+    }
+    for kind in &report.kinds {
+        let reason = kind.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        output::line(format!("{:>4} {}: {} as {}{reason}", kind.count, kind.role, kind.from, kind.to))?;
+    }
+    for note in &report.notes {
+        output::line(format!("note: {note}"))?;
+    }
+    let (files, size) = (report.files.len(), output::bytes(report.output_bytes));
+    output::line(format!("{}: {size} in {files} files", args.output.display()))
 }
 
 /// Writes a model with adapters folded in; what `merge` does too.

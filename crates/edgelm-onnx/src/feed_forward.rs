@@ -1,0 +1,64 @@
+//! The feed-forward half of a layer: from its normed input to what it adds.
+
+use crate::{OnnxError, graph::Value, network::Network};
+use edgelm_format::onnx::Attribute;
+use edgelm_model::LayerTensor;
+use edgelm_tensor::Activation;
+
+impl Network<'_> {
+    /// down(f(gate(x)) · up(x)), or down(f(up(x))) without a gate; `None` where the layer has no such half.
+    pub(crate) fn feed_forward(&mut self, x: &str, index: usize) -> Result<Option<Value>, OnnxError> {
+        use LayerTensor as T;
+        if self.config.layers[index].intermediate_size == 0 {
+            return Ok(None);
+        }
+        self.graph.enter(&format!("layers.{index}.mlp"));
+        let style = self.config.style;
+        let mut products = self.linear_group(x, index, &[T::Gate, T::Up])?;
+        let mut up = products.pop().unwrap_or_default();
+        let inner = match products.pop() {
+            Some(gate) => {
+                let mut gate = self.graph.scale(gate, style.multipliers.gate);
+                if let Some(limit) = style.glu_limit {
+                    (gate, up) = self.limited(&gate, &up, limit);
+                }
+                let gate = self.activated(&gate, style.activation);
+                self.graph.apply("Mul", &[&gate, &up])
+            }
+            None => self.activated(&up, style.activation),
+        };
+        let update = self.linear_group(&inner, index, &[T::Down])?.swap_remove(0);
+        Ok(Some(self.graph.scale(update, style.multipliers.down)))
+    }
+
+    /// gate ≤ limit, 1 + up with up between −limit and limit.
+    fn limited(&mut self, gate: &str, up: &str, limit: f32) -> (Value, Value) {
+        let graph = &mut self.graph;
+        let (low, high, one) = (graph.scalar(-limit), graph.scalar(limit), graph.scalar(1.0));
+        let gate = graph.apply("Min", &[gate, &high]);
+        let up = graph.apply("Clip", &[up, &low, &high]);
+        (gate, graph.apply("Add", &[&up, &one]))
+    }
+
+    fn activated(&mut self, x: &str, activation: Activation) -> Value {
+        let graph = &mut self.graph;
+        match activation {
+            Activation::Silu => {
+                let gate = graph.apply("Sigmoid", &[x]);
+                graph.apply("Mul", &[x, &gate])
+            }
+            Activation::QuickGelu => {
+                let scaled = graph.scale(x.to_owned(), 1.702);
+                let gate = graph.apply("Sigmoid", &[&scaled]);
+                graph.apply("Mul", &[x, &gate])
+            }
+            Activation::Gelu => graph.op("Gelu", &[x], vec![Attribute::string("approximate", "none")]),
+            Activation::GeluTanh => graph.op("Gelu", &[x], vec![Attribute::string("approximate", "tanh")]),
+            Activation::Relu => graph.apply("Relu", &[x]),
+            Activation::Relu2 => {
+                let x = graph.apply("Relu", &[x]);
+                graph.apply("Mul", &[&x, &x])
+            }
+        }
+    }
+}
