@@ -32,7 +32,8 @@ impl Network<'_> {
             None => x,
         });
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let is_inside = self.is_fused() && self.rope_of(index).is_some_and(|rope| rotates_inside(self.config, rope));
+        let is_inside =
+            self.is_fused() && self.rope_of(index).is_some_and(|rope| rotates_inside(self.config, &config, rope));
         if style.rope_before_norm && !is_inside {
             (q, k) = (self.rotated(q, index, heads)?, self.rotated(k, index, kv_heads)?);
         }
@@ -71,27 +72,27 @@ impl Network<'_> {
     }
 
     /// The cache of a layer: past keys and values `[B, G, P, E]`.
-    fn past(&mut self, index: usize, config: &LayerConfig) -> [Value; 2] {
+    fn past(&mut self, index: usize, config: &LayerConfig, head_dim: usize) -> [Value; 2] {
         ["key", "value"].map(|what| {
             let dims = [
                 Dim::Named("batch"),
                 Dim::Size(config.num_key_value_heads),
                 Dim::Named("past_sequence"),
-                Dim::Size(config.head_dim),
+                Dim::Size(head_dim),
             ];
             self.graph.input(&format!("past_key_values.{index}.{what}"), DataType::Float, &dims)
         })
     }
 
     /// The same with the new ones.
-    fn present(&mut self, index: usize, config: &LayerConfig, values: [&str; 2]) -> [Value; 2] {
+    fn present(&mut self, index: usize, config: &LayerConfig, head_dim: usize, values: [&str; 2]) -> [Value; 2] {
         let mut names = ["key", "value"].into_iter();
         values.map(|value| {
             let dims = [
                 Dim::Named("batch"),
                 Dim::Size(config.num_key_value_heads),
                 Dim::Named("total_sequence"),
-                Dim::Size(config.head_dim),
+                Dim::Size(head_dim),
             ];
             let name = format!("present.{index}.{}", names.next().unwrap_or_default());
             self.graph.output(value, &name, DataType::Float, &dims);
@@ -109,6 +110,10 @@ impl Network<'_> {
         is_rotated_inside: bool,
     ) -> Result<Value, OnnxError> {
         let (lengths, total) = self.fused_lengths()?;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (own, head_dim) = (config.head_dim, fused_head_dim(config));
+        let [q, k, v] =
+            [(q, heads), (k, kv_heads), (v, kv_heads)].map(|(x, heads)| self.padded(x, heads, own, head_dim));
         let bias = self.alibi_of_queries(index, scale)?.unwrap_or_default();
         let mut attributes = vec![
             Attribute::int("num_heads", config.num_attention_heads as i64),
@@ -128,14 +133,31 @@ impl Network<'_> {
             attributes.push(Attribute::int("do_rotary", 1));
             attributes.push(Attribute::int("rotary_interleaved", i64::from(is_interleaved)));
         }
-        let past = self.past(index, config);
-        let mut inputs = vec![q, k, v, &past[0], &past[1], &lengths, &total, &cos, &sin, "", &bias];
+        let past = self.past(index, config, head_dim);
+        let mut inputs = vec![q.as_str(), &k, &v, &past[0], &past[1], &lengths, &total, &cos, &sin, "", &bias];
         while inputs.last().is_some_and(|input| input.is_empty()) {
             inputs.pop();
         }
         let outputs = self.graph.node(MICROSOFT, "GroupQueryAttention", &inputs, 3, attributes);
-        self.present(index, config, [&outputs[1], &outputs[2]]);
-        Ok(outputs[0].clone())
+        self.present(index, config, head_dim, [&outputs[1], &outputs[2]]);
+        if head_dim == own {
+            return Ok(outputs[0].clone());
+        }
+        let out = self.graph.reshape(&outputs[0], &[0, 0, heads as i64, head_dim as i64]);
+        let out = self.graph.slice_last(&out, 0, own, 1);
+        Ok(self.graph.reshape(&out, &[0, 0, (heads * own) as i64]))
+    }
+
+    /// Heads with zeros behind their own components.
+    fn padded(&mut self, x: &str, heads: usize, own: usize, head_dim: usize) -> Value {
+        if head_dim == own {
+            return x.to_owned();
+        }
+        let graph = &mut self.graph;
+        let x = graph.reshape(x, &[0, 0, heads as i64, own as i64]);
+        let pads = graph.integers(&[0, 0, 0, 0, 0, 0, 0, (head_dim - own) as i64]);
+        let x = graph.apply("Pad", &[&x, &pads]);
+        graph.reshape(&x, &[0, 0, (heads * head_dim) as i64])
     }
 
     /// Of each sequence the number of its last position, and the most positions that any has.
@@ -169,7 +191,7 @@ impl Network<'_> {
             (config.num_attention_heads as i64, config.num_key_value_heads as i64, config.head_dim as i64);
         let mask = self.mask(config.sliding_window)?;
         let alibi = self.alibi(index, scale)?;
-        let past = self.past(index, config);
+        let past = self.past(index, config, config.head_dim);
         let graph = &mut self.graph;
         let by_head = |graph: &mut crate::graph::Graph, x: &str, heads: i64| {
             let x = graph.reshape(x, &[0, 0, heads, head_dim]);
@@ -180,7 +202,7 @@ impl Network<'_> {
         let q = if heads == kv_heads { q } else { graph.reshape(&q, &[0, kv_heads, -1, head_dim]) };
         let (k, v) = (by_head(graph, k, kv_heads), by_head(graph, v, kv_heads));
         let (k, v) = (graph.concat(&[&past[0], &k], 2), graph.concat(&[&past[1], &v], 2));
-        let [k, v] = self.present(index, config, [&k, &v]);
+        let [k, v] = self.present(index, config, config.head_dim, [&k, &v]);
         let graph = &mut self.graph;
         let turned = graph.transpose(&k, &[0, 1, 3, 2]);
         let mut scores = graph.apply("MatMul", &[&q, &turned]);
@@ -205,4 +227,9 @@ impl Network<'_> {
         let out = graph.transpose(&out, &[0, 2, 1, 3]);
         Ok(graph.reshape(&out, &[0, 0, heads * head_dim]))
     }
+}
+
+/// Components of a head as GroupQueryAttention has them: a multiple of 8, with zeros behind those of the model.
+pub(crate) fn fused_head_dim(config: &LayerConfig) -> usize {
+    config.head_dim.next_multiple_of(8)
 }

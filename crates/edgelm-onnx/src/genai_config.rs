@@ -1,6 +1,9 @@
 //! `genai_config.json`: how `onnxruntime-genai` runs the graph.
 
-use crate::network::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS};
+use crate::{
+    attention::fused_head_dim,
+    network::{ATTENTION_MASK, INPUT_IDS, POSITION_IDS},
+};
 use edgelm_model::Checkpoint;
 use serde_json::{Map, Value, json};
 
@@ -34,7 +37,7 @@ pub(crate) fn text(checkpoint: &Checkpoint, with_positions: bool) -> Vec<u8> {
         json!({
             "session_options": { "log_id": "onnxruntime-genai", "provider_options": [] },
             "filename": "model.onnx",
-            "head_size": layer.head_dim,
+            "head_size": fused_head_dim(layer),
             "hidden_size": config.hidden_size,
             "inputs": inputs,
             "outputs": {

@@ -1,6 +1,6 @@
 //! What a style can express: asked by the exporter before anything is written, and by the table of models.
 
-use edgelm_model::{Mixer, ModelConfig, RopePairs, RopeScaling};
+use edgelm_model::{LayerConfig, Mixer, ModelConfig, RopeConfig, RopeScaling};
 
 /// Which operators a graph is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,17 +50,12 @@ fn of_fused(config: &ModelConfig, index: usize) -> Option<String> {
         // One shape of caches is stated for all layers.
         return Some(format!("layer {index} has other heads than the first (`qdq` has caches of their own)"));
     }
-    if !layer.head_dim.is_multiple_of(8) {
-        return Some(format!("heads of {} are not a multiple of 8", layer.head_dim));
-    }
     None
 }
 
 /// GroupQueryAttention can rotate queries and keys itself.
-pub(crate) fn rotates_inside(config: &ModelConfig, rope: &edgelm_model::RopeConfig) -> bool {
+pub(crate) fn rotates_inside(config: &ModelConfig, layer: &LayerConfig, rope: &RopeConfig) -> bool {
     let is_table = !matches!(rope.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. });
     let is_before_norm = config.style.rope_before_norm && config.style.qk_norm.kind().is_some();
-    let fits =
-        rope.rotary_dim.is_multiple_of(16) || rope.pairs == RopePairs::Halves && rope.rotary_dim.is_multiple_of(8);
-    is_table && !is_before_norm && fits
+    is_table && !is_before_norm && layer.head_dim.is_multiple_of(16) && rope.rotary_dim.is_multiple_of(16)
 }
