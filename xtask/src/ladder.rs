@@ -7,12 +7,13 @@ use std::{
 };
 
 /// Top first (docs/architecture.md).
-const LADDER: [&str; 12] = [
+const LADDER: [&str; 13] = [
     "edgelm",
     "edgelm-fleet",
     "edgelm-serve",
     "edgelm-eval",
     "edgelm-compress",
+    "edgelm-ort",
     "edgelm-engine",
     "edgelm-onnx",
     "edgelm-model",

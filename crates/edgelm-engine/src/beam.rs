@@ -40,7 +40,7 @@ pub(crate) fn beam_search(
         return Err(EngineError::Option { option: "beams", what });
     }
     let width = options.beams;
-    let max_tokens = budget(engine, prompt.len(), options)?;
+    let max_tokens = budget(engine.config().context_length(), prompt.len(), options)?;
     let mut workspace = Workspace::default();
     let mut sequence =
         engine.adapted_sequence(options.kv.unwrap_or_else(|| engine.default_kv()), options.adapter.clone());

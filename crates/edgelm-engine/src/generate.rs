@@ -1,8 +1,7 @@
 //! The generation loop: options, result, and sampling one token after another.
 
 use crate::{
-    Engine, EngineError, LoadedAdapter, Sampler, Sampling, Sequence, Step, Want, Workspace,
-    sampling::top_log_probabilities, stop::StopMatcher,
+    Decoding, EngineError, LoadedAdapter, Sampler, Sampling, Want, sampling::top_log_probabilities, stop::StopMatcher,
 };
 use edgelm_kernels::KvDtype;
 use edgelm_model::{DecodeStream, Tokenizer};
@@ -88,8 +87,7 @@ pub struct Generation {
 }
 
 /// Context limit and number of tokens to generate at most; an error where they cannot be had.
-pub(crate) fn budget(engine: &Engine, prompt: usize, options: &GenerateOptions) -> Result<usize, EngineError> {
-    let trained = engine.config().context_length();
+pub(crate) fn budget(trained: usize, prompt: usize, options: &GenerateOptions) -> Result<usize, EngineError> {
     let context = options.context.unwrap_or(trained);
     if context > trained {
         let what = format!("{context} is more than the {trained} positions of this model");
@@ -149,23 +147,22 @@ impl<'a> TextOut<'a> {
     }
 }
 
-/// Samples token after token. What `sequence` already holds of the prompt is not computed again.
-pub(crate) fn sample(
-    engine: &Engine,
+/// Samples token after token. What the sequence already holds of the prompt is not computed again. Without a tokenizer there is
+/// no text, and stop strings are not found. Beams, cache format and adapters of `options` are not for it.
+pub fn sample(
+    decoding: &mut dyn Decoding,
     tokenizer: Option<&Tokenizer>,
-    sequence: &mut Sequence,
     prompt: &[u32],
     options: &GenerateOptions,
     on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
 ) -> Result<Generation, EngineError> {
     let begin = Instant::now();
-    let max_tokens = budget(engine, prompt.len(), options)?;
+    let max_tokens = budget(decoding.context_length(), prompt.len(), options)?;
     let mut sampler = Sampler::new(&options.sampling)?;
-    let shared = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    sequence.truncate(shared.min(prompt.len() - 1));
-    let computed = prompt.len() - sequence.tokens().len();
+    let shared = decoding.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    decoding.truncate(shared.min(prompt.len() - 1))?;
+    let computed = prompt.len() - decoding.tokens().len();
 
-    let mut workspace = Workspace::default();
     let mut out = TextOut::new(tokenizer, options);
     let mut tokens = Vec::new();
     let mut first_token = begin;
@@ -174,9 +171,9 @@ pub(crate) fn sample(
     let mut feed = prompt[prompt.len() - computed..].to_vec();
     let mut logits = Vec::new();
     while tokens.len() < max_tokens {
-        engine.forward(&mut [Step { sequence, tokens: &feed, want: Want::Last }], &mut workspace)?;
-        logits.clear();
-        logits.extend_from_slice(workspace.logits());
+        decoding.forward(&feed, Want::Last, &mut logits)?;
+        // Picking changes them.
+        let of_model = options.logprobs.map(|_| logits.clone());
         let mut piece = Piece::default();
         if let Some(n) = options.logprobs {
             piece.top_logprobs = top_log_probabilities(&logits, n.max(1));
@@ -185,12 +182,12 @@ pub(crate) fn sample(
         if tokens.is_empty() {
             first_token = Instant::now();
         }
-        if !options.ignore_eos && engine.config().eos_token_ids.contains(&token) {
+        if !options.ignore_eos && decoding.eos_token_ids().contains(&token) {
             finish_reason = FinishReason::Stop;
             break;
         }
-        if let Some(n) = options.logprobs {
-            piece.logprob = Some(log_probability(workspace.logits(), token));
+        if let (Some(n), Some(logits)) = (options.logprobs, &of_model) {
+            piece.logprob = Some(log_probability(logits, token));
             piece.top_logprobs.truncate(n);
         }
         tokens.push(token);

@@ -6,6 +6,7 @@
 mod adapter;
 mod beam;
 mod block;
+mod decoding;
 mod engine;
 mod exact;
 mod front;
@@ -18,10 +19,11 @@ mod stop;
 
 pub use adapter::LoadedAdapter;
 pub use block::{Block, Observer};
+pub use decoding::Decoding;
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes, state_bytes};
 pub use exact::Arithmetic;
 pub use front::token_embeddings;
-pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
+pub use generate::{FinishReason, GenerateOptions, Generation, Piece, sample};
 pub use head::Head;
 pub use model::Model;
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
@@ -39,6 +41,9 @@ pub enum EngineError {
     /// An adapter that cannot be used so.
     #[error("adapter: {0}")]
     Adapter(&'static str),
+    /// Another engine than this crate's.
+    #[error("the engine failed")]
+    Runtime(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A matrix that is not among those that were packed.
     #[error("{id:?} was not packed")]
     NotPacked {

@@ -1,6 +1,9 @@
 //! Engine, tokenizer and template together: text in, text out.
 
-use crate::{Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, generate};
+use crate::{
+    Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, Workspace, beam,
+    decoding::OwnDecoding, generate,
+};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
 use std::{ops::ControlFlow, sync::Arc};
@@ -87,7 +90,8 @@ impl Model {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        generate::sample(&self.engine, self.text_side(options)?, sequence, prompt, options, on_piece)
+        let mut decoding = OwnDecoding { engine: &self.engine, sequence, workspace: Workspace::default() };
+        generate::sample(&mut decoding, self.text_side(options)?, prompt, options, on_piece)
     }
 
     /// The tokenizer, or none for a model that came without one and of which no text is asked.

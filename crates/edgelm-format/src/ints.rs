@@ -47,7 +47,8 @@ impl IntLayout {
     }
 }
 
-/// (bits, values with one scale, whether a minimum is stored, the code that is added to signed ones).
+/// (bits, values with one scale, whether a minimum is stored, the code that is added to signed ones: the middle one, so that a
+/// runtime that rounds what meets the codes errs least).
 fn line(dtype: DType) -> Option<(u32, usize, bool, i32)> {
     Some(match dtype {
         DType::Q4_0 => (4, 32, false, 8),
@@ -56,7 +57,7 @@ fn line(dtype: DType) -> Option<(u32, usize, bool, i32)> {
         DType::Q5_1 => (8, 32, true, 16),
         // The lowest code that is chosen is −127.
         DType::Q8_0 => (8, 32, false, 127),
-        DType::Q2_K => (4, 16, true, 8),
+        DType::Q2_K => (4, 16, true, 2),
         DType::Q3_K => (4, 16, false, 4),
         DType::Q4_K => (4, 32, true, 8),
         DType::Q5_K => (8, 32, true, 16),

@@ -14,6 +14,18 @@ const OPSET: i64 = 21;
 /// The file format's version that came with it.
 const IR_VERSION: i64 = 10;
 
+/// How a model is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnnxOptions {
+    /// Operators.
+    pub style: OnnxStyle,
+    /// What weights are written as that are not stored as integers.
+    pub floats: Floats,
+    /// `MatMulNBits` may round its inputs to int8: faster, and as far from the model's values as any engine with integer kernels.
+    /// Of style `genai` alone: what meets `DequantizeLinear`, the runtime decides.
+    pub int8_inputs: bool,
+}
+
 /// Told how many matrices of how many are written; may stop the work.
 pub type OnStep<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
 
@@ -26,16 +38,15 @@ pub type OnStep<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
 /// Errors, before anything is written, where the style has no operators for the model.
 pub fn export(
     checkpoint: &Checkpoint,
-    style: OnnxStyle,
-    floats: Floats,
+    options: OnnxOptions,
     output: &Path,
     on_step: &mut OnStep<'_>,
 ) -> Result<OnnxReport, OnnxError> {
-    let config = checkpoint.config();
+    let (config, style) = (checkpoint.config(), options.style);
     if let Some(what) = unsupported(config, style) {
         return Err(OnnxError::Unsupported { architecture: config.arch.name, style, what });
     }
-    let mut network = Network::new(checkpoint, style, floats);
+    let mut network = Network::new(checkpoint, options);
     if style == OnnxStyle::Qdq {
         network.positions()?;
     }

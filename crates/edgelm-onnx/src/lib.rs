@@ -25,7 +25,7 @@ mod rotary;
 mod support;
 mod tokenizer;
 
-pub use export::{OnStep, export};
+pub use export::{OnStep, OnnxOptions, export};
 pub use form::Floats;
 pub use support::{OnnxStyle, unsupported};
 

@@ -12,6 +12,9 @@ use edgelm_format::{
 };
 use edgelm_model::{LayerTensor, TensorId};
 
+/// The level of `MatMulNBits` at which inputs are rounded to int8.
+const INT8: usize = 4;
+
 impl Network<'_> {
     /// Products of x with the matrices of one layer that read it, those that the layer has.
     pub(crate) fn linear_group(
@@ -107,12 +110,15 @@ impl Network<'_> {
                     inputs.push(&parts[2]);
                 }
                 let attribute = |name, value: usize| Attribute::int(name, value as i64);
-                let attributes = vec![
+                let mut attributes = vec![
                     attribute("N", n),
                     attribute("K", k),
                     attribute("bits", layout.bits as usize),
                     attribute("block_size", *block),
                 ];
+                if self.int8_inputs {
+                    attributes.push(attribute("accuracy_level", INT8));
+                }
                 self.graph.node(MICROSOFT, "MatMulNBits", &inputs, 1, attributes).swap_remove(0)
             }
         })

@@ -1,7 +1,7 @@
 //! A model on its way into a graph: what its parts share.
 
 use crate::{
-    Kind, OnnxError, OnnxStyle,
+    Kind, OnnxError, OnnxOptions, OnnxStyle,
     form::{Floats, Form},
     graph::{Dim, Graph, Value},
 };
@@ -21,6 +21,7 @@ pub(crate) struct Network<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) style: OnnxStyle,
     pub(crate) floats: Floats,
+    pub(crate) int8_inputs: bool,
     pub(crate) graph: Graph,
     /// Matrices of which parameters are parts.
     pub(crate) matrices: Vec<(TensorId, Form)>,
@@ -29,13 +30,14 @@ pub(crate) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, style: OnnxStyle, floats: Floats) -> Self {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, options: OnnxOptions) -> Self {
+        let OnnxOptions { style, floats, int8_inputs } = options;
         let mut graph = Graph::default();
         graph.input(INPUT_IDS, DataType::Int64, &[Dim::Named("batch"), Dim::Named("sequence")]);
         graph.input(ATTENTION_MASK, DataType::Int64, &[Dim::Named("batch"), Dim::Named("total_sequence")]);
         let config = checkpoint.config();
         let (matrices, kinds, shared) = (Vec::new(), BTreeMap::new(), HashMap::new());
-        Self { checkpoint, config, style, floats, graph, matrices, kinds, shared }
+        Self { checkpoint, config, style, floats, int8_inputs, graph, matrices, kinds, shared }
     }
 
     pub(crate) fn is_fused(&self) -> bool {

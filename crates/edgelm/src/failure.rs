@@ -5,6 +5,7 @@ use edgelm_engine::EngineError;
 use edgelm_fleet::hub::HubError;
 use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
+use edgelm_ort::OrtError;
 use std::process::ExitCode;
 
 /// A combination of arguments that has no meaning (exit status 2).
@@ -111,6 +112,18 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     }
     if let Some(error) = cause.downcast_ref::<HubError>() {
         return error.hint();
+    }
+    match cause.downcast_ref() {
+        Some(OrtError::Library { .. }) => {
+            return Some(
+                "install ONNX Runtime 1.22 or newer (its release archive, or `pip install onnxruntime`) and set \
+                 ORT_DYLIB_PATH to its shared library (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib)",
+            );
+        }
+        Some(OrtError::NoGraph { .. }) => {
+            return Some("write one with `edgelm export MODEL --format onnx --onnx-style genai -o DIR`");
+        }
+        _ => {}
     }
     if let Some(KernelError::IsaAbsent { .. }) = cause.downcast_ref() {
         return Some("leave --isa out to use the best that this CPU has");

@@ -1,7 +1,7 @@
 //! Tokenizer and chat template: what a model needs for text, with or without its weights.
 
 use super::{Embedded, files::Files, open::is_gguf};
-use crate::{ChatTemplate, ModelError, Tokenizer};
+use crate::{ChatTemplate, GenerationConfig, ModelError, Tokenizer};
 use edgelm_format::gguf::{GgufFile, Value};
 use std::{
     path::{Path, PathBuf},
@@ -83,6 +83,13 @@ impl Texts {
         };
         // If another thread was faster its tokenizer is kept; they are equal.
         Ok(self.tokenizer.get_or_init(|| built))
+    }
+
+    /// Sampling defaults and the ids that end an answer, where a `generation_config.json` says them.
+    pub fn generation(&self) -> Result<Option<(GenerationConfig, Vec<u32>)>, ModelError> {
+        let Origin::Folder(files) = &self.origin else { return Ok(None) };
+        let bytes = files.read("generation_config.json")?;
+        bytes.map(|bytes| GenerationConfig::from_hf(&bytes, &self.path.join("generation_config.json"))).transpose()
     }
 
     /// The chat template, if there is one.

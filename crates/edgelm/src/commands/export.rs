@@ -4,7 +4,7 @@ use crate::{adapters, failure::Usage, interrupt::Work, machine, options::Global,
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{ExportReport, is_gguf};
-use edgelm_onnx::{Floats, OnnxStyle};
+use edgelm_onnx::{Floats, OnnxOptions, OnnxStyle};
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -27,6 +27,9 @@ pub struct ExportArgs {
     /// ONNX: what weights are written as that are not stored as integers [default: f32]
     #[arg(long, value_enum)]
     onnx_floats: Option<OnnxFloats>,
+    /// ONNX, genai: products with integer weights may round their inputs to int8 (faster, less exact)
+    #[arg(long)]
+    onnx_int8_inputs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,8 +64,8 @@ pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
     if args.format == Format::Onnx {
         return onnx(&args, global);
     }
-    if args.onnx_style.is_some() || args.onnx_floats.is_some() {
-        return Err(Usage("--onnx-style and --onnx-floats need --format onnx".into()).into());
+    if args.onnx_style.is_some() || args.onnx_floats.is_some() || args.onnx_int8_inputs {
+        return Err(Usage("--onnx-style, --onnx-floats and --onnx-int8-inputs need --format onnx".into()).into());
     }
     let report = write(&args.model, &[], &args.output, global)?;
     if global.json {
@@ -85,10 +88,14 @@ fn onnx(args: &ExportArgs, global: &Global) -> anyhow::Result<()> {
         None | Some(OnnxFloats::F32) => Floats::F32,
         Some(OnnxFloats::F16) => Floats::F16,
     };
+    let options = OnnxOptions { style, floats, int8_inputs: args.onnx_int8_inputs };
+    if options.int8_inputs && style == OnnxStyle::Qdq {
+        return Err(Usage("--onnx-int8-inputs needs --onnx-style genai: with qdq the runtime decides".into()).into());
+    }
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let bar = progress::bar(0, "export", global.quiet);
     let work = Work::begin();
-    let report = edgelm_onnx::export(&checkpoint, style, floats, &args.output, &mut |done, total| {
+    let report = edgelm_onnx::export(&checkpoint, options, &args.output, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         if work.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

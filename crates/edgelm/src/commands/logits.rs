@@ -1,9 +1,19 @@
 //! `edgelm logits`: next-token logits of every position, for tests.
 
-use crate::{adapters, commands::parse_ids, failure::Usage, machine, options::Global, output, resolve};
+use crate::{
+    adapters,
+    commands::{
+        engine::{EngineArgs, refuse},
+        parse_ids,
+    },
+    failure::Usage,
+    machine,
+    options::Global,
+    output, resolve,
+};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
-use edgelm_engine::{Arithmetic, Engine, Step, Want, Workspace};
+use edgelm_engine::{Arithmetic, Decoding, Engine, Step, Want, Workspace};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -30,6 +40,8 @@ pub struct LogitsArgs {
     /// Cache format [default: f32; with --arithmetic fast as `run`]
     #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
@@ -41,6 +53,13 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
         }
         (None, None) => return Err(Usage("--tokens or --tokens-file is needed".into()).into()),
     };
+    if args.engine.is_ort()? {
+        refuse(&[("--lora", !args.lora.is_empty()), ("--kv", args.kv.is_some())])?;
+        let mut model = args.engine.open(&args.model, args.arithmetic == Arithmetic::Exact, global)?;
+        let (vocab_size, mut logits) = (model.vocab_size(), Vec::new());
+        model.sequence().forward(&tokens, Want::All, &mut logits)?;
+        return print(&tokens, &logits, vocab_size, args.last, global);
+    }
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let engine = Engine::load_with(checkpoint, machine::cpu(global)?, args.arithmetic)?;
     let adapter = adapters::load(&args.lora, &engine)?;
@@ -48,8 +67,18 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
     let mut workspace = Workspace::default();
     let mut batch = [Step { sequence: &mut sequence, tokens: &tokens, want: Want::All }];
     engine.forward(&mut batch, &mut workspace)?;
-    let rows: Vec<&[f32]> = workspace.logits().chunks(engine.config().vocab_size).collect();
-    let first = args.last.map_or(0, |last| rows.len().saturating_sub(last));
+    print(&tokens, workspace.logits(), engine.config().vocab_size, args.last, global)
+}
+
+fn print(
+    tokens: &[u32],
+    logits: &[f32],
+    vocab_size: usize,
+    last: Option<usize>,
+    global: &Global,
+) -> anyhow::Result<()> {
+    let rows: Vec<&[f32]> = logits.chunks(vocab_size).collect();
+    let first = last.map_or(0, |last| rows.len().saturating_sub(last));
     if global.json {
         return output::json(&json!({ "tokens": tokens, "logits": &rows[first..] }));
     }

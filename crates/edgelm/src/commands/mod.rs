@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compress;
 pub mod demo;
+mod engine;
 pub mod eval;
 pub mod export;
 pub mod inspect;

@@ -1,13 +1,21 @@
 //! `edgelm run`: one prompt, a long document, or an interactive chat.
 
 mod chat;
+mod ort;
 mod trace;
 mod windows;
 
-use crate::{adapters, commands::parse_ids, failure::Usage, interrupt, machine, options::Global, output, resolve};
+use crate::{
+    adapters,
+    commands::{engine::EngineArgs, parse_ids},
+    failure::Usage,
+    interrupt, machine,
+    options::Global,
+    output, resolve,
+};
 use anyhow::Context;
 use clap::Args;
-use edgelm_engine::{Arithmetic, GenerateOptions, Generation, Model, Sampling};
+use edgelm_engine::{Arithmetic, EngineError, GenerateOptions, Generation, Model, Piece, Sampling};
 use edgelm_kernels::{Cpu, KvDtype};
 use edgelm_model::{GenerationConfig, Message};
 use serde_json::json;
@@ -53,6 +61,8 @@ pub struct RunArgs {
     /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
     #[arg(long, value_name = "F")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -162,6 +172,9 @@ pub fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     if args.window == Some(0) || args.stride == Some(0) {
         return Err(Usage("--window and --stride must be at least 1".into()).into());
     }
+    if args.engine.is_ort()? {
+        return ort::run(&args, global);
+    }
     let Some(path) = &args.trace else { return answer(&args, machine::cpu(global)?, global) };
     let cpu = machine::cpu(global)?;
     // Ctrl-C ends the generation; the trace so far is written.
@@ -266,10 +279,15 @@ fn once(
 ) -> anyhow::Result<()> {
     let options = with_model_limit(model, prompt.len(), options);
     let generation = stream(model, &prompt, &options, !global.json)?;
+    finish(&generation, model.checkpoint().has_tokenizer(), load_ms, global)
+}
+
+/// What follows the text of an answer, or all of it as JSON.
+fn finish(generation: &Generation, has_tokenizer: bool, load_ms: f64, global: &Global) -> anyhow::Result<()> {
     if global.json {
-        return output::json(&summary(&generation, load_ms));
+        return output::json(&summary(generation, load_ms));
     }
-    if model.checkpoint().has_tokenizer() {
+    if has_tokenizer {
         output::line("")?;
     } else {
         let ids: Vec<String> = generation.tokens.iter().map(u32::to_string).collect();
@@ -291,19 +309,31 @@ fn once(
 
 /// The model's own `max_new_tokens`, as far as the context has room for it, where the user gave no limit.
 fn with_model_limit(model: &Model, prompt: usize, options: &GenerateOptions) -> GenerateOptions {
+    limited(model.engine().config().context_length(), model.generation_config(), prompt, options)
+}
+
+/// The same for a context and defaults of any engine.
+fn limited(trained: usize, own: &GenerationConfig, prompt: usize, options: &GenerateOptions) -> GenerateOptions {
     let mut options = options.clone();
     if options.max_tokens.is_none() {
-        let context = options.context.unwrap_or(model.engine().config().context_length());
-        let room = context.saturating_sub(prompt);
-        options.max_tokens = model.generation_config().max_new_tokens.filter(|&n| n < room);
+        let room = options.context.unwrap_or(trained).saturating_sub(prompt);
+        options.max_tokens = own.max_new_tokens.filter(|&n| n < room);
     }
     options
 }
 
 /// Generates; `show` prints text as it comes.
 fn stream(model: &Model, prompt: &[u32], options: &GenerateOptions, show: bool) -> anyhow::Result<Generation> {
+    streamed(show, |on_piece| model.generate(prompt, options, on_piece))
+}
+
+/// What `generate` generates; `show` prints text as it comes.
+fn streamed(
+    show: bool,
+    generate: impl FnOnce(&mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<Generation, EngineError>,
+) -> anyhow::Result<Generation> {
     let mut failure = None;
-    let generation = model.generate(prompt, options, &mut |piece| {
+    let generation = generate(&mut |piece| {
         if show && let Err(error) = output::stream(&piece.text) {
             failure = Some(error);
             return ControlFlow::Break(());
