@@ -80,6 +80,28 @@ impl Graph {
         output
     }
 
+    /// Takes the last node out again if it is the sum of two values that `output` names: an operator that adds them itself comes in
+    /// its place, and makes `output` too.
+    pub(crate) fn take_sum(&mut self, output: &str) -> Option<(Value, Value)> {
+        let last = self.nodes.last()?;
+        let (true, [sum], [a, b]) = (last.op_type == "Add", &last.output[..], &last.input[..]) else { return None };
+        if sum != output {
+            return None;
+        }
+        let operands = (a.clone(), b.clone());
+        self.nodes.pop();
+        Some(operands)
+    }
+
+    /// A node of ONNX Runtime's whose fourth output is `sum`, and its first.
+    pub(crate) fn skip(&mut self, op_type: &str, inputs: &[&str], sum: &str, attribute: Vec<Attribute>) -> Value {
+        let first = self.node(MICROSOFT, op_type, inputs, 1, attribute).swap_remove(0);
+        if let Some(node) = self.nodes.last_mut() {
+            node.output.extend([String::new(), String::new(), sum.to_owned()]);
+        }
+        first
+    }
+
     /// A standard operator with one output.
     pub(crate) fn op(&mut self, op_type: &str, inputs: &[&str], attribute: Vec<Attribute>) -> Value {
         self.node("", op_type, inputs, 1, attribute).swap_remove(0)

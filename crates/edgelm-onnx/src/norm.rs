@@ -69,8 +69,13 @@ impl Network<'_> {
         let graph = &mut self.graph;
         let gain = graph.floats("gain", &[width], &norm.gain);
         let attributes = vec![Attribute::int("axis", -1), Attribute::float("epsilon", eps)];
+        let bias = norm.bias.as_ref().map(|bias| graph.floats("bias", &[width], bias));
+        if is_fused && let Some((a, b)) = graph.take_sum(x) {
+            let op_type = if is_rms { "SkipSimplifiedLayerNormalization" } else { "SkipLayerNormalization" };
+            let inputs: Vec<&str> = [&a, &b, &gain].into_iter().chain(&bias).map(String::as_str).collect();
+            return graph.skip(op_type, &inputs, x, vec![Attribute::float("epsilon", eps)]);
+        }
         if !is_rms {
-            let bias = norm.bias.as_ref().map(|bias| graph.floats("bias", &[width], bias));
             let inputs: Vec<&str> = [x, &gain].into_iter().chain(bias.as_deref()).collect();
             return graph.op("LayerNormalization", &inputs, attributes);
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use edgelm_model::{Arch, ModelConfig, arch::ARCHS};
+use edgelm_onnx::{OnnxStyle, unsupported};
 use std::{fmt::Write, path::Path};
 
 fn row(arch: &Arch, goldens: &Path) -> String {
@@ -14,7 +15,10 @@ fn row(arch: &Arch, goldens: &Path) -> String {
     let config = config.unwrap_or_else(|| panic!("`{}` has no golden in testdata", arch.name));
     let gguf = arch.gguf_name.map_or_else(|| "no".to_owned(), |name| format!("`{name}`"));
     let folds = yes(config.is_plain());
-    format!("| {} | `{}` | yes | yes | {folds} | {folds} | {gguf} |", arch.name, arch.hf_name)
+    let styles = [OnnxStyle::Genai, OnnxStyle::Qdq].into_iter().filter(|&style| unsupported(&config, style).is_none());
+    let styles: Vec<String> = styles.map(|style| style.to_string()).collect();
+    let onnx = if styles.is_empty() { "no".to_owned() } else { styles.join(", ") };
+    format!("| {} | `{}` | yes | yes | {folds} | {folds} | {gguf} | {onnx} |", arch.name, arch.hf_name)
 }
 
 #[test]
@@ -26,8 +30,9 @@ fn models_page_is_what_the_descriptions_say() {
          Load, run: Hugging Face folders, through every command that runs a model. Quantize: `rtn`, `imatrix`, `gptq` and mixtures,\n\
          into folders and, where there is a GGUF name, GGUF files; `awq`, `smoothquant`, `best` and rotation fold factors into\n\
          neighbouring matrices and need layers as Llama has them. Prune: heads, FFN channels, hidden width; layers go\n\
-         everywhere, single weights where every layer has attention and one feed-forward network. GGUF: its name there.\n\n\
-         | family | transformers | load, run | quantize | fold | prune widths | GGUF |\n| --- | --- | --- | --- | --- | --- | --- |\n",
+         everywhere, single weights where every layer has attention and one feed-forward network. GGUF: its name there.\n\
+         ONNX: styles that can be exported (docs/onnx.md), each compared with the same logits in ONNX Runtime.\n\n\
+         | family | transformers | load, run | quantize | fold | prune widths | GGUF | ONNX |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for arch in ARCHS {
         writeln!(page, "{}", row(arch, &root.join("testdata/goldens"))).unwrap();
