@@ -85,7 +85,9 @@ impl Graph {
     pub(crate) fn take_sum(&mut self, output: &str) -> Option<(Value, Value)> {
         let last = self.nodes.last()?;
         let (true, [sum], [a, b]) = (last.op_type == "Add", &last.output[..], &last.input[..]) else { return None };
-        if sum != output {
+        // A bias is no second stream.
+        let is_stored = self.parameters.iter().any(|parameter| parameter.name == *a || parameter.name == *b);
+        if sum != output || is_stored {
             return None;
         }
         let operands = (a.clone(), b.clone());
