@@ -24,7 +24,12 @@ pub struct OnnxOptions {
     /// `MatMulNBits` may round its inputs to int8: faster, and as far from the model's values as any engine with integer kernels.
     /// Of style `genai` alone: what meets `DequantizeLinear`, the runtime decides.
     pub int8_inputs: bool,
+    /// Positions that it can be run at: as many rows have the tables of rotary embeddings. `None` = the model's own.
+    pub context: Option<usize>,
 }
+
+/// Most positions: tables of a rotary embedding of 128 components then have 256 MiB each.
+const MAX_CONTEXT: usize = 1 << 20;
 
 /// Told how many matrices of how many are written; may stop the work.
 pub type OnStep<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
@@ -46,7 +51,12 @@ pub fn export(
     if let Some(what) = unsupported(config, style) {
         return Err(OnnxError::Unsupported { architecture: config.arch.name, style, what });
     }
-    let mut network = Network::new(checkpoint, options);
+    let trained = config.context_length();
+    let context = options.context.unwrap_or(trained);
+    if context == 0 || context > trained.min(MAX_CONTEXT) {
+        return Err(OnnxError::Context { context, most: trained.min(MAX_CONTEXT) });
+    }
+    let mut network = Network::new(checkpoint, options, context);
     if style == OnnxStyle::Qdq {
         network.positions()?;
     }
@@ -63,7 +73,7 @@ pub fn export(
     }
     if style == OnnxStyle::Genai {
         let with_positions = network.graph.inputs.iter().any(|input| input.name == crate::network::POSITION_IDS);
-        folder.write("genai_config.json", &genai_config::text(checkpoint, with_positions))?;
+        folder.write("genai_config.json", &genai_config::text(checkpoint, context, with_positions))?;
     }
     let model = model(&network);
     folder.write("model.onnx", &encode_model(&model, &folder.target("model.onnx"))?)?;
@@ -103,7 +113,7 @@ fn model(network: &Network<'_>) -> Model {
         metadata_props: vec![
             entry("edgelm.architecture", config.arch.name.to_owned()),
             entry("edgelm.style", network.style.to_string()),
-            entry("edgelm.context_length", config.context_length().to_string()),
+            entry("edgelm.context_length", network.context.to_string()),
             entry("edgelm.eos_token_ids", eos.join(",")),
         ],
     }

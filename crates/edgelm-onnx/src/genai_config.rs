@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 const TYPE: &str = "decoder";
 
 /// The file. Sampling defaults are those of the model, greedy where it has none.
-pub(crate) fn text(checkpoint: &Checkpoint, with_positions: bool) -> Vec<u8> {
+pub(crate) fn text(checkpoint: &Checkpoint, context: usize, with_positions: bool) -> Vec<u8> {
     let (config, generation) = (checkpoint.config(), checkpoint.generation());
     let layer = &config.layers[0];
     let mut inputs = Map::new();
@@ -31,7 +31,7 @@ pub(crate) fn text(checkpoint: &Checkpoint, with_positions: bool) -> Vec<u8> {
     if let Some(bos) = config.bos_token_id.or(first) {
         model.insert("bos_token_id".to_owned(), json!(bos));
     }
-    model.insert("context_length".to_owned(), json!(config.context_length()));
+    model.insert("context_length".to_owned(), json!(context));
     model.insert(
         "decoder".to_owned(),
         json!({
@@ -61,7 +61,7 @@ pub(crate) fn text(checkpoint: &Checkpoint, with_positions: bool) -> Vec<u8> {
             "do_sample": generation.do_sample.unwrap_or(false),
             "early_stopping": true,
             "length_penalty": 1.0,
-            "max_length": config.context_length(),
+            "max_length": context,
             "min_length": 0,
             "no_repeat_ngram_size": 0,
             "num_beams": 1,

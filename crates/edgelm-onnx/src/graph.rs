@@ -12,6 +12,8 @@ pub(crate) type Value = String;
 /// Where a parameter's bytes come from.
 pub(crate) enum Content {
     Bytes(Vec<u8>),
+    /// Made when they are written: exactly those of its type and dimensions.
+    Made(Box<dyn Fn() -> Vec<u8>>),
     /// Part of a matrix of the checkpoint, which is read when it is written.
     Part {
         matrix: usize,
@@ -166,7 +168,13 @@ impl Graph {
         self.declare(name, data_type, dims.to_vec(), Content::Bytes(bytes))
     }
 
-    /// A tensor whose bytes are made when they are written.
+    /// Numbers in f32 that are made when they are written.
+    pub(crate) fn made(&mut self, name: &str, dims: &[usize], make: impl Fn() -> Vec<u8> + 'static) -> Value {
+        let name = self.name(name);
+        self.declare(name, DataType::Float, dims.to_vec(), Content::Made(Box::new(make)))
+    }
+
+    /// A part of a matrix of the checkpoint.
     pub(crate) fn part(
         &mut self,
         name: &str,

@@ -91,6 +91,14 @@ pub enum OnnxError {
         /// Which.
         layer: usize,
     },
+    /// Positions that the graph cannot have.
+    #[error("{context} positions: must be 1 to {most}")]
+    Context {
+        /// Asked for, or the model's own.
+        context: usize,
+        /// What can be had.
+        most: usize,
+    },
     /// The progress callback said so.
     #[error("interrupted; nothing was written")]
     Cancelled,

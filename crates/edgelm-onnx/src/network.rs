@@ -22,6 +22,8 @@ pub(crate) struct Network<'a> {
     pub(crate) style: OnnxStyle,
     pub(crate) floats: Floats,
     pub(crate) int8_inputs: bool,
+    /// Positions that the graph can be run at.
+    pub(crate) context: usize,
     pub(crate) graph: Graph,
     /// Matrices of which parameters are parts.
     pub(crate) matrices: Vec<(TensorId, Form)>,
@@ -30,14 +32,14 @@ pub(crate) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, options: OnnxOptions) -> Self {
-        let OnnxOptions { style, floats, int8_inputs } = options;
+    pub(crate) fn new(checkpoint: &'a Checkpoint, options: OnnxOptions, context: usize) -> Self {
+        let OnnxOptions { style, floats, int8_inputs, .. } = options;
         let mut graph = Graph::default();
         graph.input(INPUT_IDS, DataType::Int64, &[Dim::Named("batch"), Dim::Named("sequence")]);
         graph.input(ATTENTION_MASK, DataType::Int64, &[Dim::Named("batch"), Dim::Named("total_sequence")]);
         let config = checkpoint.config();
         let (matrices, kinds, shared) = (Vec::new(), BTreeMap::new(), HashMap::new());
-        Self { checkpoint, config, style, floats, int8_inputs, graph, matrices, kinds, shared }
+        Self { checkpoint, config, style, floats, int8_inputs, context, graph, matrices, kinds, shared }
     }
 
     pub(crate) fn is_fused(&self) -> bool {

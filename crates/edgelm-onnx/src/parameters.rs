@@ -58,6 +58,7 @@ pub(crate) fn write(
     for parameter in parameters() {
         match &parameter.content {
             Content::Bytes(bytes) => file.write(bytes)?,
+            Content::Made(make) => file.write(&make())?,
             Content::Part { matrix, part } => {
                 let parts = match current.take() {
                     Some((of, parts)) if of == *matrix => parts,

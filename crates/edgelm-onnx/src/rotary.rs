@@ -25,7 +25,7 @@ impl Network<'_> {
         }
     }
 
-    /// Tables of a rotary embedding, for every position that the model can be run at.
+    /// Tables of a rotary embedding, for every position that the graph can be run at.
     pub(crate) fn rope_tables(&mut self, layer: usize) -> Result<Option<(Value, Value)>, OnnxError> {
         let Some(rope) = self.rope_of(layer).cloned() else { return Ok(None) };
         let key = format!("{:?}", self.config.layers[layer].rope);
@@ -43,7 +43,7 @@ impl Network<'_> {
             _ => return Ok(Some(Tables { cos, sin, rows })),
         };
         // The second half of the tables is for inputs beyond the original context.
-        let context = self.config.context_length() as i64;
+        let context = self.context as i64;
         let total = self.total()?;
         rows = self.shared("long rope rows", |network| {
             let graph = &mut network.graph;
@@ -61,24 +61,27 @@ impl Network<'_> {
         if let RopeScaling::Dynamic { factor, original_max_position_embeddings } = rope.scaling {
             return self.growing_table(rope, factor, original_max_position_embeddings, function);
         }
-        let context = self.config.context_length();
+        let context = self.context;
         let lengths = match &rope.scaling {
             RopeScaling::LongRope { .. } => vec![0, usize::MAX],
             _ => vec![0],
         };
-        let mut values = Vec::new();
-        for &length in &lengths {
-            let (frequencies, factor) = rope.frequencies(length);
-            for position in 0..context {
-                values.extend(frequencies.iter().map(|&frequency| {
-                    let angle = f64::from(position as f32 * frequency as f32);
-                    let value = if function == "cos" { angle.cos() } else { angle.sin() };
-                    value as f32 * factor as f32
-                }));
-            }
-        }
         let dims = [context * lengths.len(), rope.rotary_dim / 2];
-        Ok(self.graph.floats(function, &dims, &values))
+        let (rope, is_cos) = (rope.clone(), function == "cos");
+        Ok(self.graph.made(function, &dims, move || {
+            let mut bytes = Vec::with_capacity(4 * dims[0] * dims[1]);
+            for &length in &lengths {
+                let (frequencies, factor) = rope.frequencies(length);
+                for position in 0..context {
+                    bytes.extend(frequencies.iter().flat_map(|&frequency| {
+                        let angle = f64::from(position as f32 * frequency as f32);
+                        let value = if is_cos { angle.cos() } else { angle.sin() };
+                        (value as f32 * factor as f32).to_le_bytes()
+                    }));
+                }
+            }
+            bytes
+        }))
     }
 
     /// A table whose frequencies follow the number of positions T: θ' = θ · (s · max(T, P) / P − (s − 1))^(R / (R − 2)), P the
@@ -174,7 +177,7 @@ impl Network<'_> {
     /// Queries times what they grow by with their position.
     pub(crate) fn grown(&mut self, q: Value) -> Result<Value, OnnxError> {
         let Some(growth) = self.config.rope.query_growth else { return Ok(q) };
-        let context = self.config.context_length();
+        let context = self.context;
         let positions = self.positions()?;
         let factors = self.shared("query growth", |network| {
             let values: Vec<f32> = (0..context).map(|position| growth.factor(position)).collect();

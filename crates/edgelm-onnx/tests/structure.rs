@@ -24,7 +24,7 @@ fn folders() -> Vec<PathBuf> {
 }
 
 fn options(style: OnnxStyle) -> OnnxOptions {
-    OnnxOptions { style, floats: Floats::F32, int8_inputs: false }
+    OnnxOptions { style, floats: Floats::F32, int8_inputs: false, context: None }
 }
 
 fn entry<'a>(tensor: &'a Tensor, key: &str) -> &'a str {

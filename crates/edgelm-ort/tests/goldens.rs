@@ -41,7 +41,7 @@ fn open(folder: &Path, style: OnnxStyle, floats: Floats) -> Option<(OrtModel, te
     }
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let options_of = OnnxOptions { style, floats, int8_inputs: false };
+    let options_of = OnnxOptions { style, floats, int8_inputs: false, context: None };
     export(&checkpoint, options_of, &out, &mut |_, _| ControlFlow::Continue(())).unwrap();
     match OrtModel::open(&out, options()) {
         Ok(model) => Some((model, dir)),

@@ -5,6 +5,7 @@ use edgelm_engine::EngineError;
 use edgelm_fleet::hub::HubError;
 use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
+use edgelm_onnx::OnnxError;
 use edgelm_ort::OrtError;
 use std::process::ExitCode;
 
@@ -112,6 +113,9 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     }
     if let Some(error) = cause.downcast_ref::<HubError>() {
         return error.hint();
+    }
+    if let Some(OnnxError::Context { .. }) = cause.downcast_ref() {
+        return Some("--onnx-ctx says how many positions the graph is to have");
     }
     match cause.downcast_ref() {
         Some(OrtError::Library { .. }) => {

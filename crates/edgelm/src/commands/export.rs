@@ -21,7 +21,7 @@ pub struct ExportArgs {
     /// What to write: a .gguf file, or a folder (config.json, model.safetensors, tokenizer; model.onnx, model.onnx.data, tokenizer)
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// ONNX: for onnxruntime-genai, or standard operators with weights behind DequantizeLinear
+    /// ONNX: for onnxruntime-genai, or standard operators with weights behind DequantizeLinear [default: genai]
     #[arg(long, value_enum)]
     onnx_style: Option<Style>,
     /// ONNX: what weights are written as that are not stored as integers [default: f32]
@@ -30,6 +30,9 @@ pub struct ExportArgs {
     /// ONNX, genai: products with integer weights may round their inputs to int8 (faster, less exact)
     #[arg(long)]
     onnx_int8_inputs: bool,
+    /// ONNX: positions that the graph can be run at [default: the model's]
+    #[arg(long, value_name = "N")]
+    onnx_ctx: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -64,8 +67,10 @@ pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
     if args.format == Format::Onnx {
         return onnx(&args, global);
     }
-    if args.onnx_style.is_some() || args.onnx_floats.is_some() || args.onnx_int8_inputs {
-        return Err(Usage("--onnx-style, --onnx-floats and --onnx-int8-inputs need --format onnx".into()).into());
+    if args.onnx_style.is_some() || args.onnx_floats.is_some() || args.onnx_int8_inputs || args.onnx_ctx.is_some() {
+        return Err(
+            Usage("--onnx-style, --onnx-floats, --onnx-int8-inputs and --onnx-ctx need --format onnx".into()).into()
+        );
     }
     let report = write(&args.model, &[], &args.output, global)?;
     if global.json {
@@ -80,15 +85,14 @@ pub fn run(args: ExportArgs, global: &Global) -> anyhow::Result<()> {
 
 fn onnx(args: &ExportArgs, global: &Global) -> anyhow::Result<()> {
     let style = match args.onnx_style {
-        Some(Style::Genai) => OnnxStyle::Genai,
+        None | Some(Style::Genai) => OnnxStyle::Genai,
         Some(Style::Qdq) => OnnxStyle::Qdq,
-        None => return Err(Usage("--format onnx needs --onnx-style genai or qdq".into()).into()),
     };
     let floats = match args.onnx_floats {
         None | Some(OnnxFloats::F32) => Floats::F32,
         Some(OnnxFloats::F16) => Floats::F16,
     };
-    let options = OnnxOptions { style, floats, int8_inputs: args.onnx_int8_inputs };
+    let options = OnnxOptions { style, floats, int8_inputs: args.onnx_int8_inputs, context: args.onnx_ctx };
     if options.int8_inputs && style == OnnxStyle::Qdq {
         return Err(Usage("--onnx-int8-inputs needs --onnx-style genai: with qdq the runtime decides".into()).into());
     }
