@@ -19,7 +19,8 @@ pub struct OrtOptions {
     pub provider: Provider,
     /// 0 = as the runtime thinks best.
     pub threads: usize,
-    /// Products with weights behind `DequantizeLinear` in f32; otherwise the runtime may round their inputs to int8.
+    /// `DequantizeLinear` as it stands, products in f32, with memory for weights in f32; otherwise the runtime may join the two and
+    /// round inputs to int8.
     pub exact: bool,
 }
 
@@ -59,8 +60,7 @@ impl OrtModel {
             builder = builder.with_intra_threads(options.threads).map_err(ort::Error::from)?;
         }
         if options.exact {
-            let (key, f32_level) = ("session.qdq_matmulnbits_accuracy_level", "1");
-            builder = builder.with_config_entry(key, f32_level).map_err(ort::Error::from)?;
+            builder = builder.with_quant_qdq(false).map_err(ort::Error::from)?;
         }
         let session = builder.commit_from_file(&path)?;
         let bad = |what: String| OrtError::Graph { path: folder.into(), what };
