@@ -7,7 +7,7 @@ use crate::{
     support::rotates_inside,
 };
 use edgelm_format::onnx::{Attribute, DataType};
-use edgelm_model::{LayerConfig, LayerTensor, OutputGate, RopePairs};
+use edgelm_model::{LayerConfig, LayerTensor, OutputGate, RopePairs, TensorId};
 
 impl Network<'_> {
     /// attention(x).
@@ -133,8 +133,9 @@ impl Network<'_> {
             attributes.push(Attribute::int("do_rotary", 1));
             attributes.push(Attribute::int("rotary_interleaved", i64::from(is_interleaved)));
         }
+        let sinks = self.sinks(index, &[config.num_attention_heads])?.unwrap_or_default();
         let past = self.past(index, config, head_dim);
-        let mut inputs = vec![q.as_str(), &k, &v, &past[0], &past[1], &lengths, &total, &cos, &sin, "", &bias];
+        let mut inputs = vec![q.as_str(), &k, &v, &past[0], &past[1], &lengths, &total, &cos, &sin, "", &bias, &sinks];
         while inputs.last().is_some_and(|input| input.is_empty()) {
             inputs.pop();
         }
@@ -146,6 +147,29 @@ impl Network<'_> {
         let out = self.graph.reshape(&outputs[0], &[0, 0, heads as i64, head_dim as i64]);
         let out = self.graph.slice_last(&out, 0, own, 1);
         Ok(self.graph.reshape(&out, &[0, 0, (heads * own) as i64]))
+    }
+
+    /// Logits, one for each query head, that take part in the softmax and have no value.
+    fn sinks(&mut self, index: usize, dims: &[usize]) -> Result<Option<Value>, OnnxError> {
+        let id = TensorId::Layer(index, LayerTensor::Sinks);
+        if !self.checkpoint.has(id) {
+            return Ok(None);
+        }
+        let values = self.values(id)?;
+        Ok(Some(self.graph.floats("sinks", dims, &values)))
+    }
+
+    /// Softmax of scores `[B, H, S, T]` with a sink `[1, H, 1, 1]` beside them, whose share is left out.
+    fn softmax_with(&mut self, scores: &str, sinks: &str) -> Value {
+        let graph = &mut self.graph;
+        let shape = graph.op("Shape", &[scores], vec![Attribute::int("start", 0), Attribute::int("end", 3)]);
+        let one = graph.integers(&[1]);
+        let shape = graph.concat(&[&shape, &one], 0);
+        let sinks = graph.apply("Expand", &[sinks, &shape]);
+        let all = graph.concat(&[scores, &sinks], -1);
+        let weights = graph.op("Softmax", &[&all], vec![Attribute::int("axis", -1)]);
+        let [start, end, axis] = [0, -1, -1].map(|value| graph.integers(&[value]));
+        graph.apply("Slice", &[&weights, &start, &end, &axis])
     }
 
     /// Heads with zeros behind their own components.
@@ -216,7 +240,11 @@ impl Network<'_> {
             scores = graph.apply("Add", &[&scores, &alibi]);
         }
         scores = graph.apply("Add", &[&scores, &mask]);
-        let mut weights = graph.op("Softmax", &[&scores], vec![Attribute::int("axis", -1)]);
+        let mut weights = match self.sinks(index, &[1, config.num_attention_heads, 1, 1])? {
+            Some(sinks) => self.softmax_with(&scores, &sinks),
+            None => self.graph.op("Softmax", &[&scores], vec![Attribute::int("axis", -1)]),
+        };
+        let graph = &mut self.graph;
         if heads != kv_heads {
             weights = graph.reshape(&weights, &[0, kv_heads, -1, 0]);
         }

@@ -36,9 +36,6 @@ pub fn unsupported(config: &ModelConfig, style: OnnxStyle) -> Option<String> {
             return Some(what);
         }
     }
-    if config.style.sinks {
-        return Some("attention has sinks".to_owned());
-    }
     None
 }
 
