@@ -25,6 +25,7 @@ mod gpt_neox;
 mod gpt_oss;
 mod gptj;
 mod granite;
+mod granite_swa;
 mod granitemoe;
 mod granitemoehybrid;
 mod helium;
@@ -41,6 +42,7 @@ mod mixers;
 mod mixtral;
 mod mpt;
 mod names;
+mod nanochat;
 mod nemotron;
 mod olmo;
 mod olmo2;
@@ -100,6 +102,7 @@ pub const ARCHS: &[&Arch] = &[
     &olmo3::OLMO3,
     &exaone4::EXAONE4,
     &granite::GRANITE,
+    &granite_swa::GRANITE_SWA,
     &hyperclovax::HYPERCLOVAX,
     &smollm3::SMOLLM3,
     &cohere::COHERE,
@@ -107,6 +110,7 @@ pub const ARCHS: &[&Arch] = &[
     &glm::GLM,
     &glm4::GLM4,
     &nemotron::NEMOTRON,
+    &nanochat::NANOCHAT,
     &arcee::ARCEE,
     &helium::HELIUM,
     &ernie4_5::ERNIE4_5,
