@@ -119,8 +119,9 @@ impl Engine {
             true => Matrices::load_exact(&checkpoint, &cpu, &ids)?,
             false => Matrices::load(&*checkpoint, &cpu, &ids)?,
         };
-        let blocks =
-            layers.map(|index| Block::assemble(&*checkpoint, &mut matrices, index)).collect::<Result<Vec<_>, _>>()?;
+        let blocks = layers
+            .map(|index| Block::assemble(&*checkpoint, &cpu, &mut matrices, index))
+            .collect::<Result<Vec<_>, _>>()?;
         let output = matrices.take(head.tensor())?;
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
         Ok(Self { checkpoint, cpu, front, blocks, head, output, is_quantized })
@@ -143,11 +144,12 @@ impl Engine {
 
     /// As precise as the weights: f32 for those that are not quantized (exact), f16 for those of 8 bits and more, int8 otherwise:
     /// half the bytes again, integer products, and a KL divergence 0.0001 higher (mica-40m, 24 windows of WikiText-2), which
-    /// would be most of that of Q8_0.
+    /// would be most of that of Q8_0. Latent attention keeps two kinds of numbers in one vector, which would share a scale of
+    /// int8: f16 there.
     pub fn default_kv(&self) -> KvDtype {
         if !self.is_quantized {
             KvDtype::F32
-        } else if self.weights_bytes() >= self.weights() {
+        } else if self.weights_bytes() >= self.weights() || self.config().has_latent_attention() {
             KvDtype::F16
         } else {
             KvDtype::Q8

@@ -8,6 +8,7 @@ mod bloom;
 mod codegen;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
 mod ernie4_5;
 mod exaone4;
 mod experts;
@@ -31,11 +32,13 @@ mod granitemoehybrid;
 mod helium;
 mod hunyuan;
 mod hyperclovax;
+mod latent;
 mod lfm2;
 mod lfm2_moe;
 mod lfm3;
 mod llama;
 mod mamba2;
+mod minicpm3;
 mod ministral3;
 mod mistral;
 mod mixers;
@@ -63,6 +66,7 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod vaultgemma;
+mod youtu;
 
 pub use names::{Names, Order, Prefix, Rows, Stored, Transposed};
 
@@ -130,6 +134,9 @@ pub const ARCHS: &[&Arch] = &[
     &falcon_h1::FALCON_H1,
     &qwen3_next::QWEN3_NEXT,
     &qwen3_5::QWEN3_5,
+    &deepseek_v2::DEEPSEEK_V2,
+    &minicpm3::MINICPM3,
+    &youtu::YOUTU,
 ];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.
@@ -285,7 +292,16 @@ impl Arch {
     /// Linear layers of a block that read the same input (calibration statistics are shared).
     pub fn shared_inputs(&self) -> &'static [&'static [LayerTensor]] {
         use LayerTensor::*;
-        &[&[Q, K, V, QGate], &[O], &[MixerIn, MixerGate], &[MixerOut], &[Gate, Up], &[Down]]
+        &[
+            &[Q, K, V, QGate, QDown, Latent],
+            &[QUp],
+            &[LatentK, LatentV],
+            &[O],
+            &[MixerIn, MixerGate],
+            &[MixerOut],
+            &[Gate, Up],
+            &[Down],
+        ]
     }
 }
 
