@@ -52,6 +52,7 @@ impl Parameters {
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
         let streaming = streaming(&mut fields)?;
         // As in vLLM's extensions of the API.
+        let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
         let priority = fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0);
         let timeout = fields.number("timeout", MIN_TIMEOUT_S..=MAX_TIMEOUT_S)?.map(Duration::from_secs_f32);
         // Labels for the caller's own bookkeeping: there is nothing to honour.
@@ -60,7 +61,7 @@ impl Parameters {
         fields.string("prompt_cache_key")?;
         fields.object("metadata")?;
         refuse_rest(fields)?;
-        let options = GenerateOptions { sampling, stop, logprobs, ..GenerateOptions::default() };
+        let options = GenerateOptions { sampling, stop, logprobs, ignore_eos, ..GenerateOptions::default() };
         Ok(Self { options, max_tokens, n, seed, streaming, priority, timeout })
     }
 }

@@ -19,6 +19,7 @@ use edgelm_engine::GenerateOptions;
 use queue::Queue;
 use schedule::Schedule;
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -224,17 +225,33 @@ impl Shared {
         !self.stopping.load(Ordering::Relaxed)
     }
 
-    /// The engine thread.
+    /// The engine thread: a schedule, and a new one whenever the last is lost.
     fn work(&self, backend: &dyn Backend) {
-        let mut schedule = match backend.lanes() {
-            Ok(lanes) => Schedule::new(self, backend, lanes),
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the engine cannot start");
-                self.stopping.store(true, Ordering::Relaxed);
-                self.queue().drain().iter().for_each(|job| job.fail(ApiError::Internal));
+        loop {
+            let mut schedule = match backend.lanes() {
+                Ok(lanes) => Schedule::new(self, backend, lanes),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the engine cannot start");
+                    let mut queue = self.queue();
+                    self.stopping.store(true, Ordering::Relaxed);
+                    queue.drain().iter().for_each(|job| job.fail(ApiError::Internal));
+                    return;
+                }
+            };
+            if catch_unwind(AssertUnwindSafe(|| self.follow(&mut schedule))).is_ok() {
                 return;
             }
-        };
+            // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
+            tracing::error!("the scheduler panicked; what ran fails, the server goes on without what it had kept");
+            self.metrics.engine_panics.inc();
+            self.watchdog.end();
+            self.metrics.ready.set(1);
+            schedule.lose(&ApiError::Internal);
+        }
+    }
+
+    /// Until the thread has to end.
+    fn follow(&self, schedule: &mut Schedule<'_>) {
         loop {
             if schedule.is_idle() && !self.wait() {
                 return;

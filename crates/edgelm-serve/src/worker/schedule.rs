@@ -100,6 +100,11 @@ impl<'a> Schedule<'a> {
         }
     }
 
+    /// Says to all that they have failed, when nothing else can be relied on.
+    pub(super) fn lose(&mut self, error: &ApiError) {
+        self.active.drain(..).for_each(|active| active.job.fail(error.clone()));
+    }
+
     /// One pass, with all that comes before and after it.
     pub(super) fn pass(&mut self) {
         self.drop_unwanted();
