@@ -55,6 +55,11 @@ impl LoadedAdapter {
                 if id == TensorId::TokenEmbedding {
                     return Err(EngineError::Adapter("changes of the token embedding are not supported; merge them"));
                 }
+                if matches!(id, TensorId::Layer(_, LayerTensor::LatentK | LayerTensor::LatentV)) {
+                    return Err(EngineError::Adapter(
+                        "changes of kv_b_proj are not supported beside a base; merge them",
+                    ));
+                }
                 let factors = lora.factors(|row, out| checkpoint.values(id, row..row + 1, out))?;
                 let (a, b) = (pack(cpu, lora.rank, &lora.a)?, pack(cpu, lora.b.len() / lora.rank.max(1), &lora.b)?);
                 loaded.changes.entry(id).or_default().push(Change::Lora { a, b, factors });

@@ -1,8 +1,14 @@
-//! What generating needs of an engine, whichever it is.
+//! Generating with another engine than this crate's.
 
-use crate::{Engine, EngineError, Sequence, Step, Want, Workspace};
+use crate::{
+    EngineError, FinishReason, GenerateOptions, Generation, Piece, Sampler, Want,
+    generate::{TextOut, budget},
+    sampling::{log_sum_exp, top_log_probabilities},
+};
+use edgelm_model::Tokenizer;
+use std::{ops::ControlFlow, time::Instant};
 
-/// One sequence of a model that is ready to run.
+/// One sequence of a model that is ready to run, in whichever engine.
 pub trait Decoding {
     /// Positions that it can have.
     fn context_length(&self) -> usize;
@@ -22,36 +28,76 @@ pub trait Decoding {
     fn forward(&mut self, tokens: &[u32], want: Want, logits: &mut Vec<f32>) -> Result<(), EngineError>;
 }
 
-/// A sequence of [`Engine`].
-pub(crate) struct OwnDecoding<'a> {
-    pub(crate) engine: &'a Engine,
-    pub(crate) sequence: &'a mut Sequence,
-    pub(crate) workspace: Workspace,
-}
+/// Samples token after token. What the sequence already holds of the prompt is not computed again. Without a tokenizer there is
+/// no text, and stop strings are not found. Beams, cache format and adapters of `options` are not for it.
+pub fn sample(
+    decoding: &mut dyn Decoding,
+    tokenizer: Option<&Tokenizer>,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+) -> Result<Generation, EngineError> {
+    let begin = Instant::now();
+    let max_tokens = budget(decoding.context_length(), prompt.len(), options)?;
+    let mut sampler = Sampler::new(&options.sampling)?;
+    let shared = decoding.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    decoding.truncate(shared.min(prompt.len() - 1))?;
+    let computed = prompt.len() - decoding.tokens().len();
 
-impl Decoding for OwnDecoding<'_> {
-    fn context_length(&self) -> usize {
-        self.engine.config().context_length()
+    let mut out = TextOut::new(tokenizer, options);
+    let mut tokens = Vec::new();
+    let mut first_token = begin;
+    let mut finish_reason = FinishReason::Length;
+    let mut stopped = false;
+    let mut feed = prompt[prompt.len() - computed..].to_vec();
+    let mut logits = Vec::new();
+    while tokens.len() < max_tokens {
+        decoding.forward(&feed, Want::Last, &mut logits)?;
+        let mut piece = Piece::default();
+        if let Some(n) = options.logprobs {
+            piece.top_logprobs = top_log_probabilities(&logits, n);
+        }
+        let token = sampler.pick(&mut logits.clone(), prompt, &tokens);
+        if tokens.is_empty() {
+            first_token = Instant::now();
+        }
+        if !options.ignore_eos && decoding.eos_token_ids().contains(&token) {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        if options.logprobs.is_some() {
+            piece.logprob = Some((f64::from(logits[token as usize]) - log_sum_exp(&logits)) as f32);
+        }
+        tokens.push(token);
+        piece.token = Some(token);
+        (piece.text, stopped) = out.push(token)?;
+        let flow = on_piece(&piece);
+        if stopped {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        if flow.is_break() {
+            finish_reason = FinishReason::Cancelled;
+            break;
+        }
+        feed.clear();
+        feed.push(token);
     }
-
-    fn eos_token_ids(&self) -> &[u32] {
-        &self.engine.config().eos_token_ids
+    let end = Instant::now();
+    let rest = out.finish(stopped)?;
+    if !rest.is_empty() {
+        // Nothing is left to cancel.
+        let _ = on_piece(&Piece { text: rest, ..Piece::default() });
     }
-
-    fn tokens(&self) -> &[u32] {
-        self.sequence.tokens()
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), EngineError> {
-        self.sequence.truncate(len);
-        Ok(())
-    }
-
-    fn forward(&mut self, tokens: &[u32], want: Want, logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        let step = Step { sequence: &mut *self.sequence, tokens, want };
-        self.engine.forward(&mut [step], &mut self.workspace)?;
-        logits.clear();
-        logits.extend_from_slice(self.workspace.logits());
-        Ok(())
-    }
+    let ttft = (first_token - begin).as_secs_f64();
+    let decode = (end - first_token).as_secs_f64();
+    Ok(Generation {
+        text: out.into_text(),
+        prompt_tokens: prompt.len(),
+        finish_reason,
+        ttft_ms: ttft * 1e3,
+        prefill_tokens_per_second: if ttft > 0.0 { computed as f64 / ttft } else { 0.0 },
+        decode_tokens_per_second: if tokens.len() > 1 { (tokens.len() - 1) as f64 / decode } else { 0.0 },
+        tokens,
+    })
 }

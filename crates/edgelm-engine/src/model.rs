@@ -1,9 +1,6 @@
 //! Engine, tokenizer and template together: text in, text out.
 
-use crate::{
-    Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, Workspace, beam,
-    decoding::OwnDecoding, generate,
-};
+use crate::{Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, running::Running};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
 use std::{ops::ControlFlow, sync::Arc};
@@ -90,12 +87,11 @@ impl Model {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        let mut decoding = OwnDecoding { engine: &self.engine, sequence, workspace: Workspace::default() };
-        generate::sample(&mut decoding, self.text_side(options)?, prompt, options, on_piece)
+        Running::new(&self.engine, self.text_side(options)?, sequence, prompt, options.clone())?.run(on_piece)
     }
 
     /// The tokenizer, or none for a model that came without one and of which no text is asked.
-    fn text_side(&self, options: &GenerateOptions) -> Result<Option<&Tokenizer>, EngineError> {
+    pub(crate) fn text_side(&self, options: &GenerateOptions) -> Result<Option<&Tokenizer>, EngineError> {
         if self.checkpoint().has_tokenizer() || !options.stop.is_empty() {
             return Ok(Some(self.tokenizer()?));
         }

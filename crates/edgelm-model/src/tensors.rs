@@ -47,6 +47,15 @@ pub enum LayerTensor {
     KNorm,
     KNormBias,
     Sinks,
+    /// Of latent attention: what queries are made of.
+    QDown,
+    QDownNorm,
+    QUp,
+    /// Of latent attention: what keys and values are made of, and the part of keys that turns.
+    Latent,
+    LatentNorm,
+    LatentK,
+    LatentV,
     O,
     OBias,
     /// Of a mixer that is not attention: all it convolves, or (Mamba-2) all it takes from its input.
@@ -124,7 +133,7 @@ impl ExpertTensor {
 
 impl LayerTensor {
     /// Every role but those of experts, of which each model has its own number; in the order in which a layer is walked.
-    pub const ALL: [LayerTensor; 47] = {
+    pub const ALL: [LayerTensor; 54] = {
         use LayerTensor::*;
         [
             AttnNorm,
@@ -142,6 +151,13 @@ impl LayerTensor {
             KNorm,
             KNormBias,
             Sinks,
+            QDown,
+            QDownNorm,
+            QUp,
+            Latent,
+            LatentNorm,
+            LatentK,
+            LatentV,
             O,
             OBias,
             MixerIn,
@@ -181,23 +197,26 @@ impl LayerTensor {
     pub fn is_linear(self) -> bool {
         use LayerTensor::*;
         match self {
-            Q | K | V | QGate | O | MixerIn | MixerGate | MixerOut => true,
+            Q | K | V | QGate | QDown | QUp | Latent | LatentK | LatentV | O | MixerIn | MixerGate | MixerOut => true,
             Gate | Up | Down | SharedGate | SharedUp | SharedDown => true,
             Expert(_, part) => part.dense().is_linear(),
             _ => false,
         }
     }
 
-    /// True for what takes part in a product of matrices, quantized or not.
+    /// True for what takes part in a product of matrices as a whole, quantized or not: not for what latent attention uses head
+    /// by head.
     pub fn is_multiplied(self) -> bool {
         use LayerTensor::*;
-        self.is_linear() || matches!(self, Router | SharedRouter | MixerBeta | MixerDecay)
+        self.is_linear() && !matches!(self, LatentK | LatentV)
+            || matches!(self, Router | SharedRouter | MixerBeta | MixerDecay)
     }
 
     /// True for what only layers with attention have.
     pub fn is_of_attention(self) -> bool {
         use LayerTensor::*;
-        matches!(self.weight(), Q | K | V | QGate | QNorm | KNorm | Sinks | O)
+        let is_latent = matches!(self, QDown | QDownNorm | QUp | Latent | LatentNorm | LatentK | LatentV);
+        is_latent || matches!(self.weight(), Q | K | V | QGate | QNorm | KNorm | Sinks | O)
     }
 
     /// True for the matrices of the shared expert.

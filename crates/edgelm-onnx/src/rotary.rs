@@ -95,7 +95,7 @@ impl Network<'_> {
     ) -> Result<Value, OnnxError> {
         let total = self.total()?;
         let dim = rope.rotary_dim as f64;
-        let (theta, half) = (rope.theta, rope.rotary_dim / 2);
+        let (theta, half, is_reversed) = (rope.theta, rope.rotary_dim / 2, rope.reversed);
         let angles = self.shared(format!("angles {theta} {dim}"), |network| {
             let graph = &mut network.graph;
             let whole = graph.integers(&[original as i64]);
@@ -105,7 +105,8 @@ impl Network<'_> {
             let stretch = graph.apply("Mul", &[&length, &slope]);
             let stretch = graph.apply("Sub", &[&stretch, &less]);
             // θ'^(−2i/R) = θ^(−2i/R) · stretch^(−2i/(R − 2)).
-            let plain: Vec<f32> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / dim) as f32).collect();
+            let turn = if is_reversed { -1.0 } else { 1.0 };
+            let plain: Vec<f32> = (0..half).map(|i| (turn * theta.powf(-2.0 * i as f64 / dim)) as f32).collect();
             let powers: Vec<f32> = (0..half).map(|i| (-2.0 * i as f64 / (dim - 2.0)) as f32).collect();
             let (plain, powers) =
                 (graph.floats("frequencies", &[half], &plain), graph.floats("powers", &[half], &powers));

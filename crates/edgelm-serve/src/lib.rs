@@ -2,13 +2,14 @@
 //!
 //! Separate because nothing below may know about HTTP, and because everything a client sends is untrusted: requests are
 //! read strictly (a field is honoured or refused, never ignored), checked against the model, admitted into a bounded
-//! queue, and only then generated, one at a time, on one engine thread. Must not depend on kernels or read model files:
+//! queue, and only then generated, several at a time, on one engine thread. Must not depend on kernels or read model files:
 //! it knows a [`Backend`].
 
 mod access;
 mod admission;
 mod api;
 mod backend;
+mod caller;
 mod error;
 mod metrics;
 mod server;
@@ -18,7 +19,7 @@ mod sse;
 mod worker;
 
 pub use access::ApiKeys;
-pub use backend::{Backend, ModelBackend};
+pub use backend::{Backend, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};
 pub use signals::shutdown_signal;

@@ -20,7 +20,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The response. The run is cancelled when the client drops it.
 pub(crate) fn stream_reply<R: Reply>(run: Run, envelope: Envelope, reply: R, include_usage: bool) -> Response {
-    let usage = Usage { prompt_tokens: run.prompt_tokens, completion_tokens: 0 };
+    let usage = Usage { prompt_tokens: run.prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
     let state = Streaming {
         run: Some(run),
         envelope,
@@ -78,6 +78,7 @@ impl<R: Reply> Streaming<R> {
             }
             Event::Finished { reason, generated_tokens } => {
                 self.usage.completion_tokens += generated_tokens;
+                self.usage.cached_tokens = self.run.as_ref().map_or(0, Run::cached_tokens);
                 let choice = self.reply.closing(self.choice, reason);
                 self.chunk(choice);
                 self.choice += 1;

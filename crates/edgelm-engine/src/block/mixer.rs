@@ -1,11 +1,11 @@
 //! The first half of a layer: whatever lets its positions see each other.
 
 use super::{
-    HalfScratch, Pass, Rows, Slots, attention::Attention, delta_net::DeltaNet, mamba2::Mamba2, matrices::Matrices,
-    short_conv::ShortConv,
+    HalfScratch, Pass, Rows, Slots, attention::Attention, delta_net::DeltaNet, latent::LatentAttention, mamba2::Mamba2,
+    matrices::Matrices, short_conv::ShortConv,
 };
 use crate::EngineError;
-use edgelm_kernels::{Matrix, add_assign};
+use edgelm_kernels::{Cpu, Matrix, add_assign};
 use edgelm_model::{Mixer, Tensors};
 use std::{
     ops::{ControlFlow, Range},
@@ -14,6 +14,7 @@ use std::{
 
 pub(super) enum Mixing {
     Attention(Box<Attention>),
+    LatentAttention(Box<LatentAttention>),
     ShortConv(Box<ShortConv>),
     DeltaNet(Box<DeltaNet>),
     Mamba2(Box<Mamba2>),
@@ -37,9 +38,17 @@ pub(super) struct MixerScratch {
 }
 
 impl Mixing {
-    pub(super) fn load(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
+    pub(super) fn load(
+        tensors: &dyn Tensors,
+        cpu: &Cpu,
+        matrices: &mut Matrices,
+        index: usize,
+    ) -> Result<Self, EngineError> {
         Ok(match tensors.config().layers[index].mixer {
             Mixer::Attention => Self::Attention(Box::new(Attention::load(tensors, matrices, index)?)),
+            Mixer::LatentAttention(config) => {
+                Self::LatentAttention(Box::new(LatentAttention::load(tensors, cpu, matrices, index, config)?))
+            }
             Mixer::ShortConv(config) => Self::ShortConv(Box::new(ShortConv::load(tensors, matrices, index, config)?)),
             Mixer::DeltaNet(config) => Self::DeltaNet(Box::new(DeltaNet::load(tensors, matrices, index, config)?)),
             Mixer::Mamba2(config) => Self::Mamba2(Box::new(Mamba2::load(tensors, matrices, index, config)?)),
@@ -53,6 +62,7 @@ impl Mixing {
     pub(super) fn matrices(&self) -> Box<dyn Iterator<Item = &Matrix> + '_> {
         match self {
             Self::Attention(attention) => Box::new(attention.matrices()),
+            Self::LatentAttention(attention) => Box::new(attention.matrices()),
             Self::ShortConv(conv) => Box::new(conv.matrices()),
             Self::DeltaNet(net) => Box::new(net.matrices()),
             Self::Mamba2(mamba) => Box::new(mamba.matrices()),
@@ -71,6 +81,7 @@ impl Mixing {
     ) -> ControlFlow<()> {
         match self {
             Self::Attention(attention) => attention.forward(x, update, slots.kv, pass, scratch),
+            Self::LatentAttention(attention) => attention.forward(x, update, slots.kv, pass, scratch),
             Self::ShortConv(conv) => conv.forward(x, update, slots.state, pass, scratch),
             Self::DeltaNet(net) => net.forward(x, update, slots.state, pass, scratch),
             Self::Mamba2(mamba) => mamba.forward(x, update, slots.state, pass, scratch),

@@ -5,6 +5,7 @@ mod conv;
 mod delta_net;
 mod experts;
 mod feed_forward;
+mod latent;
 mod linear_group;
 mod mamba2;
 mod matrices;
@@ -155,7 +156,7 @@ impl Block {
     /// Packs the weights of layer `index`.
     pub fn load(tensors: &dyn Tensors, cpu: &Cpu, index: usize) -> Result<Self, EngineError> {
         let mut matrices = Matrices::load(tensors, cpu, &Self::matrix_ids(tensors.config(), index))?;
-        Self::assemble(tensors, &mut matrices, index)
+        Self::assemble(tensors, cpu, &mut matrices, index)
     }
 
     /// What `assemble` needs.
@@ -165,7 +166,12 @@ impl Block {
     }
 
     /// Layer `index` out of matrices that are packed.
-    pub(crate) fn assemble(tensors: &dyn Tensors, matrices: &mut Matrices, index: usize) -> Result<Self, EngineError> {
+    pub(crate) fn assemble(
+        tensors: &dyn Tensors,
+        cpu: &Cpu,
+        matrices: &mut Matrices,
+        index: usize,
+    ) -> Result<Self, EngineError> {
         use LayerTensor as T;
         let config = tensors.config();
         let (kind, norms) = (config.style.norm, config.style.norms);
@@ -175,7 +181,7 @@ impl Block {
         };
         Ok(Self {
             attn_norm: norm(norms.attn, T::AttnNorm, T::AttnNormBias)?,
-            mixer: Mixing::load(tensors, matrices, index)?,
+            mixer: Mixing::load(tensors, cpu, matrices, index)?,
             post_attn_norm: norm(norms.post_attn, T::PostAttnNorm, T::PostAttnNorm)?,
             ffn_norm: norm(norms.ffn, T::FfnNorm, T::FfnNormBias)?,
             feed_forward: match config.layers[index].experts {

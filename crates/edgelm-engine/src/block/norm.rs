@@ -35,6 +35,11 @@ impl Norm {
         })
     }
 
+    /// The same with another ε than the model's.
+    pub(crate) fn with_eps(self, eps: f32) -> Self {
+        Self { eps, ..self }
+    }
+
     pub(crate) fn apply(&self, cpu: &Cpu, x: &[f32], out: &mut Vec<f32>) {
         out.resize(x.len(), 0.0);
         match self.subtracts_mean {

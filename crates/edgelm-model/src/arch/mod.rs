@@ -8,6 +8,7 @@ mod bloom;
 mod codegen;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
 mod ernie4_5;
 mod exaone4;
 mod experts;
@@ -25,22 +26,26 @@ mod gpt_neox;
 mod gpt_oss;
 mod gptj;
 mod granite;
+mod granite_swa;
 mod granitemoe;
 mod granitemoehybrid;
 mod helium;
 mod hunyuan;
 mod hyperclovax;
+mod latent;
 mod lfm2;
 mod lfm2_moe;
 mod lfm3;
 mod llama;
 mod mamba2;
+mod minicpm3;
 mod ministral3;
 mod mistral;
 mod mixers;
 mod mixtral;
 mod mpt;
 mod names;
+mod nanochat;
 mod nemotron;
 mod olmo;
 mod olmo2;
@@ -61,6 +66,7 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod vaultgemma;
+mod youtu;
 
 pub use names::{Names, Order, Prefix, Rows, Stored, Transposed};
 
@@ -100,6 +106,7 @@ pub const ARCHS: &[&Arch] = &[
     &olmo3::OLMO3,
     &exaone4::EXAONE4,
     &granite::GRANITE,
+    &granite_swa::GRANITE_SWA,
     &hyperclovax::HYPERCLOVAX,
     &smollm3::SMOLLM3,
     &cohere::COHERE,
@@ -107,6 +114,7 @@ pub const ARCHS: &[&Arch] = &[
     &glm::GLM,
     &glm4::GLM4,
     &nemotron::NEMOTRON,
+    &nanochat::NANOCHAT,
     &arcee::ARCEE,
     &helium::HELIUM,
     &ernie4_5::ERNIE4_5,
@@ -126,6 +134,9 @@ pub const ARCHS: &[&Arch] = &[
     &falcon_h1::FALCON_H1,
     &qwen3_next::QWEN3_NEXT,
     &qwen3_5::QWEN3_5,
+    &deepseek_v2::DEEPSEEK_V2,
+    &minicpm3::MINICPM3,
+    &youtu::YOUTU,
 ];
 
 /// What sets a family of decoders apart. A file states its difference from `LLAMA` and nothing else.
@@ -281,7 +292,16 @@ impl Arch {
     /// Linear layers of a block that read the same input (calibration statistics are shared).
     pub fn shared_inputs(&self) -> &'static [&'static [LayerTensor]] {
         use LayerTensor::*;
-        &[&[Q, K, V, QGate], &[O], &[MixerIn, MixerGate], &[MixerOut], &[Gate, Up], &[Down]]
+        &[
+            &[Q, K, V, QGate, QDown, Latent],
+            &[QUp],
+            &[LatentK, LatentV],
+            &[O],
+            &[MixerIn, MixerGate],
+            &[MixerOut],
+            &[Gate, Up],
+            &[Down],
+        ]
     }
 }
 

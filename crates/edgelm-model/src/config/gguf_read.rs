@@ -289,7 +289,14 @@ fn read_rope(
             original_max_position_embeddings: original,
             attention_factor: attn_factor,
         };
-        return Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling, query_growth: None });
+        return Ok(RopeConfig {
+            theta,
+            rotary_dim,
+            pairs: arch.gguf_rope_pairs,
+            reversed: false,
+            scaling,
+            query_growth: None,
+        });
     }
     let scaling = match (tensors.rope_factors.as_deref(), scaling) {
         (Some(factors), RopeScaling::Default) => {
@@ -305,7 +312,7 @@ fn read_rope(
         (None, scaling) if attn_factor == 1.0 => scaling,
         (None, _) => return Err(keys.bad("rope.scaling.attn_factor", "is not supported with this rope type")),
     };
-    Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, scaling, query_growth: None })
+    Ok(RopeConfig { theta, rotary_dim, pairs: arch.gguf_rope_pairs, reversed: false, scaling, query_growth: None })
 }
 
 /// The rotary embedding of layers with a window, where it is another one. Errors where the file gives them a base of their

@@ -130,7 +130,7 @@ impl Model<'_> {
         let growth = |beta| QueryGrowth { beta, original_max_position_embeddings: original };
         let query_growth = keys.number("llama_4_scaling_beta")?.map(growth);
         keys.finish(&[PARAMETERS])?;
-        Ok(RopeConfig { theta, rotary_dim, pairs: self.arch.hf_rope_pairs, scaling, query_growth })
+        Ok(RopeConfig { theta, rotary_dim, pairs: self.arch.hf_rope_pairs, reversed: false, scaling, query_growth })
     }
 }
 

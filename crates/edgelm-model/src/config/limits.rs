@@ -61,6 +61,13 @@ impl ModelConfig {
 fn check_mixer(mixer: &Mixer) -> Result<(), String> {
     let (heads, groups, width, state) = match mixer {
         Mixer::Attention | Mixer::ShortConv(_) => return Ok(()),
+        Mixer::LatentAttention(latent) => {
+            let (heads, widest) = (latent.heads, latent.query_dim().max(latent.nope_dim + latent.value_dim));
+            if heads * widest > MAX_INTERMEDIATE {
+                return Err(format!("{heads} heads of {widest} components are more than {MAX_INTERMEDIATE}"));
+            }
+            return Ok(());
+        }
         Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(mamba) => {
             (mamba.heads, mamba.groups, mamba.channels(), mamba.width() as u64 * mamba.state_size as u64)
         }

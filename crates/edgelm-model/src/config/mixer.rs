@@ -7,11 +7,45 @@
 #[allow(missing_docs)]
 pub enum Mixer {
     Attention,
+    LatentAttention(LatentAttention),
     ShortConv(ShortConv),
     DeltaNet(DeltaNet),
     Mamba2(Mamba2),
     /// Attention and Mamba-2, both of the same input, their results added (Falcon-H1).
     AttentionAndMamba2(Mamba2),
+}
+
+/// Attention whose keys and values are kept as one short vector per position (DeepSeek-AI 2024, arXiv:2405.04434).
+///
+/// c = norm(latent(x)) [r]; k = latent_k(c) ‖ rope(k'), v = latent_v(c), with k' [R] the rest of latent(x), the same for all
+/// heads; q = up(norm(down(x))), or of one matrix, of which the last R components turn. Scores are q·k = (latent_kᵀ q)·c + …,
+/// so c and k' are all that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentAttention {
+    /// H.
+    pub heads: usize,
+    /// Of what queries are made of, where they are made in two steps.
+    pub query_rank: Option<usize>,
+    /// r.
+    pub rank: usize,
+    /// Components of a query that do not turn.
+    pub nope_dim: usize,
+    /// R.
+    pub rope_dim: usize,
+    /// Components of a value.
+    pub value_dim: usize,
+}
+
+impl LatentAttention {
+    /// Components that are kept of a position: r + R.
+    pub fn width(&self) -> usize {
+        self.rank + self.rope_dim
+    }
+
+    /// Components of a query.
+    pub fn query_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
 }
 
 /// out(c · conv(b · x)) with b, c, x = in(h): gates around a convolution over K positions (LFM2, arXiv:2511.23404).
@@ -96,13 +130,13 @@ pub struct StateSize {
 impl Mixer {
     /// There are queries, keys and values.
     pub fn has_attention(&self) -> bool {
-        matches!(self, Self::Attention | Self::AttentionAndMamba2(_))
+        matches!(self, Self::Attention | Self::LatentAttention(_) | Self::AttentionAndMamba2(_))
     }
 
     /// What a sequence keeps beside keys and values; `None` where that is nothing.
     pub fn state(&self) -> Option<StateSize> {
         match self {
-            Self::Attention => None,
+            Self::Attention | Self::LatentAttention(_) => None,
             Self::ShortConv(conv) => Some(StateSize { conv: (conv.kernel - 1) * conv.channels, recurrent: 0 }),
             Self::Mamba2(mamba) | Self::AttentionAndMamba2(mamba) => Some(StateSize {
                 conv: (mamba.kernel - 1) * mamba.channels(),

@@ -29,7 +29,7 @@ pub use gguf_style::StyleKey;
 pub(crate) use hf::BESIDE_TEXT;
 pub(crate) use json::{Keys, parse_object};
 pub(crate) use limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL};
-pub use mixer::{DeltaNet, GatedNorm, Mamba2, Mixer, ShortConv, StateSize};
+pub use mixer::{DeltaNet, GatedNorm, LatentAttention, Mamba2, Mixer, ShortConv, StateSize};
 pub use rope::{QueryGrowth, RopeConfig, RopeScaling};
 pub use style::{Alibi, Multipliers, NormKind, Norms, OutputGate, QkNorm, Residual, Style};
 
@@ -129,7 +129,12 @@ impl ModelConfig {
         self.layers.iter().all(is_one) && self.style.output_gate.is_none()
     }
 
-    /// The same, with layers as [`Style::is_plain`] has them, and embeddings as wide as these.
+    /// Some layer has [`Mixer::LatentAttention`].
+    pub fn has_latent_attention(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.mixer, Mixer::LatentAttention(_)))
+    }
+
+    /// The same as [`Self::is_attention_and_mlp`], with layers as [`Style::is_plain`] has them, and embeddings as wide as these.
     pub fn is_plain(&self) -> bool {
         self.style.is_plain() && self.is_attention_and_mlp() && self.embedding_size == self.hidden_size
     }

@@ -12,6 +12,8 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// Pairing.
     pub pairs: RopePairs,
+    /// Pairs turn the other way (nanochat).
+    pub reversed: bool,
     /// Context extension.
     pub scaling: RopeScaling,
     /// What queries are multiplied by after they are rotated.
@@ -92,8 +94,18 @@ impl RopeConfig {
     /// what was generated); only `Dynamic` and `LongRope` depend on it.
     ///
     /// The angle of pair i at position p is p · freq[i]; unscaled, freq[i] = theta^(−2i/R). Units: radians per
-    /// position. Numerics: f64 throughout (transformers computes in f32; they agree within 2e-6 relative).
+    /// position; negative where pairs turn the other way. Numerics: f64 throughout (transformers computes in f32; they agree
+    /// within 2e-6 relative).
     pub fn frequencies(&self, total_len: usize) -> (Vec<f64>, f64) {
+        let (mut frequencies, factor) = self.speeds(total_len);
+        if self.reversed {
+            frequencies.iter_mut().for_each(|frequency| *frequency = -*frequency);
+        }
+        (frequencies, factor)
+    }
+
+    /// The same whichever way pairs turn.
+    fn speeds(&self, total_len: usize) -> (Vec<f64>, f64) {
         let base = |theta: f64| -> Vec<f64> {
             let dim = self.rotary_dim as f64;
             (0..self.rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim)).collect()

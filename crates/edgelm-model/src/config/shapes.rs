@@ -1,6 +1,6 @@
 //! Which tensors a config implies, and how large each one is.
 
-use super::{GatedNorm, Mixer, ModelConfig, OutputGate, QkNorm};
+use super::{GatedNorm, LatentAttention, Mixer, ModelConfig, OutputGate, QkNorm};
 use crate::{ExpertTensor, Experts, LayerTensor, TensorId};
 
 impl ModelConfig {
@@ -32,8 +32,12 @@ impl ModelConfig {
             TensorId::Layer(index, tensor) => (index, tensor),
         };
         let layer = self.layers.get(index)?;
-        if tensor.is_of_attention() && !layer.mixer.has_attention() {
-            return None;
+        if tensor.is_of_attention() {
+            match layer.mixer {
+                Mixer::LatentAttention(latent) => return latent_shape(latent, hidden, tensor),
+                _ if !layer.mixer.has_attention() => return None,
+                _ => {}
+            }
         }
         let q = layer.num_attention_heads * layer.head_dim;
         let kv = layer.num_key_value_heads * layer.head_dim;
@@ -70,6 +74,7 @@ impl ModelConfig {
                 let is_bias = matches!(tensor, QNormBias | KNormBias);
                 (if is_bias { kind.has_bias() } else { kind.has_gain() }, shape)
             }
+            QDown | QDownNorm | QUp | Latent | LatentNorm | LatentK | LatentV => return None,
             Sinks => (style.sinks, vec![layer.num_attention_heads]),
             O => (true, vec![hidden, q]),
             OBias => (bias.on_output(), vec![hidden]),
@@ -119,10 +124,29 @@ impl ModelConfig {
     }
 }
 
+fn latent_shape(latent: LatentAttention, hidden: usize, tensor: LayerTensor) -> Option<Vec<usize>> {
+    use LayerTensor::*;
+    let LatentAttention { heads, query_rank, rank, nope_dim, value_dim, .. } = latent;
+    let queries = heads * latent.query_dim();
+    let (is_there, shape) = match tensor {
+        Q => (query_rank.is_none(), vec![queries, hidden]),
+        QDown => (true, vec![query_rank?, hidden]),
+        QDownNorm => (true, vec![query_rank?]),
+        QUp => (true, vec![queries, query_rank?]),
+        Latent => (true, vec![latent.width(), hidden]),
+        LatentNorm => (true, vec![rank]),
+        LatentK => (true, vec![heads * nope_dim, rank]),
+        LatentV => (true, vec![heads * value_dim, rank]),
+        O => (true, vec![hidden, heads * value_dim]),
+        _ => return None,
+    };
+    is_there.then_some(shape)
+}
+
 fn mixer_shape(mixer: &Mixer, hidden: usize, tensor: LayerTensor) -> Option<Vec<usize>> {
     use LayerTensor::*;
     let (is_there, shape) = match mixer {
-        Mixer::Attention => return None,
+        Mixer::Attention | Mixer::LatentAttention(_) => return None,
         Mixer::ShortConv(conv) => {
             let channels = conv.channels;
             match tensor {

@@ -6,6 +6,7 @@ use super::{
     reply::{answer, finish_reason, finite},
 };
 use crate::{
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     worker::{StopReason, TokenLogprob},
@@ -13,21 +14,25 @@ use crate::{
 use axum::{extract::State, response::Response};
 use edgelm_model::Message;
 use serde_json::{Map, Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Answers a conversation.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let model = fields.required("model")?;
     let model = model.as_str().ok_or_else(|| wrong_type("model", "a string", &model))?;
-    service.check_model(model)?;
+    let target = service.target(model)?;
     let messages = messages(fields.required("messages")?)?;
     let logprobs = logprobs(&mut fields)?;
     let parameters = Parameters::parse(fields, service.backend.defaults(), MaxTokens::Rest, logprobs)?;
-    let run = service.start(&parameters, "messages", move |backend| backend.chat_prompt(&messages), received).await?;
+    let run =
+        service.start(caller, target, &parameters, "messages", move |backend| backend.chat_prompt(&messages)).await?;
     answer(run, model, ChatReply, parameters.streaming).await
 }
 

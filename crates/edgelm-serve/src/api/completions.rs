@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     worker::{StopReason, TokenLogprob},
@@ -14,23 +15,26 @@ use crate::{
 use axum::{extract::State, response::Response};
 use edgelm_engine::EngineError;
 use serde_json::{Map, Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: MaxTokens = MaxTokens::Default(16);
 const MAX_LOGPROBS: i64 = 5;
 
 /// Continues a prompt.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let model = fields.required("model")?;
     let model = model.as_str().ok_or_else(|| wrong_type("model", "a string", &model))?;
-    service.check_model(model)?;
+    let target = service.target(model)?;
     let prompt = Prompt::parse(fields.required("prompt")?)?;
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|count| usize::try_from(count).unwrap_or(0));
     let parameters = Parameters::parse(fields, service.backend.defaults(), DEFAULT_MAX_TOKENS, logprobs)?;
-    let run = service.start(&parameters, "prompt", move |backend| prompt.tokens(backend), received).await?;
+    let run = service.start(caller, target, &parameters, "prompt", move |backend| prompt.tokens(backend)).await?;
     answer(run, model, CompletionReply { offset: 0, top: logprobs.unwrap_or(0) }, parameters.streaming).await
 }
 

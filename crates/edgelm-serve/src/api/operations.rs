@@ -17,7 +17,7 @@ pub(super) async fn page() -> &'static str {
         "EdgeLM ",
         env!("CARGO_PKG_VERSION"),
         "\n\n",
-        "GET  /health               200 when the model is ready, 503 while it loads\n",
+        "GET  /health               200 when the model is ready, 503 while it loads or hangs\n",
         "GET  /metrics              Prometheus metrics\n",
         "GET  /v1/models            the model served here\n",
         "POST /v1/chat/completions  OpenAI chat API, with and without streaming\n",
@@ -25,9 +25,9 @@ pub(super) async fn page() -> &'static str {
     )
 }
 
-/// `GET /health`: whether requests can be answered.
+/// `GET /health`: whether requests can be answered. 503 while the model loads, and while the engine hangs.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    app.service()?;
+    app.service()?.check_alive()?;
     Ok(Json(json!({"status": "ok"})).into_response())
 }
 

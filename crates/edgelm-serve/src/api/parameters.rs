@@ -6,6 +6,7 @@ use crate::{error::ApiError, service::MaxTokens};
 use edgelm_engine::{GenerateOptions, Sampling};
 use edgelm_model::GenerationConfig;
 use serde_json::Value;
+use std::time::Duration;
 
 /// How to generate, checked. `options` lacks what depends on the prompt or the choice: `max_tokens` and `seed`.
 #[derive(Debug)]
@@ -16,6 +17,10 @@ pub(crate) struct Parameters {
     pub(crate) n: u64,
     pub(crate) seed: Option<u64>,
     pub(crate) streaming: Option<Streaming>,
+    /// Smaller goes first.
+    pub(crate) priority: i64,
+    /// From arrival to the last token.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// The answer is wanted as events.
@@ -26,6 +31,9 @@ pub(crate) struct Streaming {
 
 const MAX_CHOICES: i64 = 8;
 const MAX_STOPS: usize = 16;
+const MIN_TIMEOUT_S: f64 = 0.001;
+/// A day.
+const MAX_TIMEOUT_S: f64 = 86_400.0;
 
 impl Parameters {
     /// `max_tokens` applies where neither the request nor the model says anything. Refuses what is left of `fields`,
@@ -43,14 +51,18 @@ impl Parameters {
         // Any integer is a seed; the sign is only a bit of it.
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
         let streaming = streaming(&mut fields)?;
+        // As in vLLM's extensions of the API.
+        let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
+        let priority = fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0);
+        let timeout = fields.number("timeout", MIN_TIMEOUT_S..=MAX_TIMEOUT_S)?.map(Duration::from_secs_f32);
         // Labels for the caller's own bookkeeping: there is nothing to honour.
         fields.string("user")?;
         fields.string("safety_identifier")?;
         fields.string("prompt_cache_key")?;
         fields.object("metadata")?;
         refuse_rest(fields)?;
-        let options = GenerateOptions { sampling, stop, logprobs, ..GenerateOptions::default() };
-        Ok(Self { options, max_tokens, n, seed, streaming })
+        let options = GenerateOptions { sampling, stop, logprobs, ignore_eos, ..GenerateOptions::default() };
+        Ok(Self { options, max_tokens, n, seed, streaming, priority, timeout })
     }
 }
 
@@ -294,6 +306,9 @@ mod tests {
             ("stream_options", json!({"include_usage": true})),
             ("user", json!(1)),
             ("metadata", json!("x")),
+            ("priority", json!(0.5)),
+            ("timeout", json!(0)),
+            ("timeout", json!(100_000)),
         ] {
             assert_eq!(refusal(json!({name: value})), (name.to_owned(), "invalid_value".to_owned()), "{value}");
         }

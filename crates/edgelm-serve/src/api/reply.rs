@@ -67,6 +67,8 @@ impl Envelope {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
+    /// Those of the prompt that were not computed but kept from earlier requests.
+    pub(crate) cached_tokens: usize,
     pub(crate) completion_tokens: usize,
 }
 
@@ -76,6 +78,7 @@ impl Usage {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         })
     }
 }
@@ -95,7 +98,7 @@ pub(super) async fn answer<R: Reply>(
 }
 
 async fn whole<R: Reply>(mut run: Run, envelope: &Envelope, reply: &R) -> Result<Response, ApiError> {
-    let mut usage = Usage { prompt_tokens: run.prompt_tokens, completion_tokens: 0 };
+    let mut usage = Usage { prompt_tokens: run.prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
     let mut choices = Vec::with_capacity(run.choices);
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     while choices.len() < run.choices {
@@ -106,6 +109,7 @@ async fn whole<R: Reply>(mut run: Run, envelope: &Envelope, reply: &R) -> Result
             }
             Event::Finished { reason, generated_tokens } => {
                 usage.completion_tokens += generated_tokens;
+                usage.cached_tokens = run.cached_tokens();
                 choices.push(reply.choice(choices.len(), &text, &logprobs, reason));
                 text.clear();
                 logprobs.clear();
