@@ -35,10 +35,12 @@ pub struct Fake {
     pub returned: AtomicUsize,
     /// What each generation got.
     pub calls: Mutex<Vec<(Vec<u32>, GenerateOptions)>>,
-    /// Each pass: prompts and rows.
-    pub passes: Mutex<Vec<Vec<(Vec<u32>, usize)>>>,
+    pub passes: Mutex<Vec<Pass>>,
     pub release: AtomicBool,
 }
+
+/// Prompts and their rows.
+pub type Pass = Vec<(Vec<u32>, usize)>;
 
 impl Default for Fake {
     fn default() -> Self {
