@@ -1,7 +1,7 @@
 //! The generation loop: options, result, and sampling one token after another.
 
 use crate::{
-    Engine, EngineError, LoadedAdapter, Sampler, Sampling, Sequence, Step, Want, Workspace,
+    Engine, EngineError, Grammar, LoadedAdapter, Sampler, Sampling, Sequence, Step, Want, Workspace,
     sampling::top_log_probabilities, stop::StopMatcher,
 };
 use edgelm_kernels::KvDtype;
@@ -31,6 +31,8 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Go through these adapters.
     pub adapter: Option<Arc<LoadedAdapter>>,
+    /// Generate only what this grammar accepts.
+    pub constraint: Option<Grammar>,
 }
 
 /// Why generation ended.
@@ -98,6 +100,10 @@ pub(crate) fn budget(engine: &Engine, prompt: usize, options: &GenerateOptions) 
     if prompt == 0 {
         return Err(EngineError::EmptyPrompt);
     }
+    if options.constraint.is_some() && (options.ignore_eos || options.beams > 1) {
+        let what = "a constrained answer ends where its grammar does, and is searched by one beam".to_owned();
+        return Err(EngineError::Option { option: "constraint", what });
+    }
     let max_new = options.max_tokens.unwrap_or(0);
     // The last token is returned but never fed back: it needs no place of its own, but one must be left for it to be
     // asked for at all.
@@ -161,6 +167,7 @@ pub(crate) fn sample(
     let begin = Instant::now();
     let max_tokens = budget(engine, prompt.len(), options)?;
     let mut sampler = Sampler::new(&options.sampling)?;
+    let mut guide = options.constraint.as_ref().map(Grammar::guide);
     let shared = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
     sequence.truncate(shared.min(prompt.len() - 1));
     let computed = prompt.len() - sequence.tokens().len();
@@ -181,6 +188,9 @@ pub(crate) fn sample(
         if let Some(n) = options.logprobs {
             piece.top_logprobs = top_log_probabilities(&logits, n.max(1));
         }
+        if let Some(guide) = &mut guide {
+            guide.mask(&mut logits)?;
+        }
         let token = sampler.pick(&mut logits, prompt, &tokens);
         if tokens.is_empty() {
             first_token = Instant::now();
@@ -196,8 +206,9 @@ pub(crate) fn sample(
         tokens.push(token);
         piece.token = Some(token);
         (piece.text, stopped) = out.push(token)?;
+        let complete = guide.as_mut().map_or(Ok(false), |guide| guide.accept(token))?;
         let flow = on_piece(&piece);
-        if stopped {
+        if stopped || complete {
             finish_reason = FinishReason::Stop;
             break;
         }

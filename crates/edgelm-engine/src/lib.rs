@@ -6,6 +6,8 @@
 mod adapter;
 mod beam;
 mod block;
+mod constraint;
+mod embed;
 mod engine;
 mod exact;
 mod front;
@@ -18,6 +20,8 @@ mod stop;
 
 pub use adapter::LoadedAdapter;
 pub use block::{Block, Observer};
+pub use constraint::{Constraint, Grammar, Grammars, Guide, schema_with_options};
+pub use embed::{Pooling, unit_length};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes, state_bytes};
 pub use exact::Arithmetic;
 pub use front::token_embeddings;
@@ -80,6 +84,9 @@ pub enum EngineError {
         /// What is wrong.
         what: String,
     },
+    /// A constraint on the output that cannot be enforced.
+    #[error("the output cannot be constrained so: {0}")]
+    Constraint(String),
     /// Messages were given to a model without a chat template.
     #[error("this model has no chat template")]
     NoChatTemplate,

@@ -111,6 +111,8 @@ impl ApiError {
                 Self::ContextLength { param, prompt: *prompt, max_new: *max_new, context: *context }
             }
             EngineError::TokenId { .. } | EngineError::EmptyPrompt => Self::invalid(param, error.to_string()),
+            // Half way: a step of the grammar took more work than it may.
+            EngineError::Constraint(what) => Self::invalid("response_format", what.clone()),
             EngineError::Option { option, what } => Self::invalid(*option, what.clone()),
             // A template refuses messages it cannot express, for example two user messages in a row.
             EngineError::NoChatTemplate | EngineError::Model(ModelError::Template(_)) => {
@@ -120,6 +122,17 @@ impl ApiError {
                 tracing::error!(error = error as &dyn std::error::Error, "generation failed");
                 Self::Internal
             }
+        }
+    }
+
+    /// Why a constraint cannot be enforced. `param` is the field that asks for it.
+    pub(crate) fn from_constraint(error: &EngineError, param: &str) -> Self {
+        match error {
+            EngineError::Constraint(what) => Self::invalid(param, what.clone()),
+            EngineError::Model(_) => {
+                Self::UnsupportedParameter { param: param.to_owned(), why: Some(error.to_string()) }
+            }
+            _ => Self::from_engine(error, "prompt"),
         }
     }
 

@@ -18,7 +18,7 @@ mod sse;
 mod worker;
 
 pub use access::ApiKeys;
-pub use backend::{Backend, ModelBackend};
+pub use backend::{Backend, Description, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};
 pub use signals::shutdown_signal;

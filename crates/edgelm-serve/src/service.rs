@@ -72,10 +72,13 @@ impl Service {
     ) -> Result<Run, ApiError> {
         let slot = self.admission.admit(self.worker.retry_after_s())?;
         let backend = Arc::clone(&self.backend);
-        let prompt = tokio::task::spawn_blocking(move || prompt(&*backend))
-            .await
-            .map_err(|_| ApiError::Internal)?
-            .map_err(|error| ApiError::from_engine(&error, prompt_param))?;
+        let constraint = parameters.constraint.clone();
+        let prepare = move || {
+            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
+            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
+            Ok((prompt, grammar))
+        };
+        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
         self.check_prompt(&prompt, prompt_param)?;
         let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
         let seed = parameters.seed.unwrap_or_else(random);
@@ -83,6 +86,7 @@ impl Service {
             .map(|choice| {
                 let mut options = parameters.options.clone();
                 options.max_tokens = Some(max_new);
+                options.constraint = grammar.clone();
                 options.sampling.seed = seed.wrapping_add(choice);
                 options
             })

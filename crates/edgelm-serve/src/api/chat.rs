@@ -27,7 +27,9 @@ pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> R
     let messages = messages(fields.required("messages")?)?;
     let logprobs = logprobs(&mut fields)?;
     let parameters = Parameters::parse(fields, service.backend.defaults(), MaxTokens::Rest, logprobs)?;
-    let run = service.start(&parameters, "messages", move |backend| backend.chat_prompt(&messages), received).await?;
+    let run = service
+        .start(&parameters, "messages", move |backend| backend.chat_prompt(&messages, &Map::new()), received)
+        .await?;
     answer(run, model, ChatReply, parameters.streaming).await
 }
 

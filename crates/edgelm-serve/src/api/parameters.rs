@@ -2,8 +2,8 @@
 //! known but refused.
 
 use super::fields::{Fields, wrong_type};
-use crate::{error::ApiError, service::MaxTokens};
-use edgelm_engine::{GenerateOptions, Sampling};
+use crate::{backend::Backend, error::ApiError, service::MaxTokens};
+use edgelm_engine::{Constraint, GenerateOptions, Grammar, Sampling};
 use edgelm_model::GenerationConfig;
 use serde_json::Value;
 
@@ -16,6 +16,21 @@ pub(crate) struct Parameters {
     pub(crate) n: u64,
     pub(crate) seed: Option<u64>,
     pub(crate) streaming: Option<Streaming>,
+    pub(crate) constraint: Option<Wanted>,
+}
+
+/// A constraint on the answer, and the request field that asks for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) param: String,
+    pub(crate) constraint: Constraint,
+}
+
+impl Wanted {
+    /// Compiles it for the model; what cannot be enforced is a fault of the field.
+    pub(crate) fn compile(&self, backend: &dyn Backend) -> Result<Grammar, ApiError> {
+        backend.grammar(&self.constraint).map_err(|error| ApiError::from_constraint(&error, &self.param))
+    }
 }
 
 /// The answer is wanted as events.
@@ -50,7 +65,7 @@ impl Parameters {
         fields.object("metadata")?;
         refuse_rest(fields)?;
         let options = GenerateOptions { sampling, stop, logprobs, ..GenerateOptions::default() };
-        Ok(Self { options, max_tokens, n, seed, streaming })
+        Ok(Self { options, max_tokens, n, seed, streaming, constraint: None })
     }
 }
 

@@ -2,10 +2,10 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use edgelm_engine::{EngineError, FinishReason, GenerateOptions, Generation, Piece};
+use edgelm_engine::{Constraint, EngineError, FinishReason, GenerateOptions, Generation, Grammar, Piece, Pooling};
 use edgelm_model::{GenerationConfig, Message, ModelError};
-use edgelm_serve::{Backend, ServeError, ServerConfig, serve};
-use serde_json::Value;
+use edgelm_serve::{Backend, Description, ServeError, ServerConfig, serve};
+use serde_json::{Map, Value};
 use std::{
     net::SocketAddr,
     ops::ControlFlow,
@@ -69,7 +69,25 @@ impl Backend for Fake {
     fn defaults(&self) -> &GenerationConfig {
         &self.defaults
     }
-    fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    fn description(&self) -> Description {
+        Description::default()
+    }
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        Ok(ids(text))
+    }
+    fn text(&self, tokens: &[u32]) -> Result<String, EngineError> {
+        Ok(tokens.iter().map(|&token| self.token_text(token)).collect())
+    }
+    fn control_token(&self, _: &str) -> Option<u32> {
+        None
+    }
+    fn grammar(&self, _: &Constraint) -> Result<Grammar, EngineError> {
+        Err(EngineError::Constraint("the fake has no vocabulary".to_owned()))
+    }
+    fn embed(&self, tokens: &[u32], _: Pooling) -> Result<Vec<f32>, EngineError> {
+        Ok(vec![tokens.len() as f32, 0.0])
+    }
+    fn chat_prompt(&self, messages: &[Message], _: &Map<String, Value>) -> Result<Vec<u32>, EngineError> {
         let text: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
         if text == ["refuse"] {
             return Err(ModelError::Template("roles must alternate".to_owned()).into());
