@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use edgelm_engine::{
-    Constraint, EngineError, FinishReason, GenerateOptions, Generation, Model, Pooling, Sampling,
-};
+use edgelm_engine::{Constraint, EngineError, FinishReason, GenerateOptions, Generation, Model, Pooling, Sampling};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use serde_json::{Value, json};
@@ -102,10 +100,7 @@ fn what_cannot_be_enforced_is_refused_by_name() {
         Constraint::Lark(String::new()),
         Constraint::Choice(Vec::new()),
     ] {
-        assert!(
-            matches!(model.grammar(&constraint), Err(EngineError::Constraint(_))),
-            "{constraint:?} was accepted"
-        );
+        assert!(matches!(model.grammar(&constraint), Err(EngineError::Constraint(_))), "{constraint:?} was accepted");
     }
 }
 

@@ -172,6 +172,26 @@ impl ApiError {
         }
     }
 
+    /// The body in Ollama's shape: a text.
+    pub(crate) fn ollama_body(&self) -> Value {
+        json!({"error": self.to_string()})
+    }
+
+    /// The body in Anthropic's shape, whose kinds follow the status.
+    pub(crate) fn anthropic_body(&self) -> Value {
+        let kind = match self.parts().0 {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.to_string()}})
+    }
+
     /// The answer's body, also sent as an event when a stream fails half-way.
     pub(crate) fn body(&self) -> Value {
         let (_, kind, code) = self.parts();
@@ -182,6 +202,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.parts().0, Json(self.body())).into_response();
+        // For the APIs that write errors in another shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
             Self::QueueFull { retry_after_s, .. } => {

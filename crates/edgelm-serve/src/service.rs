@@ -24,6 +24,7 @@ pub(crate) struct Service {
     pub(crate) created: u64,
     admission: Admission,
     worker: Worker,
+    beside: tokio::sync::Mutex<()>,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
@@ -44,7 +45,13 @@ impl Run {
 impl Service {
     pub(crate) fn new(backend: Arc<dyn Backend>, queue: usize, metrics: Arc<Metrics>) -> Result<Self, ServeError> {
         let worker = Worker::start(Arc::clone(&backend), metrics)?;
-        Ok(Self { backend, created: unix_now(), admission: Admission::new(queue), worker })
+        Ok(Self {
+            backend,
+            created: unix_now(),
+            admission: Admission::new(queue),
+            worker,
+            beside: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Cancels everything.
@@ -95,6 +102,25 @@ impl Service {
         let run = Run { events: receiver, prompt_tokens: prompt.len(), choices: choices.len(), _slot: slot };
         self.worker.push(Job { prompt, prompt_param, choices, received, events });
         Ok(run)
+    }
+
+    /// Runs something short on a blocking thread.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let backend = Arc::clone(&self.backend);
+        tokio::task::spawn_blocking(move || work(&*backend)).await.map_err(|_| ApiError::Internal)
+    }
+
+    /// Runs the model beside the engine thread, one such work at a time. Takes a slot as generating does.
+    pub(crate) async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _slot = self.admission.admit(self.worker.retry_after_s())?;
+        let _turn = self.beside.lock().await;
+        self.prepare(work).await
     }
 
     fn check_prompt(&self, prompt: &[u32], param: &'static str) -> Result<(), ApiError> {
