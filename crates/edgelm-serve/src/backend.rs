@@ -17,7 +17,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Sampling defaults that came with the model.
     fn defaults(&self) -> &GenerationConfig;
     /// What else clients may know.
-    fn description(&self) -> Description;
+    fn description(&self) -> &Description;
     /// Ids of a chat, up to where the assistant's answer begins. `arguments` are further variables of the template.
     fn chat_prompt(&self, messages: &[Message], arguments: &Map<String, Value>) -> Result<Vec<u32>, EngineError>;
     /// Ids of a raw prompt.
@@ -65,6 +65,7 @@ pub struct ModelBackend {
     model: Arc<Model>,
     name: String,
     base: GenerateOptions,
+    about: Description,
     /// A token and its text: tokens are decoded behind it, because decoders strip the space in front of a first token.
     anchor: (Vec<u32>, String),
 }
@@ -73,13 +74,14 @@ impl ModelBackend {
     /// `base` gives what requests cannot choose: `context`, `kv`, `beams`. `name` is the model's id; `None` = its own.
     ///
     /// # Errors
-    /// A model without a tokenizer.
+    /// A model without a tokenizer, or with a chat template that cannot be read.
     pub fn new(model: Arc<Model>, name: Option<String>, base: GenerateOptions) -> Result<Self, EngineError> {
         let name = name.unwrap_or_else(|| model.name().to_owned());
         let tokenizer = model.tokenizer()?;
         let ids = tokenizer.encode("a", false)?;
         let text = tokenizer.decode(&ids, false)?;
-        Ok(Self { model, name, base, anchor: (ids, text) })
+        let about = describe(&model)?;
+        Ok(Self { model, name, base, about, anchor: (ids, text) })
     }
 }
 
@@ -96,16 +98,8 @@ impl Backend for ModelBackend {
     fn defaults(&self) -> &GenerationConfig {
         self.model.generation_config()
     }
-    fn description(&self) -> Description {
-        let checkpoint = self.model.checkpoint();
-        Description {
-            architecture: checkpoint.config().arch.name.to_owned(),
-            parameters: checkpoint.parameters(),
-            size_bytes: checkpoint.file_bytes(),
-            format: main_format(checkpoint),
-            hidden_size: checkpoint.config().hidden_size,
-            chat_template: self.model.chat_template().ok().flatten().map(|template| template.source().to_owned()),
-        }
+    fn description(&self) -> &Description {
+        &self.about
     }
     fn chat_prompt(&self, messages: &[Message], arguments: &Map<String, Value>) -> Result<Vec<u32>, EngineError> {
         self.model.chat_prompt_with(messages, arguments)
@@ -146,6 +140,18 @@ impl Backend for ModelBackend {
             GenerateOptions { context: self.base.context, kv: self.base.kv, beams: self.base.beams, ..options.clone() };
         self.model.generate(prompt, &options, on_piece)
     }
+}
+
+fn describe(model: &Model) -> Result<Description, EngineError> {
+    let checkpoint = model.checkpoint();
+    Ok(Description {
+        architecture: checkpoint.config().arch.name.to_owned(),
+        parameters: checkpoint.parameters(),
+        size_bytes: checkpoint.file_bytes(),
+        format: main_format(checkpoint),
+        hidden_size: checkpoint.config().hidden_size,
+        chat_template: model.chat_template()?.map(|template| template.source().to_owned()),
+    })
 }
 
 /// The format that most weights are stored in.

@@ -20,6 +20,7 @@ mod tools;
 mod worker;
 
 pub use access::ApiKeys;
+pub use api::check_request;
 pub use backend::{Backend, Description, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};

