@@ -1,12 +1,12 @@
 //! Bodies of requests, by every route that takes one: they are read or refused, never a panic.
 #![no_main]
 
-use edgelm_engine::{Constraint, EngineError, GenerateOptions, Generation, Grammar, Piece, Pooling};
+use edgelm_engine::{Constraint, EngineError, Grammar, LoadedAdapter, Pooling};
 use edgelm_model::{GenerationConfig, Message};
-use edgelm_serve::{Backend, Description, check_request};
+use edgelm_serve::{Backend, Description, KvLimit, Lanes, check_request};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
-use std::{ops::ControlFlow, sync::LazyLock};
+use std::sync::{Arc, LazyLock};
 
 const PATHS: [&str; 14] = [
     "/v1/chat/completions",
@@ -62,18 +62,19 @@ impl Backend for Nothing {
     fn grammar(&self, _: &Constraint) -> Result<Grammar, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
-    fn embed(&self, _: &[u32], _: Pooling) -> Result<Vec<f32>, EngineError> {
+    fn embed(&self, _: &[u32], _: Pooling, _: Option<Arc<LoadedAdapter>>) -> Result<Vec<f32>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
     fn token_text(&self, _: u32) -> String {
         String::new()
     }
-    fn generate(
-        &self,
-        _: &[u32],
-        _: &GenerateOptions,
-        _: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
-    ) -> Result<Generation, EngineError> {
+    fn adapters(&self) -> &[(String, Arc<LoadedAdapter>)] {
+        &[]
+    }
+    fn kv_limit(&self) -> Option<KvLimit> {
+        None
+    }
+    fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
 }

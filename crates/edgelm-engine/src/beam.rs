@@ -108,12 +108,12 @@ pub(crate) fn beam_search(
             break;
         }
     }
-    let (text, rest) = out.finish(stopped)?;
+    let rest = out.finish(stopped)?;
     if !rest.is_empty() {
         let _ = on_piece(&Piece { text: rest, ..Piece::default() });
     }
     Ok(Generation {
-        text,
+        text: out.into_text(),
         prompt_tokens: prompt.len(),
         finish_reason,
         ttft_ms: ttft * 1e3,

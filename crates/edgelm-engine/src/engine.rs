@@ -8,7 +8,7 @@ use crate::{
     head::Head,
     rope::Tables,
 };
-use edgelm_kernels::{Cpu, KvCache, KvDtype, KvShape, Matrix};
+use edgelm_kernels::{Cpu, KvCache, KvDtype, KvPages, KvShape, Matrix};
 use edgelm_model::{Checkpoint, LayerConfig, ModelConfig, Tensors};
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -56,6 +56,40 @@ impl Sequence {
     /// Memory that the cache and the states hold now.
     pub fn kv_bytes(&self) -> usize {
         self.cache.bytes() + self.states.iter().map(State::bytes).sum::<usize>()
+    }
+}
+
+/// What a sequence has of the past, to be put together again: pages, in order, with the tokens that count in each, and the
+/// states after the last of them.
+pub(crate) struct Past<'a> {
+    pub(crate) pages: Vec<(&'a KvPages, &'a [u32])>,
+    pub(crate) states: Option<&'a [State]>,
+}
+
+impl Sequence {
+    /// The page of every layer that begins at position `index · PAGE_TOKENS`, shared.
+    pub(crate) fn share_page(&self, index: usize) -> KvPages {
+        self.cache.share_page(index)
+    }
+
+    /// The states after the last token; none for a model that has none, and where they would have to be computed again.
+    pub(crate) fn states(&self) -> Option<&[State]> {
+        (!self.states.is_empty() && self.seen == self.tokens.len()).then_some(self.states.as_slice())
+    }
+
+    /// Takes over `past`, and behind it what this sequence itself holds, whose beginning must be the same.
+    pub(crate) fn share_beginning(&mut self, engine: &Engine, past: &Past<'_>) {
+        let mut cache = KvCache::new(&engine.kv_shapes(), self.cache.dtype());
+        let mut pages = 0;
+        for (page, tokens) in &past.pages {
+            cache.append_shared(page, tokens.len());
+            pages += 1;
+        }
+        for index in pages..self.tokens.len().div_ceil(KvCache::PAGE_TOKENS) {
+            let tokens = (self.tokens.len() - index * KvCache::PAGE_TOKENS).min(KvCache::PAGE_TOKENS);
+            cache.append_shared(&self.cache.share_page(index), tokens);
+        }
+        self.cache = cache;
     }
 }
 
@@ -201,6 +235,20 @@ impl Engine {
     /// An empty sequence that goes through adapters of this engine's model.
     pub fn adapted_sequence(&self, kv: KvDtype, adapter: Option<Arc<LoadedAdapter>>) -> Sequence {
         Sequence { adapter, ..self.sequence(kv) }
+    }
+
+    /// A sequence that goes on from `past`; empty states where it has none of them.
+    pub(crate) fn resume(&self, kv: KvDtype, adapter: Option<Arc<LoadedAdapter>>, past: &Past<'_>) -> Sequence {
+        let mut sequence = self.adapted_sequence(kv, adapter);
+        for (page, tokens) in &past.pages {
+            sequence.cache.append_shared(page, tokens.len());
+            sequence.tokens.extend_from_slice(tokens);
+        }
+        if let Some(states) = past.states {
+            sequence.states = states.to_vec();
+        }
+        sequence.seen = if past.states.is_some() || sequence.states.is_empty() { sequence.tokens.len() } else { 0 };
+        sequence
     }
 
     /// Appends each step's tokens to its sequence; the logits asked for are left in `workspace`.

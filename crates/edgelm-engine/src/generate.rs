@@ -1,12 +1,9 @@
-//! The generation loop: options, result, and sampling one token after another.
+//! What a generation is asked for and what comes of it.
 
-use crate::{
-    Engine, EngineError, Grammar, LoadedAdapter, Sampler, Sampling, Sequence, Step, Want, Workspace,
-    sampling::top_log_probabilities, stop::StopMatcher,
-};
+use crate::{Engine, EngineError, Grammar, LoadedAdapter, Sampling, stop::StopMatcher};
 use edgelm_kernels::KvDtype;
 use edgelm_model::{DecodeStream, Tokenizer};
-use std::{ops::ControlFlow, sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// What to generate and when to stop.
 #[derive(Debug, Clone, Default)]
@@ -116,12 +113,12 @@ pub(crate) fn budget(engine: &Engine, prompt: usize, options: &GenerateOptions) 
 /// Text of a generation in progress: detokenizes, watches for stop strings.
 pub(crate) struct TextOut<'a> {
     stream: Option<DecodeStream<'a>>,
-    stops: StopMatcher<'a>,
+    stops: StopMatcher,
     text: String,
 }
 
 impl<'a> TextOut<'a> {
-    pub(crate) fn new(tokenizer: Option<&'a Tokenizer>, options: &'a GenerateOptions) -> Self {
+    pub(crate) fn new(tokenizer: Option<&'a Tokenizer>, options: &GenerateOptions) -> Self {
         Self {
             stream: tokenizer.map(|tokenizer| tokenizer.stream(!options.keep_special)),
             stops: StopMatcher::new(&options.stop),
@@ -140,10 +137,10 @@ impl<'a> TextOut<'a> {
         Ok((text, stopped))
     }
 
-    /// All text, and the last part of it that `push` had held back.
-    pub(crate) fn finish(mut self, stopped: bool) -> Result<(String, String), EngineError> {
+    /// The last part of the text, which `push` had held back. Nothing may be pushed after it.
+    pub(crate) fn finish(&mut self, stopped: bool) -> Result<String, EngineError> {
         let mut rest = String::new();
-        if let (Some(stream), false) = (self.stream, stopped) {
+        if let (Some(stream), false) = (self.stream.take(), stopped) {
             let (text, met) = self.stops.push(&stream.finish()?.unwrap_or_default());
             rest = text;
             if !met {
@@ -151,93 +148,11 @@ impl<'a> TextOut<'a> {
             }
         }
         self.text.push_str(&rest);
-        Ok((self.text, rest))
+        Ok(rest)
     }
-}
 
-/// Samples token after token. What `sequence` already holds of the prompt is not computed again.
-pub(crate) fn sample(
-    engine: &Engine,
-    tokenizer: Option<&Tokenizer>,
-    sequence: &mut Sequence,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
-) -> Result<Generation, EngineError> {
-    let begin = Instant::now();
-    let max_tokens = budget(engine, prompt.len(), options)?;
-    let mut sampler = Sampler::new(&options.sampling)?;
-    let mut guide = options.constraint.as_ref().map(Grammar::guide);
-    let shared = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    sequence.truncate(shared.min(prompt.len() - 1));
-    let computed = prompt.len() - sequence.tokens().len();
-
-    let mut workspace = Workspace::default();
-    let mut out = TextOut::new(tokenizer, options);
-    let mut tokens = Vec::new();
-    let mut first_token = begin;
-    let mut finish_reason = FinishReason::Length;
-    let mut stopped = false;
-    let mut feed = prompt[prompt.len() - computed..].to_vec();
-    let mut logits = Vec::new();
-    while tokens.len() < max_tokens {
-        engine.forward(&mut [Step { sequence, tokens: &feed, want: Want::Last }], &mut workspace)?;
-        logits.clear();
-        logits.extend_from_slice(workspace.logits());
-        let mut piece = Piece::default();
-        if let Some(n) = options.logprobs {
-            piece.top_logprobs = top_log_probabilities(&logits, n.max(1));
-        }
-        if let Some(guide) = &mut guide {
-            guide.mask(&mut logits)?;
-        }
-        let token = sampler.pick(&mut logits, prompt, &tokens);
-        if tokens.is_empty() {
-            first_token = Instant::now();
-        }
-        if !options.ignore_eos && engine.config().eos_token_ids.contains(&token) {
-            finish_reason = FinishReason::Stop;
-            break;
-        }
-        if let Some(n) = options.logprobs {
-            piece.logprob = Some(log_probability(workspace.logits(), token));
-            piece.top_logprobs.truncate(n);
-        }
-        tokens.push(token);
-        piece.token = Some(token);
-        (piece.text, stopped) = out.push(token)?;
-        let complete = guide.as_mut().map_or(Ok(false), |guide| guide.accept(token))?;
-        let flow = on_piece(&piece);
-        if stopped || complete {
-            finish_reason = FinishReason::Stop;
-            break;
-        }
-        if flow.is_break() {
-            finish_reason = FinishReason::Cancelled;
-            break;
-        }
-        feed.clear();
-        feed.push(token);
+    /// All of it.
+    pub(crate) fn into_text(self) -> String {
+        self.text
     }
-    let end = Instant::now();
-    let (text, rest) = out.finish(stopped)?;
-    if !rest.is_empty() {
-        // Nothing is left to cancel.
-        let _ = on_piece(&Piece { text: rest, ..Piece::default() });
-    }
-    let ttft = (first_token - begin).as_secs_f64();
-    let decode = (end - first_token).as_secs_f64();
-    Ok(Generation {
-        text,
-        prompt_tokens: prompt.len(),
-        finish_reason,
-        ttft_ms: ttft * 1e3,
-        prefill_tokens_per_second: if ttft > 0.0 { computed as f64 / ttft } else { 0.0 },
-        decode_tokens_per_second: if tokens.len() > 1 { (tokens.len() - 1) as f64 / decode } else { 0.0 },
-        tokens,
-    })
-}
-
-fn log_probability(logits: &[f32], token: u32) -> f32 {
-    (f64::from(logits[token as usize]) - crate::sampling::log_sum_exp(logits)) as f32
 }

@@ -4,6 +4,7 @@
 //! Must not parse files of its own, print, or know about HTTP.
 
 mod adapter;
+mod batch;
 mod beam;
 mod block;
 mod constraint;
@@ -14,11 +15,14 @@ mod front;
 mod generate;
 mod head;
 mod model;
+mod prefix;
 mod rope;
+mod running;
 mod sampling;
 mod stop;
 
 pub use adapter::LoadedAdapter;
+pub use batch::{Batch, BatchOptions, KvMemory, LaneId, Progress};
 pub use block::{Block, Observer};
 pub use constraint::{Constraint, Grammar, Grammars, Guide, schema_with_options};
 pub use embed::{Pooling, unit_length};
@@ -72,6 +76,16 @@ pub enum EngineError {
         id: u32,
         /// V.
         vocab_size: usize,
+    },
+    /// More tokens than the memory for keys and values holds, even with nothing else in it.
+    #[error("{tokens} tokens need more than the {budget_bytes} bytes of the KV budget, which hold {capacity} tokens")]
+    KvBudget {
+        /// Asked for, prompt included.
+        tokens: usize,
+        /// Limit in bytes.
+        budget_bytes: usize,
+        /// Limit in tokens.
+        capacity: usize,
     },
     /// An empty prompt.
     #[error("the prompt is empty")]

@@ -2,7 +2,7 @@
 
 use crate::{
     Arithmetic, Constraint, Engine, EngineError, GenerateOptions, Generation, Grammar, Grammars, Piece, Sequence, beam,
-    generate,
+    running::Running,
 };
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
@@ -119,11 +119,11 @@ impl Model {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        generate::sample(&self.engine, self.text_side(options)?, sequence, prompt, options, on_piece)
+        Running::new(&self.engine, self.text_side(options)?, sequence, prompt, options.clone())?.run(on_piece)
     }
 
     /// The tokenizer, or none for a model that came without one and of which no text is asked.
-    fn text_side(&self, options: &GenerateOptions) -> Result<Option<&Tokenizer>, EngineError> {
+    pub(crate) fn text_side(&self, options: &GenerateOptions) -> Result<Option<&Tokenizer>, EngineError> {
         if self.checkpoint().has_tokenizer() || !options.stop.is_empty() {
             return Ok(Some(self.tokenizer()?));
         }

@@ -1,14 +1,14 @@
 //! Finding stop strings in text that arrives in pieces.
 
 /// Holds back text that may turn out to be the beginning of a stop string.
-pub(crate) struct StopMatcher<'a> {
-    stops: &'a [String],
+pub(crate) struct StopMatcher {
+    stops: Vec<String>,
     held: String,
 }
 
-impl<'a> StopMatcher<'a> {
-    pub(crate) fn new(stops: &'a [String]) -> Self {
-        Self { stops, held: String::new() }
+impl StopMatcher {
+    pub(crate) fn new(stops: &[String]) -> Self {
+        Self { stops: stops.to_vec(), held: String::new() }
     }
 
     /// Adds text. Returns what is certain now, and whether a stop string was met (it and what follows are dropped).
@@ -25,8 +25,8 @@ impl<'a> StopMatcher<'a> {
     }
 
     /// What was held back, when no more text comes.
-    pub(crate) fn finish(self) -> String {
-        self.held
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Length of the longest end of the held text that begins some stop string.

@@ -26,8 +26,8 @@ pub use bench::{KernelBench, bench_kernels};
 pub use cpu::Cpu;
 pub use edgelm_tensor::{Activation, RopePairs};
 pub use isa::Isa;
-pub use kv::{KvCache, KvDtype, KvShape};
-pub use limits::{ReadProbe, f32_peak, int8_peak, read_bandwidth};
+pub use kv::{KvCache, KvDtype, KvPages, KvShape};
+pub use limits::{ReadProbe, available_memory, f32_peak, int8_peak, read_bandwidth};
 pub use matmul::{Linear, Matrix, RowSource, Scratch, Weights};
 pub use ops::{
     GatedDelta, SelectiveScan, activate, activate_mul, add_assign, causal_conv1d, clamp, gated_delta, kl_divergence,

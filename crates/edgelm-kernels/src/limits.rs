@@ -6,6 +6,7 @@ use crate::matmul::lanes::{Family, Job, Kind, Lanes, LanesVisitor, Line, ROWS};
 use crate::matmul::quantized::PREFETCH_BYTES;
 use crate::{Cpu, Pool};
 use std::hint::black_box;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Bytes per second that all threads together read from memory beyond the caches. Takes about half a second.
@@ -56,11 +57,28 @@ fn last_level_cache() -> Option<usize> {
     Some(text.trim().strip_suffix('K')?.parse::<usize>().ok()? << 10)
 }
 
-/// `MemAvailable` of Linux.
-fn available_memory() -> Option<usize> {
+/// Bytes of memory that this process may still take: `MemAvailable` of Linux, or what is left below the limit of its
+/// control group (version 2) where that is less. `None` where the system does not tell.
+pub fn available_memory() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.saturating_mul(1 << 10);
+    Some(group_memory().map_or(machine, |group| group.min(machine)))
+}
+
+/// What the tightest limit on the way up from this process's control group leaves. Containers usually see their own group
+/// as the root of the tree.
+fn group_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let number = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let left = |group: &Path| {
+        // `max` is no number: no limit here.
+        let limit = number(root.join(group).join("memory.max"))?;
+        Some(limit.saturating_sub(number(root.join(group).join("memory.current")).unwrap_or(0)))
+    };
+    Path::new(own).ancestors().filter_map(left).min()
 }
 
 /// Operations per second (a multiply-add is two) of int8 products of 4-bit weights in registers, all threads together:

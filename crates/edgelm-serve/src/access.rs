@@ -1,6 +1,6 @@
 //! Who may ask: API keys, and no web pages of other origins.
 
-use crate::{ServeError, error::ApiError};
+use crate::{ServeError, caller::Client, error::ApiError};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
@@ -39,13 +39,13 @@ impl ApiKeys {
         Ok(Self(keys.into()))
     }
 
-    /// Whether `candidate` is one of the keys. Takes the same time whichever key or byte differs; only lengths show.
-    fn admits(&self, candidate: &[u8]) -> bool {
-        self.0.iter().fold(false, |found, key| {
+    /// Which of the keys `candidate` is. Takes the same time whichever key or byte differs; only lengths show.
+    fn find(&self, candidate: &[u8]) -> Option<usize> {
+        self.0.iter().enumerate().fold(None, |found, (index, key)| {
             let key = key.as_bytes();
             let same_length = key.len() == candidate.len();
             let difference = key.iter().zip(candidate).fold(0u8, |seen, (a, b)| black_box(seen | (a ^ b)));
-            found | (same_length & (black_box(difference) == 0))
+            if same_length & (black_box(difference) == 0) { Some(index) } else { found }
         })
     }
 }
@@ -62,12 +62,17 @@ impl fmt::Debug for ApiKeys {
     }
 }
 
-/// Refuses requests without a key, where keys are configured.
-pub(crate) async fn require_key(State(keys): State<ApiKeys>, request: Request, next: Next) -> Response {
-    if keys.0.is_empty() || bearer(request.headers()).is_some_and(|key| keys.admits(key)) {
-        next.run(request).await
-    } else {
-        ApiError::InvalidApiKey.into_response()
+/// Refuses requests without a key, where keys are configured. Leaves word of whose key it was.
+pub(crate) async fn require_key(State(keys): State<ApiKeys>, mut request: Request, next: Next) -> Response {
+    if keys.0.is_empty() {
+        return next.run(request).await;
+    }
+    match bearer(request.headers()).and_then(|key| keys.find(key)) {
+        Some(index) => {
+            request.extensions_mut().insert(Client::Key(index));
+            next.run(request).await
+        }
+        None => ApiError::InvalidApiKey.into_response(),
     }
 }
 
@@ -107,9 +112,9 @@ mod tests {
     #[test]
     fn keys_match_whole() {
         let keys: ApiKeys = ["alpha-1", "beta"].into_iter().collect();
-        assert!(keys.admits(b"alpha-1") && keys.admits(b"beta"));
+        assert_eq!((keys.find(b"alpha-1"), keys.find(b"beta")), (Some(0), Some(1)));
         for wrong in [&b""[..], b"alpha-", b"alpha-11", b"Beta", b"bet\0"] {
-            assert!(!keys.admits(wrong));
+            assert_eq!(keys.find(wrong), None);
         }
         assert_eq!(format!("{keys:?}"), "ApiKeys(2 keys)");
     }
@@ -120,7 +125,7 @@ mod tests {
         let path = folder.path().join("keys");
         fs::write(&path, "# ours\n\n  one \ntwo\n").expect("written");
         let keys = ApiKeys::from_file(&path).expect("two keys");
-        assert!(keys.admits(b"one") && keys.admits(b"two") && !keys.admits(b"# ours"));
+        assert_eq!((keys.find(b"one"), keys.find(b"two"), keys.find(b"# ours")), (Some(0), Some(1), None));
         fs::write(&path, "# nobody\n").expect("written");
         assert!(matches!(ApiKeys::from_file(&path), Err(ServeError::Keys { .. })));
         fs::write(&path, "secret word\n").expect("written");

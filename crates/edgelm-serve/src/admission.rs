@@ -1,4 +1,4 @@
-//! How many requests may be inside at once: one that runs and a bounded number that wait.
+//! How many requests may be inside at once: some that run and a bounded number that wait.
 //!
 //! A slot is taken before a prompt is even tokenized, so a flood costs a JSON parse each and nothing more.
 
@@ -19,9 +19,9 @@ pub(crate) struct Slot {
 }
 
 impl Admission {
-    /// One running request and up to `waiting` behind it.
-    pub(crate) fn new(waiting: usize) -> Self {
-        let slots = waiting.saturating_add(1).min(Semaphore::MAX_PERMITS);
+    /// So many running requests and up to `waiting` behind them.
+    pub(crate) fn new(running: usize, waiting: usize) -> Self {
+        let slots = waiting.saturating_add(running.max(1)).min(Semaphore::MAX_PERMITS);
         Self { slots: Arc::new(Semaphore::new(slots)), waiting }
     }
 
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn slots_come_back() {
-        let admission = Admission::new(1);
+        let admission = Admission::new(1, 1);
         let first = admission.admit(1).ok();
         let second = admission.admit(1).ok();
         assert!(first.is_some() && second.is_some());

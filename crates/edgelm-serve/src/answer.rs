@@ -47,6 +47,8 @@ pub(crate) enum Reason {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
+    /// Those of the prompt that were not computed but kept from earlier requests.
+    pub(crate) cached_tokens: usize,
     /// Of all choices so far.
     pub(crate) completion_tokens: usize,
     pub(crate) begin: Instant,
@@ -75,8 +77,13 @@ struct State {
 
 impl Answers {
     pub(crate) fn new(run: Run, reading: Reading) -> Self {
-        let usage =
-            Usage { prompt_tokens: run.prompt_tokens, completion_tokens: 0, begin: Instant::now(), first_token: None };
+        let usage = Usage {
+            prompt_tokens: run.prompt_tokens,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            begin: Instant::now(),
+            first_token: None,
+        };
         let mut answers = Self {
             choices: run.choices,
             run: Some(run),
@@ -105,7 +112,9 @@ impl Answers {
                 return Ok(Some(item));
             }
             let Some(run) = &mut self.run else { return Ok(None) };
-            match run.next().await {
+            let event = run.next().await;
+            self.usage.cached_tokens = run.cached_tokens();
+            match event {
                 Event::Piece { text, logprob } => self.piece(&text, logprob),
                 Event::Finished { reason, generated_tokens } => {
                     let held = std::mem::take(&mut self.state.held);

@@ -81,6 +81,14 @@ pub(crate) enum ApiError {
         .prompt.saturating_add(*.max_new)
     )]
     ContextLength { param: &'static str, prompt: usize, max_new: usize, context: usize },
+    #[error(
+        "`{param}`: {tokens} tokens need more than the KV budget of {budget_bytes} bytes, which holds {capacity} tokens"
+    )]
+    KvBudget { param: &'static str, tokens: usize, budget_bytes: usize, capacity: usize },
+    #[error("the request was not done in the time that it, or this server, allows")]
+    DeadlineExceeded,
+    #[error("the engine hangs")]
+    Stalled,
     #[error("no route for {method} {path}")]
     UnknownUrl { method: String, path: String },
     #[error("{method} is not allowed on {path}")]
@@ -109,6 +117,9 @@ impl ApiError {
         match error {
             EngineError::ContextLength { prompt, max_new, context } => {
                 Self::ContextLength { param, prompt: *prompt, max_new: *max_new, context: *context }
+            }
+            EngineError::KvBudget { tokens, budget_bytes, capacity } => {
+                Self::KvBudget { param, tokens: *tokens, budget_bytes: *budget_bytes, capacity: *capacity }
             }
             EngineError::TokenId { .. } | EngineError::EmptyPrompt => Self::invalid(param, error.to_string()),
             // Half way: a step of the grammar took more work than it may.
@@ -149,6 +160,9 @@ impl ApiError {
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, REQUEST, "unknown_parameter"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
             Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, REQUEST, "context_length_exceeded"),
+            Self::KvBudget { .. } => (StatusCode::BAD_REQUEST, REQUEST, "kv_budget_exceeded"),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded"),
+            Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "stalled"),
             Self::UnknownUrl { .. } => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, REQUEST, "invalid_api_key"),
@@ -167,7 +181,7 @@ impl ApiError {
             | Self::UnsupportedParameter { param, .. }
             | Self::UnknownParameter { param } => Some(param),
             Self::ModelNotFound { .. } => Some("model"),
-            Self::ContextLength { param, .. } => Some(param),
+            Self::ContextLength { param, .. } | Self::KvBudget { param, .. } => Some(param),
             _ => None,
         }
     }

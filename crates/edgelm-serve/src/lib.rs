@@ -2,7 +2,7 @@
 //!
 //! Separate because nothing below may know about HTTP, and because everything a client sends is untrusted: requests are
 //! read strictly (a field is honoured or refused, never ignored), checked against the model, admitted into a bounded
-//! queue, and only then generated, one at a time, on one engine thread. Must not depend on kernels or read model files:
+//! queue, and only then generated, several at a time, on one engine thread. Must not depend on kernels or read model files:
 //! it knows a [`Backend`].
 
 mod access;
@@ -10,6 +10,7 @@ mod admission;
 mod answer;
 mod api;
 mod backend;
+mod caller;
 mod error;
 mod metrics;
 mod server;
@@ -21,7 +22,7 @@ mod worker;
 
 pub use access::ApiKeys;
 pub use api::check_request;
-pub use backend::{Backend, Description, ModelBackend};
+pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};
 pub use signals::shutdown_signal;

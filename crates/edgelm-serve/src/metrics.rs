@@ -1,16 +1,27 @@
 //! What is counted and measured, and its text form for Prometheus (OpenMetrics 1.0).
+//!
+//! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
+//! is our own.
 
+use crate::worker::StopReason;
+use edgelm_engine::KvMemory;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
     registry::Registry,
 };
-use std::{fmt, time::Duration};
+use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
 /// Content type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Labels of the request counter. `route` is the pattern, never the path a client sent, so its values are few.
+/// Labels of the counter of HTTP answers. `route` is the pattern, never the path a client sent, so its values are few.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
     pub(crate) method: &'static str,
@@ -18,36 +29,74 @@ pub(crate) struct RequestLabels {
     pub(crate) status: u16,
 }
 
+/// Labels of the counter of generations.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FinishLabels {
+    finished_reason: &'static str,
+}
+
 /// All metrics of one server.
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: Family<RequestLabels, Counter>,
-    pub(crate) queue_depth: Gauge,
+    pub(crate) waiting: Gauge,
     pub(crate) running: Gauge,
+    pub(crate) queue_time: Histogram,
     pub(crate) time_to_first_token: Histogram,
     pub(crate) inter_token: Histogram,
     pub(crate) duration: Histogram,
     pub(crate) prompt_tokens: Counter,
     pub(crate) generated_tokens: Counter,
+    pub(crate) preemptions: Counter,
     pub(crate) cancelled: Counter,
+    pub(crate) late: Counter,
     pub(crate) engine_panics: Counter,
+    pub(crate) stalls: Counter,
+    pub(crate) ready: Gauge,
+    finished: Family<FinishLabels, Counter>,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
+    pass_sequences: Histogram,
+    pass_tokens: Histogram,
+    pass_time: Histogram,
+    kv_usage: Gauge<f64, AtomicU64>,
+    kv_used_bytes: Gauge,
+    kv_kept_bytes: Gauge,
+    kv_budget_bytes: Gauge,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
+        let counts = || exponential_buckets(1.0, 2.0, 10);
         let metrics = Self {
             registry: Registry::with_prefix("edgelm"),
             requests: Family::default(),
-            queue_depth: Gauge::default(),
+            waiting: Gauge::default(),
             running: Gauge::default(),
+            queue_time: Histogram::new(TIME_TO_FIRST_TOKEN_BUCKETS),
             time_to_first_token: Histogram::new(TIME_TO_FIRST_TOKEN_BUCKETS),
             inter_token: Histogram::new(INTER_TOKEN_BUCKETS),
             duration: Histogram::new(DURATION_BUCKETS),
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
+            preemptions: Counter::default(),
             cancelled: Counter::default(),
+            late: Counter::default(),
             engine_panics: Counter::default(),
+            stalls: Counter::default(),
+            ready: Gauge::default(),
+            finished: Family::default(),
+            prefix_queries: Counter::default(),
+            prefix_hits: Counter::default(),
+            pass_sequences: Histogram::new(counts()),
+            pass_tokens: Histogram::new(counts()),
+            pass_time: Histogram::new(INTER_TOKEN_BUCKETS),
+            kv_usage: Gauge::default(),
+            kv_used_bytes: Gauge::default(),
+            kv_kept_bytes: Gauge::default(),
+            kv_budget_bytes: Gauge::default(),
         };
+        metrics.ready.set(1);
         metrics.registered()
     }
 
@@ -55,28 +104,110 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("http_requests", "Answers by route and status", self.requests.clone());
-        registry.register("queue_depth", "Requests that wait for the engine", self.queue_depth.clone());
-        registry.register("running_requests", "Requests the engine works on", self.running.clone());
+
+        // vLLM's.
+        registry.register("num_requests_waiting", "Requests that wait for the engine", self.waiting.clone());
+        registry.register("num_requests_running", "Requests the engine works on", self.running.clone());
+        registry.register(
+            "request_queue_time_seconds",
+            "From a request's arrival to when the engine begins with it",
+            self.queue_time.clone(),
+        );
         registry.register(
             "time_to_first_token_seconds",
             "From a request's arrival to its first token, waiting included",
             self.time_to_first_token.clone(),
         );
-        registry.register("inter_token_seconds", "Between one token and the next", self.inter_token.clone());
         registry.register(
-            "request_duration_seconds",
+            "inter_token_latency_seconds",
+            "Between one token of a generation and the next",
+            self.inter_token.clone(),
+        );
+        registry.register(
+            "e2e_request_latency_seconds",
             "From a request's arrival to the end of its generation, waiting included",
             self.duration.clone(),
         );
-        registry.register("prompt_tokens", "Prompt tokens processed", self.prompt_tokens.clone());
-        registry.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
+        registry.register("prompt_tokens", "Prompt tokens of requests that have begun", self.prompt_tokens.clone());
+        registry.register("generation_tokens", "Tokens generated", self.generated_tokens.clone());
+        registry.register("request_success", "Requests done, by why their last choice ended", self.finished.clone());
+        registry.register("num_preemptions", "Generations that had to make room for others", self.preemptions.clone());
+        registry.register(
+            "iteration_tokens",
+            "Rows of a pass: tokens of prompts and generations",
+            self.pass_tokens.clone(),
+        );
+        registry.register("kv_cache_usage_perc", "KV budget in use, from 0 to 1", self.kv_usage.clone());
+        registry.register(
+            "prefix_cache_queries",
+            "Prompt tokens looked for among kept ones",
+            self.prefix_queries.clone(),
+        );
+        registry.register("prefix_cache_hits", "Prompt tokens found there", self.prefix_hits.clone());
+
+        // Ours.
+        registry.register(
+            "pass_sequences",
+            "Generations that shared a pass over the weights",
+            self.pass_sequences.clone(),
+        );
+        registry.register("pass_seconds", "Time of a pass", self.pass_time.clone());
+        registry.register(
+            "kv_used_bytes",
+            "Keys, values and states of running and kept sequences",
+            self.kv_used_bytes.clone(),
+        );
+        registry.register(
+            "kv_kept_bytes",
+            "The part that is kept for prompts that begin the same",
+            self.kv_kept_bytes.clone(),
+        );
+        registry.register(
+            "kv_budget_bytes",
+            "Limit of kv_used_bytes; 0 where there is none",
+            self.kv_budget_bytes.clone(),
+        );
         registry.register(
             "cancelled_requests",
             "Requests whose client went away before the end",
             self.cancelled.clone(),
         );
+        registry.register("late_requests", "Requests that did not end in the time they had", self.late.clone());
         registry.register("engine_panics", "Requests that crashed the engine", self.engine_panics.clone());
+        registry.register("engine_stalls", "Passes that took longer than the limit", self.stalls.clone());
+        registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         self
+    }
+
+    /// A pass over the weights, with so many generations and rows.
+    pub(crate) fn pass(&self, sequences: usize, rows: usize, took: Duration) {
+        self.pass_sequences.observe(sequences as f64);
+        self.pass_tokens.observe(rows as f64);
+        self.pass_time.observe(seconds(took));
+    }
+
+    /// Memory for keys and values.
+    pub(crate) fn memory(&self, memory: &KvMemory) {
+        let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.kv_used_bytes.set(bytes(memory.used_bytes));
+        self.kv_kept_bytes.set(bytes(memory.kept_bytes));
+        self.kv_budget_bytes.set(bytes(memory.budget_bytes.unwrap_or(0)));
+        self.kv_usage.set(memory.budget_bytes.map_or(0.0, |budget| memory.used_bytes as f64 / budget as f64));
+    }
+
+    /// A prompt, and how much of it was kept.
+    pub(crate) fn prefix(&self, prompt_tokens: usize, cached_tokens: usize) {
+        self.prefix_queries.inc_by(u64::try_from(prompt_tokens).unwrap_or(u64::MAX));
+        self.prefix_hits.inc_by(u64::try_from(cached_tokens).unwrap_or(u64::MAX));
+    }
+
+    /// A request is done.
+    pub(crate) fn finished(&self, reason: StopReason) {
+        let finished_reason = match reason {
+            StopReason::Stop => "stop",
+            StopReason::Length => "length",
+        };
+        self.finished.get_or_create(&FinishLabels { finished_reason }).inc();
     }
 
     /// The text a scraper reads.
@@ -113,7 +244,7 @@ mod tests {
         let text = metrics.render().expect("text");
         assert!(text.contains("edgelm_http_requests_total{method=\"GET\",route=\"/health\",status=\"200\"} 1"));
         assert!(text.contains("edgelm_time_to_first_token_seconds_bucket{le=\"0.25\"} 1"));
-        assert!(text.contains("edgelm_generated_tokens_total 0"));
+        assert!(text.contains("edgelm_generation_tokens_total 0"));
         assert!(text.ends_with("# EOF\n"));
     }
 }

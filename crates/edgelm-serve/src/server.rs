@@ -5,7 +5,8 @@ use crate::{
     api::{self, App},
     backend::Backend,
     metrics::Metrics,
-    service::Service,
+    service::{Limits, Service},
+    worker::WorkerConfig,
 };
 use std::{
     error::Error,
@@ -31,8 +32,16 @@ pub struct ServerConfig {
     pub port: u16,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
-    /// Requests that may wait behind the running one.
+    /// Generations that run at once, sharing every pass over the weights.
+    pub parallel: usize,
+    /// Requests that may wait behind the running ones.
     pub queue: usize,
+    /// Time that a request may take from its arrival; it may ask for less. `None` = any.
+    pub request_time: Option<Duration>,
+    /// Tokens that a request may have generated per choice. `None` = as many as fit.
+    pub request_tokens: Option<usize>,
+    /// A pass of the engine that takes longer is taken to hang: its requests fail, and `/health` says so.
+    pub pass_limit: Duration,
     /// Largest request body.
     pub body_limit_bytes: usize,
     /// Time a request body may take to arrive.
@@ -47,7 +56,11 @@ impl Default for ServerConfig {
             host: "127.0.0.1".to_owned(),
             port: 8080,
             api_keys: ApiKeys::default(),
+            parallel: 8,
             queue: 32,
+            request_time: None,
+            request_tokens: None,
+            pass_limit: Duration::from_secs(60),
             body_limit_bytes: 8 << 20,
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),
@@ -97,7 +110,9 @@ pub async fn serve_loading(
         // An error means that the sender is gone, which is just as good a reason to stop.
         let _ = stopped.wait_for(|&stop| stop).await;
     };
-    let server = axum::serve(listener, api::router(&app, &config)).with_graceful_shutdown(stopped);
+    // Peers' addresses tell clients without keys from each other.
+    let router = api::router(&app, &config).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, router).with_graceful_shutdown(stopped);
     let mut server = pin!(server.into_future());
     let mut shutdown = pin!(shutdown);
     let listen_error = |source| ServeError::Listen { address, source };
@@ -117,7 +132,9 @@ pub async fn serve_loading(
         loaded = &mut loading => {
             let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
             let backend = loaded.map_err(ServeError::Load)?;
-            app.start(Service::new(backend, config.queue, metrics)?);
+            let limits = Limits { time: config.request_time, tokens: config.request_tokens };
+            let worker = WorkerConfig { parallel: config.parallel.max(1), pass_limit: config.pass_limit };
+            app.start(Service::new(backend, config.queue, limits, worker, metrics)?);
         }
     }
     on_ready(address);

@@ -5,15 +5,19 @@ use crate::{
     admission::{Admission, Slot},
     api::Parameters,
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     metrics::Metrics,
-    worker::{Event, Job, Worker},
+    worker::{Event, Job, Worker, WorkerConfig},
 };
-use edgelm_engine::{EngineError, GenerateOptions};
+use edgelm_engine::{EngineError, GenerateOptions, LoadedAdapter};
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -24,7 +28,24 @@ pub(crate) struct Service {
     pub(crate) created: u64,
     admission: Admission,
     worker: Worker,
+    limits: Limits,
     beside: tokio::sync::Mutex<()>,
+}
+
+/// What the server allows a request, whatever the model does.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    /// From arrival to the last token.
+    pub(crate) time: Option<Duration>,
+    /// Generated per choice.
+    pub(crate) tokens: Option<usize>,
+}
+
+/// What a request chose as its model.
+#[derive(Debug)]
+#[must_use = "an adapter that is not used is an answer of the wrong model"]
+pub(crate) struct Target {
+    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
@@ -32,6 +53,7 @@ pub(crate) struct Run {
     events: UnboundedReceiver<Event>,
     pub(crate) prompt_tokens: usize,
     pub(crate) choices: usize,
+    cached_tokens: Arc<AtomicUsize>,
     _slot: Slot,
 }
 
@@ -40,18 +62,36 @@ impl Run {
     pub(crate) async fn next(&mut self) -> Event {
         self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal))
     }
+
+    /// Prompt tokens that were not computed but kept from earlier requests. Known when the first event is.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.cached_tokens.load(Ordering::Relaxed)
+    }
 }
 
 impl Service {
-    pub(crate) fn new(backend: Arc<dyn Backend>, queue: usize, metrics: Arc<Metrics>) -> Result<Self, ServeError> {
-        let worker = Worker::start(Arc::clone(&backend), metrics)?;
+    /// With so many requests that may wait.
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        queue: usize,
+        limits: Limits,
+        config: WorkerConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ServeError> {
+        let worker = Worker::start(Arc::clone(&backend), config, metrics)?;
         Ok(Self {
             backend,
             created: unix_now(),
-            admission: Admission::new(queue),
+            admission: Admission::new(config.parallel, queue),
             worker,
+            limits,
             beside: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// An error where the engine hangs.
+    pub(crate) fn check_alive(&self) -> Result<(), ApiError> {
+        self.worker.check_alive()
     }
 
     /// Cancels everything.
@@ -59,24 +99,30 @@ impl Service {
         self.worker.stop();
     }
 
-    /// `model` must be ours.
-    pub(crate) fn check_model(&self, model: &str) -> Result<(), ApiError> {
-        let available = self.backend.name();
-        if model == available {
-            return Ok(());
+    /// `model` must be ours, or one of its adapters.
+    pub(crate) fn target(&self, model: &str) -> Result<Target, ApiError> {
+        if model == self.backend.name() {
+            return Ok(Target { adapter: None });
         }
-        Err(ApiError::ModelNotFound { model: model.to_owned(), available: available.to_owned() })
+        let adapters = self.backend.adapters();
+        if let Some((_, adapter)) = adapters.iter().find(|(id, _)| id == model) {
+            return Ok(Target { adapter: Some(Arc::clone(adapter)) });
+        }
+        let ids: Vec<_> = [self.backend.name()].into_iter().chain(adapters.iter().map(|(id, _)| id.as_str())).collect();
+        Err(ApiError::ModelNotFound { model: model.to_owned(), available: ids.join("`, `") })
     }
 
     /// Takes a slot, makes the prompt on a blocking thread, checks that it fits and queues it. `prompt_param` names the
     /// request field that the prompt comes from.
     pub(crate) async fn start(
         &self,
+        caller: Caller,
+        target: Target,
         parameters: &Parameters,
         prompt_param: &'static str,
         prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
-        received: Instant,
     ) -> Result<Run, ApiError> {
+        self.check_alive()?;
         let slot = self.admission.admit(self.worker.retry_after_s())?;
         let backend = Arc::clone(&self.backend);
         let constraint = parameters.constraint.clone();
@@ -93,14 +139,35 @@ impl Service {
             .map(|choice| {
                 let mut options = parameters.options.clone();
                 options.max_tokens = Some(max_new);
+                options.adapter = target.adapter.clone();
                 options.constraint = grammar.clone();
                 options.sampling.seed = seed.wrapping_add(choice);
                 options
             })
             .collect();
         let (events, receiver) = unbounded_channel();
-        let run = Run { events: receiver, prompt_tokens: prompt.len(), choices: choices.len(), _slot: slot };
-        self.worker.push(Job { prompt, prompt_param, choices, received, events });
+        let cached_tokens = Arc::default();
+        let run = Run {
+            events: receiver,
+            prompt_tokens: prompt.len(),
+            choices: choices.len(),
+            cached_tokens: Arc::clone(&cached_tokens),
+            _slot: slot,
+        };
+        // The shorter of the two; a time too long to have an end has none.
+        let time = parameters.timeout.into_iter().chain(self.limits.time).min();
+        let Caller { client, received } = caller;
+        self.worker.push(Job {
+            prompt,
+            prompt_param,
+            choices,
+            received,
+            client,
+            priority: parameters.priority,
+            deadline: time.and_then(|time| received.checked_add(time)),
+            cached_tokens,
+            events,
+        });
         Ok(run)
     }
 
@@ -118,6 +185,7 @@ impl Service {
         &self,
         work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.check_alive()?;
         let _slot = self.admission.admit(self.worker.retry_after_s())?;
         let _turn = self.beside.lock().await;
         self.prepare(work).await
@@ -134,19 +202,32 @@ impl Service {
         }
     }
 
-    /// How many tokens may be generated: what was asked for, or what the context leaves.
+    /// How many tokens may be generated: what was asked for, or what the context, the memory and the server's limit leave.
     fn fit(&self, prompt: usize, wanted: MaxTokens, param: &'static str) -> Result<usize, ApiError> {
         let context = self.backend.context();
-        let room = context.saturating_sub(prompt);
+        let kv = self.backend.kv_limit();
+        let capacity = kv.map_or(usize::MAX, |kv| kv.tokens);
+        let limit = self.limits.tokens.unwrap_or(usize::MAX);
+        let most = context.min(capacity).saturating_sub(prompt).min(limit).max(1);
         let max_new = match wanted {
+            MaxTokens::Asked(max_new) if max_new > limit => {
+                let what = format!("{max_new} is more than the {limit} tokens that this server generates at most");
+                return Err(ApiError::invalid("max_tokens", what));
+            }
             MaxTokens::Asked(max_new) => max_new,
-            MaxTokens::Default(max_new) => max_new.min(room).max(1),
-            MaxTokens::Rest => room.max(1),
+            MaxTokens::Default(max_new) => max_new.min(most),
+            MaxTokens::Rest => most,
         };
-        if max_new > room {
+        let tokens = prompt.saturating_add(max_new);
+        if tokens > context {
             return Err(ApiError::ContextLength { param, prompt, max_new, context });
         }
-        Ok(max_new)
+        match kv {
+            Some(kv) if tokens > kv.tokens => {
+                Err(ApiError::KvBudget { param, tokens, budget_bytes: kv.budget_bytes, capacity: kv.tokens })
+            }
+            _ => Ok(max_new),
+        }
     }
 }
 

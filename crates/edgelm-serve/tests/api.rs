@@ -27,6 +27,16 @@ fn with(mut body: Value, extra: Value) -> Value {
     body
 }
 
+/// Of a prompt that the fake finds kept, all but its last token.
+fn usage(prompt: usize, completion: usize) -> Value {
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": prompt - 1},
+    })
+}
+
 fn code(answer: &(u16, Value)) -> (u16, &str) {
     let error = &answer.1["error"];
     for field in ["message", "type", "param", "code"] {
@@ -63,10 +73,10 @@ async fn operations() {
         "edgelm_http_requests_total{method=\"POST\",route=\"/v1/chat/completions\",status=\"400\"} 1",
         "edgelm_http_requests_total{method=\"GET\",route=\"other\",status=\"404\"} 1",
         "edgelm_prompt_tokens_total 3",
-        "edgelm_generated_tokens_total 5",
+        "edgelm_generation_tokens_total 5",
         "edgelm_time_to_first_token_seconds_count 1",
-        "edgelm_inter_token_seconds_count 4",
-        "edgelm_queue_depth 0",
+        "edgelm_inter_token_latency_seconds_count 4",
+        "edgelm_num_requests_waiting 0",
     ] {
         assert!(metrics.contains(line), "no `{line}` in\n{metrics}");
     }
@@ -96,7 +106,7 @@ async fn chat_answer() {
             "finish_reason": "stop",
         }])
     );
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}));
+    assert_eq!(answer["usage"], usage(3, 5));
     let (_, answer) = server.ask(CHAT, chat(json!({"max_completion_tokens": 2}))).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "w0 w1 ");
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
@@ -122,7 +132,7 @@ async fn chat_stream() {
     assert_eq!(choices[3], &choice(json!({}), json!("length")));
     assert_eq!(choices[4], &json!([]));
     assert_eq!(chunks.len(), 5);
-    assert_eq!(chunks[4]["usage"], json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}));
+    assert_eq!(chunks[4]["usage"], usage(3, 2));
     for chunk in &chunks {
         assert_eq!((&chunk["id"], &chunk["object"]), (&chunks[0]["id"], &json!("chat.completion.chunk")));
         assert!(chunk.get("usage").is_some());
@@ -173,7 +183,7 @@ async fn what_was_asked_for_reaches_the_engine() {
     }));
     let (_, answer) = server.ask(CHAT, body).await;
     assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}));
+    assert_eq!(answer["usage"], usage(3, 6));
     let calls = server.fake.calls.lock().unwrap();
     let sampling = &calls[0].1.sampling;
     assert_eq!((sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p), (0.3, 7, 0.5, 0.1));

@@ -31,7 +31,7 @@ fn slow() -> Fake {
 
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_again() {
-    let server = Running::start_with(slow(), ServerConfig { queue: 1, ..ServerConfig::default() }).await;
+    let server = Running::start_with(slow(), ServerConfig { parallel: 1, queue: 1, ..ServerConfig::default() }).await;
     let request = |prompt: &str| tokio::spawn(read(server.post(PATH, &body(prompt, json!({"max_tokens": 10})))));
     let first = request("a");
     eventually("the first runs", || server.fake.generated.load(Ordering::SeqCst) > 0).await;
@@ -50,7 +50,7 @@ async fn a_full_queue_says_when_to_come_again() {
 }
 
 async fn eventually_queued(server: &Running, depth: usize) {
-    let line = format!("edgelm_queue_depth {depth}\n");
+    let line = format!("edgelm_num_requests_waiting {depth}\n");
     for _ in 0..500 {
         if server.metrics().await.contains(&line) {
             return;
@@ -98,7 +98,7 @@ async fn cancelled(server: &Running, requests: usize) {
 
 #[tokio::test]
 async fn a_client_that_leaves_the_queue_frees_its_place() {
-    let server = Running::start_with(slow(), ServerConfig { queue: 1, ..ServerConfig::default() }).await;
+    let server = Running::start_with(slow(), ServerConfig { parallel: 1, queue: 1, ..ServerConfig::default() }).await;
     let running = tokio::spawn(read(server.post(PATH, &body("a", json!({})))));
     eventually("the first runs", || server.fake.generated.load(Ordering::SeqCst) > 0).await;
     for _ in 0..3 {
@@ -142,7 +142,7 @@ async fn shutdown_lets_requests_finish() {
 #[tokio::test]
 async fn shutdown_does_not_wait_for_ever() {
     let drain = Duration::from_millis(100);
-    let mut server = Running::start_with(slow(), ServerConfig { drain, ..ServerConfig::default() }).await;
+    let mut server = Running::start_with(slow(), ServerConfig { parallel: 1, drain, ..ServerConfig::default() }).await;
     let request = |prompt| tokio::spawn(read(server.post(PATH, &body(prompt, json!({})))));
     let running = request("a");
     eventually("generation runs", || server.fake.generated.load(Ordering::SeqCst) > 0).await;

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{client, read};
-use edgelm_engine::{GenerateOptions, Model};
+use edgelm_engine::{BatchOptions, Model};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;
 use edgelm_serve::{Backend, ModelBackend, ServerConfig, serve};
@@ -22,7 +22,8 @@ impl Server {
     async fn start() -> Self {
         let checkpoint = Checkpoint::open(Path::new(MICA)).unwrap();
         let model = Model::load(Arc::new(checkpoint), Arc::new(Cpu::new(Some(1), None).unwrap())).unwrap();
-        let backend = ModelBackend::new(Arc::new(model), Some("mica".to_owned()), GenerateOptions::default()).unwrap();
+        let backend =
+            ModelBackend::new(Arc::new(model), Some("mica".to_owned()), Vec::new(), BatchOptions::default()).unwrap();
         let backend: Arc<dyn Backend> = Arc::new(backend);
         let (ready, address) = oneshot::channel();
         let config = ServerConfig { port: 0, ..ServerConfig::default() };

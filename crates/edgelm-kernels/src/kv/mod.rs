@@ -5,6 +5,7 @@
 
 mod encode;
 mod page;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,8 @@ pub(crate) use encode::Quantizer;
 pub(crate) use page::{
     GROUP_TOKENS, GROUPS, HeadPage, PAGE_TOKENS, PageRow, TOKEN_QUADS, component_rows, value_chunks,
 };
+
+pub use shared::KvPages;
 
 use page::{Layout, Page};
 use std::sync::Arc;

@@ -50,6 +50,12 @@ unsafe impl bytemuck::Pod for Line {}
 #[derive(Clone)]
 pub(super) struct Page(Box<[Line]>);
 
+impl Page {
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+}
+
 /// A number per token of a page.
 pub(crate) type PageRow = [[f32; LANES]; GROUPS];
 

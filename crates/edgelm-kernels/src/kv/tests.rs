@@ -173,3 +173,65 @@ fn a_gap_is_a_bug_of_the_caller() {
     let mut cache = KvCache::new(&[KvShape { num_key_value_heads: 1, head_dim: 2 }], KvDtype::F32);
     cache.write(0, 1, &[0.0; 2], &[0.0; 2]);
 }
+
+#[test]
+fn shared_pages_are_the_same_and_stay_so() {
+    let shapes = [KvShape { num_key_value_heads: 2, head_dim: 5 }, KvShape { num_key_value_heads: 1, head_dim: 16 }];
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+        let rows = |layer: usize, positions: std::ops::Range<usize>, salt: u64| -> Vec<f32> {
+            let width = shapes[layer].num_key_value_heads * shapes[layer].head_dim;
+            (positions.start * width..positions.end * width).map(|i| value(i as u64 + salt)).collect()
+        };
+        let write = |cache: &mut KvCache, positions: std::ops::Range<usize>, salt: u64| {
+            for layer in 0..shapes.len() {
+                let (k, v) = (rows(layer, positions.clone(), salt), rows(layer, positions.clone(), salt + 1000));
+                cache.write(layer, positions.start, &k, &v);
+            }
+        };
+        let all = |cache: &KvCache| -> Vec<_> {
+            let bits = |(k, v): (Vec<f32>, Vec<f32>)| -> Vec<u32> { k.iter().chain(&v).map(|x| x.to_bits()).collect() };
+            let layers = shapes.iter().enumerate();
+            layers
+                .flat_map(|(layer, shape)| (0..shape.num_key_value_heads).map(move |head| (layer, head)))
+                .flat_map(|(layer, head)| (0..cache.len()).map(move |position| (layer, position, head)))
+                .map(|(layer, position, head)| bits(read(cache, layer, position, head)))
+                .collect()
+        };
+        let mut first = KvCache::new(&shapes, dtype);
+        write(&mut first, 0..PAGE_TOKENS + 9, 0);
+        let (whole, part) = (first.share_page(0), first.share_page(1));
+        assert!(whole.is_shared() && part.is_shared());
+        let before = all(&first);
+
+        let mut second = KvCache::new(&shapes, dtype);
+        second.append_shared(&whole, PAGE_TOKENS);
+        second.append_shared(&part, 7);
+        assert_eq!(second.len(), PAGE_TOKENS + 7);
+        let mut shorter = first.clone();
+        shorter.truncate(PAGE_TOKENS + 7);
+        assert_eq!(all(&second), all(&shorter));
+
+        // Either goes its own way behind what they share.
+        write(&mut first, PAGE_TOKENS + 9..PAGE_TOKENS + 20, 0);
+        write(&mut second, PAGE_TOKENS + 7..PAGE_TOKENS + 30, 77);
+        shorter.truncate(0);
+        shorter.append_shared(&whole, PAGE_TOKENS);
+        shorter.append_shared(&part, 9);
+        assert_eq!(all(&shorter), before);
+
+        drop((first, second, shorter));
+        assert!(!whole.is_shared() && !part.is_shared());
+        let bytes = KvCache::page_bytes(&shapes, dtype);
+        assert_eq!(bytes, PAGE_TOKENS * KvCache::bytes_per_token(&shapes, dtype));
+    }
+}
+
+#[test]
+#[should_panic(expected = "inside a page")]
+fn pages_are_appended_at_a_page_boundary() {
+    let shapes = [KvShape { num_key_value_heads: 1, head_dim: 4 }];
+    let mut cache = KvCache::new(&shapes, KvDtype::F32);
+    cache.write(0, 0, &[0.0; 12], &[0.0; 12]);
+    let page = cache.share_page(0);
+    cache.append_shared(&page, 3);
+}

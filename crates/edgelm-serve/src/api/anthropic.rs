@@ -11,6 +11,7 @@ use super::{
 use crate::{
     answer::{Answers, End, Item, Reading, Reason, Usage},
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     stream::{Frame, Writer, events},
@@ -23,7 +24,7 @@ use axum::{
 };
 use edgelm_model::Message;
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 const REFUSED: &[Refused] = &[
     ("container", never),
@@ -246,15 +247,18 @@ fn tool(mut fields: Fields) -> Result<Tool, ApiError> {
 }
 
 /// Answers a conversation.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let request = Request::parse(&mut fields, &*service.backend)?;
-    service.check_model(&request.model)?;
+    let target = service.target(&request.model)?;
     let Request { model, conversation, parameters, stops, is_streaming } = request;
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let answers = Answers::new(service.start(&parameters, "messages", prompt, received).await?, reading);
+    let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
     if is_streaming {
         return Ok(events(answers, Stream { model, blocks: 0, in_text: false }));
     }
@@ -279,7 +283,7 @@ pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> R
 pub(super) async fn count_tokens(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let (model, conversation) = count_request(&mut fields, &*service.backend)?;
-    service.check_model(&model)?;
+    let _ = service.target(&model)?;
     let tokens = service.prepare(move |backend| conversation.prompt(backend)).await?;
     let tokens = tokens.map_err(|error| ApiError::from_engine(&error, "messages"))?;
     Ok(Json(json!({"input_tokens": tokens.len()})))

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     answer::{Answers, Item, Reading, Usage, Whole},
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     stream::{Frame, Writer, events},
@@ -22,7 +23,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 const MAX_TOP_LOGPROBS: i64 = 20;
 
@@ -63,14 +64,17 @@ impl Request {
 }
 
 /// Answers a conversation.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
-    service.check_model(&model)?;
+    let target = service.target(&model)?;
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let answers = Answers::new(service.start(&parameters, "messages", prompt, received).await?, reading);
+    let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
     Ok(match streaming {
         Some(Streaming { include_usage }) => {
             let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);

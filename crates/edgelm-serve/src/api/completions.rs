@@ -9,6 +9,7 @@ use super::{
 use crate::{
     answer::{Answers, Item, Reading, Usage, Whole},
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     stream::{Frame, Writer, events},
@@ -21,7 +22,7 @@ use axum::{
 };
 use edgelm_engine::EngineError;
 use serde_json::{Map, Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: MaxTokens = MaxTokens::Default(16);
@@ -66,17 +67,20 @@ impl Request {
 }
 
 /// Continues a prompt.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let Request { model, prompt, echo, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
-    service.check_model(&model)?;
+    let target = service.target(&model)?;
     let text = match echo {
         true => prompt.text(&*service.backend).map_err(|error| ApiError::from_engine(&error, "prompt"))?,
         false => String::new(),
     };
     let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
-    let answers = Answers::new(service.start(&parameters, "prompt", tokens, received).await?, Reading::default());
+    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
     let top = parameters.options.logprobs.unwrap_or(0);
     let envelope = Envelope::new("cmpl", "text_completion", &model);
     Ok(match streaming {

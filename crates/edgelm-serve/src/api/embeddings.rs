@@ -6,7 +6,10 @@ use super::{
     fields::{Fields, items, wrong_type},
     parameters::labels,
 };
-use crate::{error::ApiError, service::Service};
+use crate::{
+    error::ApiError,
+    service::{Service, Target},
+};
 use axum::{Json, extract::State};
 use edgelm_engine::{Pooling, unit_length};
 use serde_json::{Value, json};
@@ -29,7 +32,7 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(self, service: &Service) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(super) async fn run(self, service: &Service, target: Target) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
         let width = service.backend.description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
@@ -44,7 +47,7 @@ impl Embed {
                     tokens.truncate(backend.context());
                 }
                 total += tokens.len();
-                let vector = backend.embed(&tokens, self.pooling)?;
+                let vector = backend.embed(&tokens, self.pooling, target.adapter.clone())?;
                 vectors.push(match self.dimensions {
                     None => vector,
                     Some(kept) => {
@@ -115,8 +118,8 @@ impl Request {
 pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let Request { model, embed, encoding } = Request::parse(&mut fields)?;
-    service.check_model(&model)?;
-    let (vectors, tokens) = embed.run(service).await?;
+    let target = service.target(&model)?;
+    let (vectors, tokens) = embed.run(service, target).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     answer::{Answers, Item, Reading, Usage},
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::MaxTokens,
     stream::{Frame, Writer, events},
@@ -19,7 +20,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// A request, checked.
 pub(crate) struct Request {
@@ -46,15 +47,16 @@ impl Request {
 }
 
 /// Continues a prompt.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let Request { model, prompt, parameters, is_streaming } = Request::parse(&mut fields, &*service.backend)?;
-    if let Some(model) = model {
-        service.check_model(&model)?;
-    }
+    let target = service.target(model.as_deref().unwrap_or(service.backend.name()))?;
     let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
-    let answers = Answers::new(service.start(&parameters, "prompt", tokens, received).await?, Reading::default());
+    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
     if is_streaming {
         return Ok(events(answers, Stream));
     }

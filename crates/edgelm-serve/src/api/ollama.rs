@@ -15,8 +15,9 @@ use super::{
 use crate::{
     answer::{Answers, Item, Reading, Reason, Usage},
     backend::{Backend, Description},
+    caller::Caller,
     error::ApiError,
-    service::{MaxTokens, Service, unix_now},
+    service::{MaxTokens, Service, Target, unix_now},
     stream::{Frame, Writer, lines},
     tools::{Call, Tool, Toolbox},
     worker::TokenLogprob,
@@ -285,21 +286,29 @@ fn without_nulls(value: Value) -> Value {
 }
 
 /// `POST /api/chat`.
-pub(super) async fn chat(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn chat(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let request = Request::chat(&mut fields, &*app.service()?.backend)?;
-    answer(&app, request, Shape::Chat).await
+    answer(&app, caller, request, Shape::Chat).await
 }
 
 /// `POST /api/generate`.
-pub(super) async fn generate(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn generate(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let request = Request::generate(&mut fields, &*app.service()?.backend)?;
-    answer(&app, request, Shape::Generate).await
+    answer(&app, caller, request, Shape::Generate).await
 }
 
-async fn answer(app: &App, request: Request, shape: Shape) -> Result<Response, ApiError> {
-    let received = Instant::now();
+async fn answer(app: &App, caller: Caller, request: Request, shape: Shape) -> Result<Response, ApiError> {
+    let received = caller.received;
     let service = app.service()?;
-    check_model(service, &request.model)?;
+    let target = target(service, &request.model)?;
     let Request { model, prompt, parameters, is_streaming, is_empty } = request;
     if is_empty {
         let mut done = shape.line(&model, "", &[], &[]);
@@ -316,7 +325,7 @@ async fn answer(app: &App, request: Request, shape: Shape) -> Result<Response, A
         Source::Chat(conversation) => conversation.prompt(backend),
         Source::Raw(text) => backend.text_prompt(&text),
     };
-    let run = service.start(&parameters, param, tokens, received).await?;
+    let run = service.start(caller, target, &parameters, param, tokens).await?;
     let answers = Answers::new(run, Reading { toolbox, stops: Vec::new() });
     if is_streaming {
         return Ok(lines(answers, Stream { model, shape, received, reason: Reason::Stop }));
@@ -331,9 +340,9 @@ async fn answer(app: &App, request: Request, shape: Shape) -> Result<Response, A
 }
 
 /// Ollama's names have tags; a name without one means `latest`.
-fn check_model(service: &Service, model: &str) -> Result<(), ApiError> {
-    service.check_model(model).or_else(|error| match model.strip_suffix(":latest") {
-        Some(name) => service.check_model(name),
+fn target(service: &Service, model: &str) -> Result<Target, ApiError> {
+    service.target(model).or_else(|error| match model.strip_suffix(":latest") {
+        Some(name) => service.target(name),
         None => Err(error),
     })
 }
@@ -436,12 +445,12 @@ pub(crate) fn embed_request(fields: &mut Fields, is_old: bool) -> Result<(String
 
 /// `POST /api/embed`.
 pub(super) async fn embed(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let received = Instant::now();
+    let begin = Instant::now();
     let service = app.service()?;
     let (model, embed) = embed_request(&mut fields, false)?;
-    check_model(service, &model)?;
-    let (vectors, tokens) = embed.run(service).await?;
-    let nanos = u64::try_from(received.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let target = target(service, &model)?;
+    let (vectors, tokens) = embed.run(service, target).await?;
+    let nanos = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(Json(json!({
         "model": model,
         "embeddings": vectors,
@@ -455,8 +464,8 @@ pub(super) async fn embed(State(app): State<Arc<App>>, mut fields: Fields) -> Re
 pub(super) async fn embeddings(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let (model, embed) = embed_request(&mut fields, true)?;
-    check_model(service, &model)?;
-    let (vectors, _) = embed.run(service).await?;
+    let target = target(service, &model)?;
+    let (vectors, _) = embed.run(service, target).await?;
     Ok(Json(json!({"embedding": vectors.into_iter().next()})))
 }
 
@@ -465,15 +474,19 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// `GET /api/tags`: the models there are.
+/// `GET /api/tags`: the model and its adapters.
 pub(super) async fn tags(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({"models": [listing(app.service()?)]})))
+    let service = app.service()?;
+    let adapters = service.backend.adapters().iter().map(|(id, _)| id.as_str());
+    let models: Vec<Value> =
+        [service.backend.name()].into_iter().chain(adapters).map(|id| listing(service, id)).collect();
+    Ok(Json(json!({"models": models})))
 }
 
 /// `GET /api/ps`: the models that are loaded.
 pub(super) async fn ps(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
-    let mut listing = listing(service);
+    let mut listing = listing(service, service.backend.name());
     listing["size_vram"] = 0.into();
     listing["context_length"] = service.backend.context().into();
     // It stays: a hundred years are for ever to a client.
@@ -485,7 +498,7 @@ pub(super) async fn ps(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiEr
 pub(super) async fn show(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let model = show_request(&mut fields)?;
-    check_model(service, &model)?;
+    let _ = target(service, &model)?;
     let about = service.backend.description();
     let mut capabilities = vec!["completion", "embedding"];
     if about.chat_template.as_deref().is_some_and(|template| crate::tools::Form::of_template(template).is_some()) {
@@ -515,11 +528,11 @@ pub(crate) fn show_request(fields: &mut Fields) -> Result<String, ApiError> {
     model.or(name).ok_or_else(|| ApiError::MissingParameter { param: "model".to_owned() })
 }
 
-fn listing(service: &Service) -> Value {
+fn listing(service: &Service, id: &str) -> Value {
     let about = service.backend.description();
     json!({
-        "name": service.backend.name(),
-        "model": service.backend.name(),
+        "name": id,
+        "model": id,
         "modified_at": rfc3339(service.created, 0),
         "size": about.size_bytes,
         "details": details(about),

@@ -42,6 +42,8 @@ const COMMON: &[Field] = &[
     ("ignore_eos", "boolean", "go on after the end of sequence"),
     ("skip_special_tokens", "boolean", "false keeps control tokens in the text"),
     ("n", "integer", "1 to 8 answers"),
+    ("priority", "integer", "smaller goes first"),
+    ("timeout", "number", "seconds from arrival to the last token, after which the request fails"),
     ("seed", "integer", "the same seed gives the same answer; answer number i takes seed + i"),
     ("response_format", "object", "`text`, `json_object` or `json_schema`; always enforced"),
     ("structured_outputs", "object", "`json`, `regex`, `choice`, `grammar` (Lark) or `json_object`"),

@@ -21,7 +21,7 @@ const PAGE: &str = concat!(
     "EdgeLM ",
     env!("CARGO_PKG_VERSION"),
     "\n\n",
-    "GET  /health               200 when the model is ready, 503 while it loads\n",
+    "GET  /health               200 when the model is ready, 503 while it loads or hangs\n",
     "GET  /metrics              Prometheus metrics\n",
     "GET  /v1/models            the model served here\n",
     "POST /v1/chat/completions  OpenAI; also /v1/completions, /v1/responses, /v1/embeddings\n",
@@ -30,9 +30,9 @@ const PAGE: &str = concat!(
     "POST /generate             a prompt in, a text out; also /tokenize, /detokenize\n",
 );
 
-/// `GET /health`: whether requests can be answered.
+/// `GET /health`: whether requests can be answered. 503 while the model loads, and while the engine hangs.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    app.service()?;
+    app.service()?.check_alive()?;
     Ok(Json(json!({"status": "ok"})).into_response())
 }
 

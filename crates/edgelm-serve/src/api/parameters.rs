@@ -8,6 +8,7 @@ use crate::{backend::Backend, error::ApiError, service::MaxTokens, tools::Toolbo
 use edgelm_engine::{Constraint, GenerateOptions, Grammar, Sampling};
 use edgelm_model::GenerationConfig;
 use serde_json::Value;
+use std::time::Duration;
 
 /// How to generate, checked. `options` lacks what depends on the prompt or the choice: `max_tokens` and `seed`.
 #[derive(Debug)]
@@ -18,6 +19,10 @@ pub(crate) struct Parameters {
     pub(crate) n: u64,
     pub(crate) seed: Option<u64>,
     pub(crate) constraint: Option<Wanted>,
+    /// Smaller goes first.
+    pub(crate) priority: i64,
+    /// From arrival to the last token.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// A constraint on the answer, and the request field that asks for it.
@@ -42,12 +47,15 @@ pub(crate) struct Streaming {
 
 const MAX_CHOICES: i64 = 8;
 const MAX_STOPS: usize = 16;
+const MIN_TIMEOUT_S: f64 = 0.001;
+/// A day.
+const MAX_TIMEOUT_S: f64 = 86_400.0;
 
 impl Parameters {
     /// Greedy or by the model's defaults, without a limit: what APIs begin with.
     pub(crate) fn new(sampling: Sampling, max_tokens: MaxTokens) -> Self {
         let options = GenerateOptions { sampling, ..GenerateOptions::default() };
-        Self { options, max_tokens, n: 1, seed: None, constraint: None }
+        Self { options, max_tokens, n: 1, seed: None, constraint: None, priority: 0, timeout: None }
     }
 
     /// Lets the model call functions: what the answer must be follows from them too. `param` is the field that holds them.
@@ -82,6 +90,8 @@ impl Parameters {
         parameters.options.keep_special = !fields.boolean("skip_special_tokens")?.unwrap_or(true);
         parameters.n = fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1).unsigned_abs();
         parameters.seed = seed(fields)?;
+        parameters.priority = fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0);
+        parameters.timeout = fields.number("timeout", MIN_TIMEOUT_S..=MAX_TIMEOUT_S)?.map(Duration::from_secs_f32);
         parameters.constraint = constraint(fields)?;
         if parameters.constraint.is_some() && parameters.options.ignore_eos {
             return Err(ApiError::invalid("ignore_eos", "an answer of a fixed form ends where its form does"));
@@ -345,6 +355,9 @@ mod tests {
             ("stream_options", json!({"include_usage": true})),
             ("user", json!(1)),
             ("metadata", json!("x")),
+            ("priority", json!(0.5)),
+            ("timeout", json!(0)),
+            ("timeout", json!(100_000)),
         ] {
             assert_eq!(refusal(json!({name: value})), (name.to_owned(), "invalid_value".to_owned()), "{value}");
         }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     answer::{Answers, End, Item, Reading, Reason, Usage},
     backend::Backend,
+    caller::Caller,
     error::ApiError,
     service::{MaxTokens, unix_now},
     stream::{Frame, Writer, events},
@@ -25,7 +26,7 @@ use axum::{
 };
 use edgelm_model::Message;
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// Fields of the API that this server does not have. Answers are not stored, so nothing can refer to them.
 const REFUSED: &[Refused] = &[
@@ -197,15 +198,18 @@ fn content(param: &str, value: Value) -> Result<String, ApiError> {
 }
 
 /// Answers a conversation.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Response, ApiError> {
-    let received = Instant::now();
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let service = app.service()?;
     let request = Request::parse(&mut fields, &*service.backend)?;
-    service.check_model(&request.model)?;
+    let target = service.target(&request.model)?;
     let Request { model, conversation, parameters, is_streaming, echo } = request;
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let mut answers = Answers::new(service.start(&parameters, "input", prompt, received).await?, reading);
+    let mut answers = Answers::new(service.start(caller, target, &parameters, "input", prompt).await?, reading);
     let mut writer = Stream::new(&model, echo);
     if is_streaming {
         return Ok(events(answers, writer));
@@ -338,7 +342,7 @@ impl Stream {
         response["output"] = self.output.clone().into();
         response["usage"] = json!({
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,

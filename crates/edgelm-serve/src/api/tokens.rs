@@ -56,7 +56,7 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, mut fields: Fields) ->
     let service = app.service()?;
     let (request, model) = Request::parse(&mut fields, &*service.backend)?;
     if let Some(model) = model {
-        service.check_model(&model)?;
+        let _ = service.target(&model)?;
     }
     let tokenize = move |backend: &dyn Backend| -> Result<Value, EngineError> {
         let encode = |text: &str, special: bool| if special { backend.text_prompt(text) } else { backend.tokens(text) };
@@ -85,7 +85,7 @@ pub(super) async fn detokenize(State(app): State<Arc<App>>, mut fields: Fields) 
     let service = app.service()?;
     let tokens = parse_detokenize(&mut fields)?;
     if let Some(model) = tokens.1 {
-        service.check_model(&model)?;
+        let _ = service.target(&model)?;
     }
     let text = service.backend.text(&tokens.0).map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
     // vLLM's word for the text, and llama.cpp's.

@@ -1,12 +1,15 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
-use crate::{commands::run::parse_kv, machine, options::Global, resolve};
+mod budget;
+
+use crate::{adapters, commands::run::parse_kv, machine, options::Global, output, resolve};
 use anyhow::Context;
 use clap::Args;
-use edgelm_engine::{Arithmetic, GenerateOptions, Model};
+use edgelm_compress::parse_size;
+use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model};
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{ApiKeys, Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
-use std::{path::PathBuf, sync::Arc};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(Args)]
 pub struct ServeArgs {
@@ -24,15 +27,49 @@ pub struct ServeArgs {
     /// The model's id in requests [default: its folder's or file's name]
     #[arg(long, value_name = "ID")]
     name: Option<String>,
+    /// Adapter that requests choose with this id as their model: a PEFT folder or a .gguf file (repeatable)
+    #[arg(long, value_name = "ID=DIR", value_parser = parse_adapter)]
+    lora: Vec<(String, PathBuf)>,
     /// Context limit in tokens [default: the model's]
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
     kv: Option<KvDtype>,
-    /// Requests that may wait while one is answered
+    /// Memory for the caches of all requests and of prompts kept for reuse (`500MB`, `1.5GiB`, bytes) [default: three quarters
+    /// of what is free, twice what --parallel full contexts need at most]
+    #[arg(long, value_name = "S", value_parser = parse_size)]
+    kv_budget: Option<u64>,
+    /// Generations that run at once, sharing every pass over the weights
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    parallel: u16,
+    /// Requests that may wait while others are answered
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
+    /// Seconds a request may take from its arrival [default: any number]
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    request_timeout: Option<Duration>,
+    /// Tokens a request may have generated [default: as many as fit]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Seconds after which a pass over the weights is taken to hang
+    #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
+    pass_limit: Duration,
+}
+
+fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.to_owned(), path.into())),
+        _ => Err("must be an id and a path: ID=DIR".to_owned()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err(format!("{seconds} is not a time that a request can take")),
+    }
 }
 
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
@@ -40,16 +77,40 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         Some(path) => ApiKeys::from_file(path)?,
         None => ApiKeys::default(),
     };
-    let config = ServerConfig { host: args.host, port: args.port, api_keys, queue: args.queue, ..Default::default() };
-    let base = GenerateOptions { context: args.ctx, kv: args.kv, ..GenerateOptions::default() };
+    let parallel = usize::from(args.parallel);
+    let config = ServerConfig {
+        host: args.host,
+        port: args.port,
+        api_keys,
+        parallel,
+        queue: args.queue,
+        request_time: args.request_timeout,
+        request_tokens: args.max_tokens,
+        pass_limit: args.pass_limit,
+        ..Default::default()
+    };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
     let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let mut opened = Vec::new();
+    for (id, path) in args.lora {
+        opened.push((id, adapters::open(&[path], &checkpoint)?));
+    }
     let cpu = machine::cpu(global)?;
-    let name = args.name;
-    let load = move || {
+    let (name, context, kv) = (args.name, args.ctx, args.kv);
+    let told = global.clone();
+    let asked = args.kv_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let load = move || -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> {
         let model = Arc::new(Model::load_with(checkpoint, cpu, Arithmetic::Auto)?);
-        let backend: Arc<dyn Backend> = Arc::new(ModelBackend::new(model, name, base)?);
-        Ok(backend)
+        let mut adapters = Vec::new();
+        for (id, adapter) in opened {
+            adapters.push((id, Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
+        }
+        let kv_budget = asked.unwrap_or_else(|| budget::default(model.engine(), kv, context, parallel));
+        let options = BatchOptions { context, kv, kv_budget: Some(kv_budget) };
+        let backend = ModelBackend::new(model, name, adapters, options)?;
+        let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
+        told.note(format!("{} for caches: {tokens} tokens", output::bytes(kv_budget as u64)));
+        Ok(Arc::new(backend))
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let global = global.clone();

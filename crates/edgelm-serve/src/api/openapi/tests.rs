@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::{
-    Backend, Description,
+    Backend, Description, KvLimit, Lanes,
     api::{check::read, fields::Fields},
     error::ApiError,
 };
-use edgelm_engine::{Constraint, EngineError, GenerateOptions, Generation, Grammar, Piece, Pooling};
+use edgelm_engine::{Constraint, EngineError, Grammar, LoadedAdapter, Pooling};
 use edgelm_model::{GenerationConfig, Message};
-use std::{fmt::Write as _, fs, ops::ControlFlow, path::Path};
+use std::{fmt::Write as _, fs, path::Path, sync::Arc};
 
 /// Enough of a model to check requests.
 #[derive(Default)]
@@ -48,18 +48,19 @@ impl Backend for Nothing {
     fn grammar(&self, _: &Constraint) -> Result<Grammar, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
-    fn embed(&self, _: &[u32], _: Pooling) -> Result<Vec<f32>, EngineError> {
+    fn embed(&self, _: &[u32], _: Pooling, _: Option<Arc<LoadedAdapter>>) -> Result<Vec<f32>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
     fn token_text(&self, _: u32) -> String {
         String::new()
     }
-    fn generate(
-        &self,
-        _: &[u32],
-        _: &GenerateOptions,
-        _: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
-    ) -> Result<Generation, EngineError> {
+    fn adapters(&self) -> &[(String, Arc<LoadedAdapter>)] {
+        &[]
+    }
+    fn kv_limit(&self) -> Option<KvLimit> {
+        None
+    }
+    fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
 }

@@ -1,0 +1,342 @@
+//! Several generations that share every pass over the weights, one bounded memory and the beginnings of their prompts.
+//!
+//! This is the mechanism; who runs when is the caller's: it begins lanes, gives each a number of rows of the next pass,
+//! reserves the memory for them, and takes what came out. A lane that has to make room is paused: it loses its memory, not
+//! its tokens, and computes what it lacks when it goes on. None of this changes what a lane generates.
+
+use crate::{
+    EngineError, FinishReason, GenerateOptions, Model, Piece, Step, Workspace,
+    block::State,
+    prefix::{Match, PrefixCache},
+    running::Running,
+};
+use edgelm_kernels::{KvCache, KvDtype};
+use std::{collections::BTreeMap, ops::ControlFlow};
+
+const PAGE: usize = KvCache::PAGE_TOKENS;
+
+/// Names a lane; never used twice in a batch.
+pub type LaneId = u64;
+
+/// What all lanes of a batch have in common.
+#[derive(Debug, Clone, Default)]
+pub struct BatchOptions {
+    /// Context limit; `None` = the model's own.
+    pub context: Option<usize>,
+    /// Cache format; `None` = the engine's default.
+    pub kv: Option<KvDtype>,
+    /// Bytes for keys, values and states of all lanes and of kept prompts together; `None` = unlimited.
+    pub kv_budget: Option<usize>,
+}
+
+/// Memory for keys, values and states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvMemory {
+    /// Of lanes, and of beginnings that are kept for later.
+    pub used_bytes: usize,
+    /// The kept part, shared with lanes or not.
+    pub kept_bytes: usize,
+    /// Limit, if any.
+    pub budget_bytes: Option<usize>,
+}
+
+/// What a lane has brought forth since it was last asked.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// In order. A piece without a token is text that was held back to the end.
+    pub pieces: Vec<Piece>,
+    /// Why it is over, once it is.
+    pub finished: Option<FinishReason>,
+}
+
+/// Generations in progress. Not for several threads at once.
+pub struct Batch<'a> {
+    model: &'a Model,
+    options: BatchOptions,
+    kv: KvDtype,
+    lanes: BTreeMap<LaneId, Lane<'a>>,
+    next: LaneId,
+    prefixes: PrefixCache,
+    page_bytes: usize,
+    state_bytes: usize,
+    workspace: Workspace,
+}
+
+struct Lane<'a> {
+    running: Running<'a>,
+    /// Leading pages that the tree of beginnings holds too.
+    shared_pages: usize,
+    /// So is the part of a page behind them; its own is made at the next write.
+    is_tail_shared: bool,
+    /// Prompt tokens that were there already.
+    cached: usize,
+    /// Where a model with states has one taken: a beginning can only be shared there.
+    snapshots: Vec<usize>,
+    /// Its logits among those of the last pass.
+    row: Option<usize>,
+    is_prompt_kept: bool,
+}
+
+impl Lane<'_> {
+    /// So many of its first tokens are in the tree of beginnings.
+    fn shares(&mut self, tokens: usize) {
+        self.shared_pages = tokens / PAGE;
+        self.is_tail_shared = !tokens.is_multiple_of(PAGE);
+    }
+
+    fn held(&self) -> usize {
+        self.running.sequence().tokens().len()
+    }
+
+    /// Pages of its own, once it has written up to `tokens`.
+    fn own_pages(&self, tokens: usize) -> usize {
+        tokens.div_ceil(PAGE).saturating_sub(self.shared_pages)
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Errors where the context is longer than the model's, or the budget does not even hold two pages.
+    pub fn new(model: &'a Model, options: BatchOptions) -> Result<Self, EngineError> {
+        let engine = model.engine();
+        let kv = options.kv.unwrap_or_else(|| engine.default_kv());
+        let page_bytes = KvCache::page_bytes(&engine.kv_shapes(), kv);
+        let state_bytes = engine.sequence(kv).states().map_or(0, |states| states.iter().map(State::bytes).sum());
+        let batch = Self {
+            model,
+            kv,
+            lanes: BTreeMap::new(),
+            next: 0,
+            prefixes: PrefixCache::new(page_bytes, state_bytes),
+            page_bytes,
+            state_bytes,
+            workspace: Workspace::default(),
+            options,
+        };
+        match (batch.capacity(), batch.options.kv_budget) {
+            (Some(0), Some(budget_bytes)) => Err(EngineError::KvBudget { tokens: 1, budget_bytes, capacity: 0 }),
+            _ => Ok(batch),
+        }
+    }
+
+    /// Tokens that one lane can hold when it is alone; `None` = any number.
+    pub fn capacity(&self) -> Option<usize> {
+        let budget = self.options.kv_budget?;
+        let pages = budget.saturating_sub(self.state_bytes).checked_div(self.page_bytes);
+        match pages {
+            // A model without attention: the state is all there is.
+            None => (budget < self.state_bytes).then_some(0),
+            // One page may be held twice: by what was kept of a prompt, and by who goes on from it.
+            Some(pages) => Some(pages.saturating_sub(1) * PAGE),
+        }
+    }
+
+    /// Memory in use.
+    pub fn memory(&self) -> KvMemory {
+        let tail = |lane: &Lane<'_>| if lane.is_tail_shared { self.page_bytes } else { 0 };
+        // A lane that holds nothing has states, but zeros that nobody has touched take no memory.
+        let lanes = self.lanes.values().filter(|lane| lane.held() > 0);
+        let own: usize = lanes.map(|lane| self.lane_bytes(lane, lane.held()) - tail(lane)).sum();
+        KvMemory {
+            used_bytes: self.prefixes.bytes() + own,
+            kept_bytes: self.prefixes.bytes(),
+            budget_bytes: self.options.kv_budget,
+        }
+    }
+
+    fn lane_bytes(&self, lane: &Lane<'_>, tokens: usize) -> usize {
+        lane.own_pages(tokens) * self.page_bytes + self.state_bytes
+    }
+
+    /// A new lane. Nothing is computed yet; what is kept of its prompt's beginning is taken over when rows are asked for.
+    ///
+    /// `options.context`, `kv` and `beams` are the batch's: they must not be set. Errors also on what
+    /// [`Model::generate`] refuses, and where the lane could not hold its tokens if it were alone.
+    pub fn begin(&mut self, prompt: &[u32], options: GenerateOptions) -> Result<LaneId, EngineError> {
+        for (option, is_set) in
+            [("context", options.context.is_some()), ("kv", options.kv.is_some()), ("beams", options.beams > 1)]
+        {
+            if is_set {
+                let what = "cannot be chosen for one of several generations".to_owned();
+                return Err(EngineError::Option { option, what });
+            }
+        }
+        let options = GenerateOptions { context: self.options.context, kv: Some(self.kv), ..options };
+        if let (Some(capacity), Some(budget_bytes)) = (self.capacity(), self.options.kv_budget) {
+            let tokens = prompt.len() + options.max_tokens.unwrap_or(1);
+            if tokens > capacity {
+                return Err(EngineError::KvBudget { tokens, budget_bytes, capacity });
+            }
+        }
+        let sequence = self.model.sequence(&options);
+        let tokenizer = self.model.text_side(&options)?;
+        let running = Running::new(self.model.engine(), tokenizer, sequence, prompt, options)?;
+        let id = self.next;
+        self.next += 1;
+        let lane = Lane {
+            running,
+            shared_pages: 0,
+            is_tail_shared: false,
+            cached: 0,
+            snapshots: Vec::new(),
+            row: None,
+            is_prompt_kept: false,
+        };
+        self.lanes.insert(id, lane);
+        Ok(id)
+    }
+
+    /// Lanes in the batch, in the order they began.
+    pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
+        self.lanes.keys().copied()
+    }
+
+    /// Rows that a lane can use in the next pass: 1 while it decodes, more where part of its prompt (or of what it lost
+    /// in a pause) has to be computed, 0 when it is over. Takes over what became known of its beginning.
+    pub fn pending(&mut self, id: LaneId) -> usize {
+        let Some(lane) = self.lanes.get_mut(&id) else { return 0 };
+        let pending = lane.running.pending();
+        if pending <= 1 {
+            return pending;
+        }
+        let adapter = lane.running.options().adapter.clone();
+        let known = lane.running.known();
+        let found = self.prefixes.find(adapter.as_ref(), &known[..known.len() - 1]);
+        if found.tokens > lane.held() {
+            let past = self.prefixes.past(&found);
+            lane.running.resume_from(self.model.engine().resume(self.kv, adapter, &past));
+            lane.shares(found.tokens);
+            if lane.cached < found.tokens {
+                lane.cached = found.tokens.min(lane.running.prompt_tokens() - 1);
+            }
+        }
+        if self.state_bytes > 0 {
+            // At the last page of the prompt, for who asks the same again; and where another sequence went a different way,
+            // for the next to share that beginning: it is probably an instruction that many prompts have.
+            let last = (lane.running.prompt_tokens() - 1) / PAGE * PAGE;
+            lane.snapshots = vec![found.seen / PAGE * PAGE, last];
+            let held = lane.held();
+            lane.snapshots.retain(|&at| at > held);
+        }
+        let until_snapshot = lane.snapshots.iter().min().map_or(usize::MAX, |at| at - lane.held());
+        lane.running.pending().min(until_snapshot)
+    }
+
+    /// Prompt tokens of a lane that were not computed, but taken from what was kept.
+    pub fn cached_tokens(&self, id: LaneId) -> usize {
+        self.lanes.get(&id).map_or(0, |lane| lane.cached)
+    }
+
+    /// Makes sure that a pass with these rows fits the budget, giving up kept beginnings for it, oldest first. False where
+    /// that is not enough: then lanes have to be paused, or wait.
+    pub fn reserve(&mut self, plan: &[(LaneId, usize)]) -> bool {
+        let Some(budget) = self.options.kv_budget else { return true };
+        let rows = |id: &LaneId| plan.iter().find(|(other, _)| other == id).map_or(0, |(_, rows)| *rows);
+        let lanes = self.lanes.iter().filter(|(id, lane)| lane.held() > 0 || rows(id) > 0);
+        let own: usize = lanes.map(|(id, lane)| self.lane_bytes(lane, lane.held() + rows(id))).sum();
+        while self.prefixes.bytes() + own > budget {
+            if !self.prefixes.evict() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// One pass. Every lane gets as many rows as the plan says, or what is pending where that is less.
+    ///
+    /// An error, or a panic, leaves every lane where it was.
+    pub fn forward(&mut self, plan: &[(LaneId, usize)]) -> Result<(), EngineError> {
+        let mut wanted = 0;
+        let mut steps: Vec<Step<'_>> = Vec::with_capacity(plan.len());
+        let mut rows = Vec::new();
+        for (&id, lane) in &mut self.lanes {
+            lane.row = None;
+            let Some(&(_, count)) = plan.iter().find(|(other, _)| *other == id) else { continue };
+            let pending = lane.running.pending();
+            let count = count.min(pending);
+            if count == 0 {
+                continue;
+            }
+            if count == pending {
+                rows.push((id, wanted));
+                wanted += 1;
+            }
+            steps.push(lane.running.step(count));
+        }
+        self.model.engine().forward(&mut steps, &mut self.workspace)?;
+        for (id, _) in plan {
+            if let Some(lane) = self.lanes.get_mut(id) {
+                lane.is_tail_shared = false;
+            }
+        }
+        for (id, row) in rows {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.row = Some(row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Picks a lane's token, if the last pass computed the logits for one. The lane stays until [`Batch::end`].
+    pub fn take(&mut self, id: LaneId) -> Result<Progress, EngineError> {
+        let mut progress = Progress::default();
+        self.keep_beginning(id);
+        let v = self.model.engine().config().vocab_size;
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            if let Some(row) = lane.row.take() {
+                let logits = &self.workspace.logits()[row * v..(row + 1) * v];
+                lane.running.pick(logits, &mut |piece| {
+                    progress.pieces.push(piece.clone());
+                    ControlFlow::Continue(())
+                })?;
+            }
+            progress.finished = lane.running.finish_reason();
+        }
+        Ok(progress)
+    }
+
+    /// Keeps a lane's prompt as soon as it is computed, not only at the end: others may wait for the same.
+    fn keep_beginning(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let held = lane.held();
+        let is_snapshot = lane.snapshots.contains(&held);
+        let is_prompt = !lane.is_prompt_kept && held >= lane.running.prompt_tokens();
+        if is_prompt {
+            lane.is_prompt_kept = true;
+        }
+        if is_snapshot || is_prompt {
+            self.keep(id);
+        }
+    }
+
+    fn keep(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let adapter = lane.running.options().adapter.clone();
+        let shared: Match = self.prefixes.insert(adapter.as_ref(), lane.running.sequence());
+        let past = self.prefixes.past(&shared);
+        lane.shares(shared.tokens);
+        lane.running.share_beginning(self.model.engine(), &past);
+        // Pages only changed their owner, but states were copied.
+        while self.options.kv_budget.is_some_and(|budget| self.memory().used_bytes > budget) && self.prefixes.evict() {}
+    }
+
+    /// Takes a lane's memory away; what it holds is kept as long as there is room. It goes on when it gets rows again.
+    pub fn pause(&mut self, id: LaneId) {
+        self.keep(id);
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let sequence = self.model.sequence(lane.running.options());
+        lane.running.resume_from(sequence);
+        lane.shares(0);
+        lane.row = None;
+    }
+
+    /// Ends a lane, finished or not. What it holds is kept as long as there is room.
+    pub fn end(&mut self, id: LaneId) {
+        self.keep(id);
+        self.lanes.remove(&id);
+    }
+
+    /// Ends a lane whose state may be wrong: nothing of it is kept.
+    pub fn abandon(&mut self, id: LaneId) {
+        self.lanes.remove(&id);
+    }
+}

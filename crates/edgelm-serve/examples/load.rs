@@ -1,0 +1,218 @@
+//! Load for a running server: so many clients at once, each with one request after another, and what they got.
+//!
+//! ```text
+//! cargo run --release -p edgelm-serve --example load -- http://127.0.0.1:8080 [--streams 1,2,4,8,32] [--prompt 128]
+//!     [--tokens 64] [--requests 4] [--shared 0] [--long 0]
+//! ```
+//!
+//! Prompts are random token ids, so that nothing of one helps another, but for the first `--shared` of each. With `--long N`, a
+//! prompt of N tokens comes in beside the streams, and the time between their tokens while it is computed is told apart.
+
+use futures::{StreamExt, future::join_all};
+use serde_json::{Value, json};
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+#[derive(Clone)]
+struct Load {
+    url: String,
+    model: String,
+    streams: Vec<usize>,
+    prompt: usize,
+    tokens: usize,
+    requests: usize,
+    shared: usize,
+    long: usize,
+}
+
+/// One request as its client saw it.
+struct Seen {
+    asked: Instant,
+    tokens: Vec<Instant>,
+    cached: u64,
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Ids that every model with a text vocabulary has.
+    fn ids(&mut self, count: usize) -> Vec<u64> {
+        (0..count).map(|_| 100 + self.next() % 150).collect()
+    }
+}
+
+fn main() -> Outcome<()> {
+    // The error means that somebody was first, which nobody is.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run())
+}
+
+async fn run() -> Outcome<()> {
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let mut load = parse(std::env::args().skip(1))?;
+    let models: Value = client.get(format!("{}/v1/models", load.url)).send().await?.json().await?;
+    load.model = models["data"][0]["id"].as_str().ok_or("no model")?.to_owned();
+    // What the first pass over the weights costs more is nobody's latency.
+    ask(client.clone(), load.clone(), Random(0).ids(16), 4).await?;
+    let Load { prompt, tokens, requests, shared, .. } = load;
+    println!("prompts of {prompt} tokens ({shared} shared), {tokens} generated, {requests} requests a stream\n");
+    println!("| streams | tok/s | TTFT p50 ms | p95 | ITL p50 ms | p95 | p99 | cached % |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for &streams in &load.streams {
+        measure(&client, &load, streams).await?;
+    }
+    Ok(())
+}
+
+async fn measure(client: &reqwest::Client, load: &Load, streams: usize) -> Outcome<()> {
+    let began = Instant::now();
+    let seed = u64::from(std::process::id()) << 32 | Instant::now().duration_since(began).as_nanos() as u64;
+    let shared = Random(seed).ids(load.shared.min(load.prompt));
+    let tasks = (0..streams as u64).map(|stream| {
+        let (client, load, shared) = (client.clone(), load.clone(), shared.clone());
+        tokio::spawn(async move {
+            let mut random = Random(seed.wrapping_add(1 + stream * 7919 + (streams as u64) * 104_729));
+            let mut seen = Vec::new();
+            for _ in 0..load.requests {
+                let mut prompt = shared.clone();
+                prompt.extend(random.ids(load.prompt - shared.len()));
+                seen.push(ask(client.clone(), load.clone(), prompt, load.tokens).await?);
+            }
+            Outcome::Ok(seen)
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let long = async {
+        if load.long == 0 {
+            return Outcome::Ok(None);
+        }
+        // When all streams have their prompts behind them.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let prompt = Random(seed ^ 0x10_ac).ids(load.long);
+        Ok(Some(ask(client.clone(), load.clone(), prompt, 1).await?))
+    };
+    let (all, long) = tokio::join!(join_all(tasks), long);
+    let mut seen = Vec::new();
+    for task in all {
+        seen.extend(task??);
+    }
+    let time = began.elapsed().as_secs_f64();
+    let count: usize = seen.iter().map(|it| it.tokens.len()).sum();
+    let first = seen.iter().filter_map(|it| Some(*it.tokens.first()? - it.asked));
+    let first = sorted(first);
+    let cached: u64 = seen.iter().map(|it| it.cached).sum();
+    let prompts = load.prompt * seen.len();
+    let between = sorted(seen.iter().flat_map(|it| it.tokens.windows(2).map(|two| two[1] - two[0])));
+    println!(
+        "| {streams} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.0} |",
+        count as f64 / time,
+        at(&first, 0.5),
+        at(&first, 0.95),
+        at(&between, 0.5),
+        at(&between, 0.95),
+        at(&between, 0.99),
+        100.0 * cached as f64 / prompts as f64,
+    );
+    if let Some(long) = long? {
+        let end = long.tokens.first().copied().unwrap_or_else(Instant::now);
+        let inside = |two: &&[Instant]| two[0] >= long.asked && two[1] <= end;
+        let (beside, alone): (Vec<_>, Vec<_>) =
+            seen.iter().flat_map(|it| it.tokens.windows(2)).partition(|two| inside(two));
+        let times = |windows: Vec<&[Instant]>| sorted(windows.into_iter().map(|two| two[1] - two[0]));
+        let (beside, alone) = (times(beside), times(alone));
+        println!(
+            "  beside a prompt of {} tokens (TTFT {:.0} ms): ITL p50 {:.2}, p95 {:.2} ms, without it p50 {:.2}, p95 {:.2} ms: p95 x {:.2}",
+            load.long,
+            (end - long.asked).as_secs_f64() * 1e3,
+            at(&beside, 0.5),
+            at(&beside, 0.95),
+            at(&alone, 0.5),
+            at(&alone, 0.95),
+            at(&beside, 0.95) / at(&alone, 0.95)
+        );
+    }
+    Ok(())
+}
+
+async fn ask(client: reqwest::Client, load: Load, prompt: Vec<u64>, tokens: usize) -> Outcome<Seen> {
+    let body = json!({
+        "model": load.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+        "stream_options": {"include_usage": true}, "logprobs": 0,
+    });
+    let asked = Instant::now();
+    let response = client.post(format!("{}/v1/completions", load.url)).json(&body).send().await?;
+    if !response.status().is_success() {
+        return Err(format!("{}: {}", response.status(), response.text().await?).into());
+    }
+    let mut seen = Seen { asked, tokens: Vec::new(), cached: 0 };
+    let mut body = response.bytes_stream();
+    let mut held = Vec::new();
+    while let Some(bytes) = body.next().await {
+        held.extend_from_slice(&bytes?);
+        let now = Instant::now();
+        while let Some(end) = held.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = held.drain(..end + 2).collect();
+            let Some(data) = event.strip_prefix(b"data: ") else { continue };
+            let Ok(chunk) = serde_json::from_slice::<Value>(data) else { continue };
+            if !chunk["error"].is_null() {
+                return Err(chunk["error"].to_string().into());
+            }
+            if !chunk["choices"][0]["logprobs"].is_null() {
+                seen.tokens.push(now);
+            }
+            seen.cached += chunk["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(seen)
+}
+
+fn sorted(times: impl Iterator<Item = Duration>) -> Vec<f64> {
+    let mut times: Vec<f64> = times.map(|time| time.as_secs_f64() * 1e3).collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+fn at(sorted: &[f64], quantile: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1) as f64;
+    sorted.get((last * quantile).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Outcome<Load> {
+    let mut load = Load {
+        url: arguments.next().ok_or("usage: load URL [--streams N,…] [--prompt N] [--tokens N] [--requests N] …")?,
+        model: String::new(),
+        streams: vec![1, 2, 4, 8, 32],
+        prompt: 128,
+        tokens: 64,
+        requests: 4,
+        shared: 0,
+        long: 0,
+    };
+    while let Some(flag) = arguments.next() {
+        let value = arguments.next().ok_or(format!("`{flag}` needs a value"))?;
+        let number = value.parse::<usize>();
+        match flag.as_str() {
+            "--streams" => load.streams = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            "--prompt" => load.prompt = number?.max(1),
+            "--tokens" => load.tokens = number?.max(1),
+            "--requests" => load.requests = number?,
+            "--shared" => load.shared = number?,
+            "--long" => load.long = number?,
+            _ => return Err(format!("unknown flag `{flag}`").into()),
+        }
+    }
+    Ok(load)
+}

@@ -1,0 +1,39 @@
+//! Who asks, and since when.
+
+use crate::error::ApiError;
+use axum::{
+    extract::{ConnectInfo, FromRequestParts},
+    http::request::Parts,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+/// Between whom the engine is shared fairly: the owner of a key, or, on a server without keys, a peer's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Client {
+    /// Its place in the key file.
+    Key(usize),
+    Address(IpAddr),
+    /// A connection without an address.
+    Unknown,
+}
+
+/// A request's sender and its time of arrival.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) client: Client,
+    pub(crate) received: Instant,
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let key = parts.extensions.get::<Client>().copied();
+        let address = || parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let client = key.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
+        Ok(Self { client, received: Instant::now() })
+    }
+}

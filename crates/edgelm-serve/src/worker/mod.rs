@@ -1,0 +1,291 @@
+//! The engine thread and the way to it: jobs wait in a fair queue, run several at a time, and report over a channel each.
+//!
+//! The channel is also how a job is cancelled: when its receiver is dropped, generation stops with the pass that is under
+//! way, and a job that still waits is skipped.
+
+mod pace;
+mod queue;
+mod schedule;
+mod watchdog;
+
+use crate::{
+    ServeError,
+    backend::Backend,
+    caller::Client,
+    error::ApiError,
+    metrics::{Metrics, seconds},
+};
+use edgelm_engine::GenerateOptions;
+use queue::Queue;
+use schedule::Schedule;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc::UnboundedSender;
+use watchdog::Watchdog;
+
+/// One request, checked and tokenized.
+pub(crate) struct Job {
+    pub(crate) prompt: Vec<u32>,
+    /// The request field that `prompt` came from, for errors.
+    pub(crate) prompt_param: &'static str,
+    /// One entry per choice. They run together, and are reported one after the other.
+    pub(crate) choices: Vec<GenerateOptions>,
+    pub(crate) received: Instant,
+    pub(crate) client: Client,
+    /// Smaller goes first.
+    pub(crate) priority: i64,
+    /// It fails then.
+    pub(crate) deadline: Option<Instant>,
+    /// Where to say how many prompt tokens did not have to be computed, before the first event.
+    pub(crate) cached_tokens: Arc<AtomicUsize>,
+    /// Unbounded, so that a slow reader cannot hold up the engine; the context length bounds what it can pile up.
+    pub(crate) events: UnboundedSender<Event>,
+}
+
+/// What a job's channel carries. The last event is `Failed` or the last choice's `Finished`.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Piece { text: String, logprob: Option<TokenLogprob> },
+    Finished { reason: StopReason, generated_tokens: usize },
+    Failed(ApiError),
+}
+
+/// Why a choice ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopReason {
+    Stop,
+    Length,
+}
+
+/// A token with its probability, as text.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenLogprob {
+    pub(crate) token: String,
+    pub(crate) logprob: f32,
+    pub(crate) top: Vec<(String, f32)>,
+}
+
+/// How the engine thread works.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerConfig {
+    /// Generations that run at once.
+    pub(crate) parallel: usize,
+    /// A pass that takes longer hangs.
+    pub(crate) pass_limit: Duration,
+}
+
+/// The way to the engine thread. Dropping it stops the thread after the pass it is at.
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+}
+
+/// What the engine thread, the watchdog and the server's tasks have in common.
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    stopping: AtomicBool,
+    /// Running mean of how long a job occupies the engine.
+    mean_job_ms: AtomicU64,
+    watchdog: Watchdog,
+    config: WorkerConfig,
+    metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    pub(crate) fn start(
+        backend: Arc<dyn Backend>,
+        config: WorkerConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ServeError> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            mean_job_ms: AtomicU64::new(0),
+            watchdog: Watchdog::default(),
+            config,
+            metrics,
+        });
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("edgelm-engine".to_owned())
+            .spawn(move || theirs.work(&*backend))
+            .map_err(ServeError::Thread)?;
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("edgelm-watchdog".to_owned())
+            .spawn(move || theirs.watch())
+            .map_err(ServeError::Thread)?;
+        Ok(Self { shared })
+    }
+
+    /// Appends a job. Jobs whose client went away are dropped here, so the queue is no longer than what admission allows.
+    pub(crate) fn push(&self, job: Job) {
+        let mut queue = self.shared.queue();
+        if self.shared.stopping.load(Ordering::Relaxed) {
+            job.fail(ApiError::ShuttingDown);
+            return;
+        }
+        queue.retain(|waiting| self.shared.still_wanted(waiting));
+        queue.push(job);
+        self.shared.show_depth(&queue);
+        self.shared.wake.notify_all();
+    }
+
+    /// An error while the engine hangs.
+    pub(crate) fn check_alive(&self) -> Result<(), ApiError> {
+        if self.shared.watchdog.is_stalled() { Err(ApiError::Stalled) } else { Ok(()) }
+    }
+
+    /// Whole seconds after which a slot is likely free, 1 to 60: as the jobs before it took, so many at a time.
+    pub(crate) fn retry_after_s(&self) -> u64 {
+        let parallel = u64::try_from(self.shared.config.parallel).unwrap_or(u64::MAX).max(1);
+        let waves = u64::try_from(self.shared.queue().len()).unwrap_or(u64::MAX) / parallel + 1;
+        self.shared.mean_job_ms.load(Ordering::Relaxed).saturating_mul(waves).div_ceil(1000).clamp(1, 60)
+    }
+
+    /// Fails what waits, stops what runs with the pass it is at, and ends the threads.
+    pub(crate) fn stop(&self) {
+        let mut queue = self.shared.queue();
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        for job in queue.drain() {
+            job.fail(ApiError::ShuttingDown);
+        }
+        self.shared.show_depth(&queue);
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Job {
+    fn fail(&self, error: ApiError) {
+        // An error here means that nobody listens any more.
+        let _ = self.events.send(Event::Failed(error));
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show_depth(&self, queue: &Queue) {
+        self.metrics.waiting.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Whether anybody waits for a job, and it can still be in time. Says so to those who have waited in vain.
+    fn still_wanted(&self, job: &Job) -> bool {
+        if job.events.is_closed() {
+            self.metrics.cancelled.inc();
+            return false;
+        }
+        if job.is_late() {
+            self.metrics.late.inc();
+            job.fail(ApiError::DeadlineExceeded);
+            return false;
+        }
+        true
+    }
+
+    /// The next job, if one waits.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue();
+        let job = loop {
+            match queue.pop() {
+                Some(job) if !self.still_wanted(&job) => {}
+                other => break other,
+            }
+        };
+        self.show_depth(&queue);
+        job
+    }
+
+    /// Sleeps until there is something to do; false when the thread has to end.
+    fn wait(&self) -> bool {
+        let mut queue = self.queue();
+        while queue.len() == 0 && !self.stopping.load(Ordering::Relaxed) {
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The engine thread: a schedule, and a new one whenever the last is lost.
+    fn work(&self, backend: &dyn Backend) {
+        loop {
+            let mut schedule = match backend.lanes() {
+                Ok(lanes) => Schedule::new(self, backend, lanes),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the engine cannot start");
+                    let mut queue = self.queue();
+                    self.stopping.store(true, Ordering::Relaxed);
+                    queue.drain().iter().for_each(|job| job.fail(ApiError::Internal));
+                    return;
+                }
+            };
+            if catch_unwind(AssertUnwindSafe(|| self.follow(&mut schedule))).is_ok() {
+                return;
+            }
+            // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
+            tracing::error!("the scheduler panicked; what ran fails, the server goes on without what it had kept");
+            self.metrics.engine_panics.inc();
+            self.watchdog.end();
+            self.metrics.ready.set(1);
+            schedule.lose(&ApiError::Internal);
+        }
+    }
+
+    /// Until the thread has to end.
+    fn follow(&self, schedule: &mut Schedule<'_>) {
+        loop {
+            if schedule.is_idle() && !self.wait() {
+                return;
+            }
+            if self.stopping.load(Ordering::Relaxed) {
+                schedule.fail_all(&ApiError::ShuttingDown);
+                return;
+            }
+            schedule.pass();
+        }
+    }
+
+    fn job_took(&self, time: Duration) {
+        let took = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let mean = self.mean_job_ms.load(Ordering::Relaxed);
+        self.mean_job_ms.store(if mean == 0 { took } else { mean / 4 * 3 + took / 4 }, Ordering::Relaxed);
+    }
+
+    /// The watchdog's thread.
+    fn watch(&self) {
+        let limit = self.config.pass_limit;
+        let interval = (limit / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let mut queue = self.queue();
+        while !self.stopping.load(Ordering::Relaxed) {
+            queue = self.wake.wait_timeout(queue, interval).unwrap_or_else(PoisonError::into_inner).0;
+            if let Some(time) = self.watchdog.newly_stalled(limit) {
+                tracing::error!(time_s = seconds(time), "a pass hangs; its requests fail, and no new ones are taken");
+                self.metrics.stalls.inc();
+                self.metrics.ready.set(0);
+                for job in queue.drain() {
+                    job.fail(ApiError::Stalled);
+                }
+                self.show_depth(&queue);
+            }
+        }
+    }
+}
