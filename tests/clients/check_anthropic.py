@@ -4,6 +4,8 @@ import anthropic
 from schemas import WEATHER, check, expect
 
 USER = [{"role": "user", "content": "Tell me about the weather."}]
+# Newer versions of the client have no arguments for sampling; older ones send the same fields.
+GREEDY = {"temperature": 0}
 TOOL = {"name": "weather", "description": "A forecast", "input_schema": WEATHER}
 
 
@@ -13,8 +15,8 @@ def connect(url):
 
 def check_message(url, model):
     answer = connect(url).messages.create(
-        model=model, max_tokens=8, messages=USER, system="Be brief.", temperature=0.5, top_p=0.9, top_k=40,
-        metadata={"user_id": "me"},
+        model=model, max_tokens=8, messages=USER, system="Be brief.", metadata={"user_id": "me"},
+        extra_body={"temperature": 0.5, "top_p": 0.9, "top_k": 40},
     )
     assert answer.type == "message" and answer.role == "assistant" and answer.id.startswith("msg")
     assert answer.stop_reason in ("end_turn", "max_tokens")
@@ -25,7 +27,7 @@ def check_blocks(url, model):
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     messages = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
     client = connect(url)
-    first = client.messages.create(model=model, max_tokens=6, system=system, messages=messages, temperature=0)
+    first = client.messages.create(model=model, max_tokens=6, system=system, messages=messages, extra_body=GREEDY)
     if first.content:
         messages += [{"role": "assistant", "content": first.content}, {"role": "user", "content": "More"}]
         client.messages.create(model=model, max_tokens=4, messages=messages)
@@ -39,10 +41,10 @@ def check_blocks(url, model):
 
 def check_stream(url, model):
     client = connect(url)
-    events = list(client.messages.create(model=model, max_tokens=6, messages=USER, stream=True, temperature=0))
+    events = list(client.messages.create(model=model, max_tokens=6, messages=USER, stream=True, extra_body=GREEDY))
     assert events[0].type == "message_start" and events[-1].type == "message_stop"
     text = "".join(event.delta.text for event in events if event.type == "content_block_delta")
-    with client.messages.stream(model=model, max_tokens=6, messages=USER, temperature=0) as stream:
+    with client.messages.stream(model=model, max_tokens=6, messages=USER, extra_body=GREEDY) as stream:
         assert "".join(stream.text_stream) == text
         final = stream.get_final_message()
     assert final.stop_reason in ("end_turn", "max_tokens") and final.usage.output_tokens > 0
@@ -50,11 +52,11 @@ def check_stream(url, model):
 
 def check_stop_sequences(url, model):
     client = connect(url)
-    plain = client.messages.create(model=model, max_tokens=24, messages=USER, temperature=0)
+    plain = client.messages.create(model=model, max_tokens=24, messages=USER, extra_body=GREEDY)
     text = plain.content[0].text
     stop = text[4:7]
     answer = client.messages.create(
-        model=model, max_tokens=24, messages=USER, temperature=0, stop_sequences=["never", stop]
+        model=model, max_tokens=24, messages=USER, extra_body=GREEDY, stop_sequences=["never", stop]
     )
     assert answer.stop_reason == "stop_sequence" and answer.stop_sequence == stop
     assert "".join(block.text for block in answer.content) == text[: text.index(stop)]

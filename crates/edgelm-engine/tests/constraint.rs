@@ -132,6 +132,45 @@ fn regexes_choices_and_grammars() {
     assert_eq!(same(5), same(5));
 }
 
+/// The grammar of free text with calls in it, as the server builds it: no text can go past the mark of a call.
+#[test]
+fn marks_in_free_text_bind() {
+    let model = mica();
+    let lark = r#"start: (head body)* tail
+call: "{\"name\": \"f\", \"arguments\": " %json {"type": "object", "properties": {}, "additionalProperties": false} "}"
+body: "\n" call "\n" "</tool_call>"
+TEXT: /(.|\n)*/
+tail: TEXT
+head[lazy]: TEXT "<tool_call>"
+"#;
+    let mut guide = model.grammar(&Constraint::Lark(lark.into())).unwrap().guide();
+    let tokenizer = model.tokenizer().unwrap();
+    let end = model.engine().config().eos_token_ids[0];
+    let allowed = |guide: &mut edgelm_engine::Guide, token: u32| {
+        let mut logits = vec![0.0; model.engine().config().vocab_size];
+        guide.mask(&mut logits).unwrap();
+        logits[token as usize] == 0.0
+    };
+    let feed = |guide: &mut edgelm_engine::Guide, text: &str| {
+        for token in tokenizer.encode(text, false).unwrap() {
+            assert!(allowed(guide, token), "{:?} in {text:?}", tokenizer.id_to_token(token));
+            assert!(!guide.accept(token).unwrap());
+        }
+    };
+    let plain = tokenizer.encode("x", false).unwrap()[0];
+    for round in 0..2 {
+        feed(&mut guide, "Let me see: a < b, <tool.\n<tool_call>");
+        let mut logits = vec![0.0; model.engine().config().vocab_size];
+        guide.mask(&mut logits).unwrap();
+        assert!(logits[plain as usize] < 0.0 && logits[end as usize] < 0.0, "round {round}");
+        feed(&mut guide, "\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>");
+    }
+    feed(&mut guide, " Done.");
+    let mut logits = vec![0.0; model.engine().config().vocab_size];
+    guide.mask(&mut logits).unwrap();
+    assert!(logits[end as usize] == 0.0);
+}
+
 #[test]
 fn a_cut_answer_says_length() {
     let model = mica();

@@ -27,14 +27,19 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const REFUSED: &[Refused] = &[
+    CACHE_HINT,
     ("container", never),
     ("context_management", never),
+    ("diagnostics", never),
     ("inference_geo", never),
     ("mcp_servers", is_empty),
     ("output_config", is_empty),
     ("output_format", never),
     ("service_tier", |value| value == "auto" || value == "standard_only"),
+    ("speed", |value| value == "standard"),
     ("thinking", |value| value["type"] == "disabled" && value.as_object().is_some_and(|fields| fields.len() == 1)),
+    ("user_profile_id", never),
+    ("workspace_id", never),
 ];
 
 /// A hint to caches that changes no answer.

@@ -47,6 +47,9 @@ const REFUSED_OPTIONS: &[Refused] = &[
     ("num_thread", is_zero),
     ("low_vram", is_false),
     ("numa", is_false),
+    ("f16_kv", |value| value == true),
+    ("logits_all", is_false),
+    ("embedding_only", is_false),
     ("use_mmap", |value| value == true),
     ("use_mlock", is_false),
     ("vocab_only", is_false),
@@ -104,9 +107,12 @@ impl Request {
         let (parameters, is_streaming) = shared(fields, backend)?;
         fields.finish_but(&[
             ("context", is_empty),
+            ("height", never),
             ("images", is_empty),
+            ("steps", never),
             ("suffix", is_empty),
             ("template", is_empty),
+            ("width", never),
         ])?;
         let is_empty = prompt.is_empty();
         // A model without a chat template continues what it is given.

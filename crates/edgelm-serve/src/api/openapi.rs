@@ -82,6 +82,7 @@ const OPENAI_REFUSED: &[&str] = &[
     "modalities",
     "moderation",
     "prediction",
+    "prompt_cache_options",
     "reasoning_effort",
     "service_tier",
     "stop_token_ids",
@@ -113,14 +114,19 @@ const ANTHROPIC_PROMPT: &[Field] = &[
 ];
 
 const ANTHROPIC_REFUSED: &[&str] = &[
+    "cache_control",
     "container",
     "context_management",
+    "diagnostics",
     "inference_geo",
     "mcp_servers",
     "output_config",
     "output_format",
     "service_tier",
+    "speed",
     "thinking",
+    "user_profile_id",
+    "workspace_id",
 ];
 
 const fn get(api: &'static str, path: &'static str, about: &'static str) -> Endpoint {
@@ -190,9 +196,12 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
             STREAM,
         ],
         refused: &[&[
+            "access_programs",
             "background",
+            "background_options",
             "context_management",
             "conversation",
+            "image",
             "include",
             "max_tool_calls",
             "moderation",
@@ -281,7 +290,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
             ],
             OLLAMA,
         ],
-        refused: &[&["context", "images", "shift", "suffix", "template", "think", "truncate"]],
+        refused: &[&["context", "height", "images", "shift", "steps", "suffix", "template", "think", "truncate", "width"]],
     },
     Endpoint {
         method: "post",

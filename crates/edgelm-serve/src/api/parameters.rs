@@ -239,6 +239,7 @@ pub(super) const REFUSED: &[Refused] = &[
     ("modalities", |value| value.as_array().is_some_and(|all| all.iter().all(|one| one == "text"))),
     ("moderation", never),
     ("prediction", never),
+    ("prompt_cache_options", never),
     ("reasoning_effort", |value| value == "none"),
     ("service_tier", |value| value == "auto" || value == "default"),
     ("store", is_false),

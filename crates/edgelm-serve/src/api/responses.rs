@@ -30,9 +30,12 @@ use std::sync::Arc;
 
 /// Fields of the API that this server does not have. Answers are not stored, so nothing can refer to them.
 const REFUSED: &[Refused] = &[
+    ("access_programs", never),
     ("background", is_false),
+    ("background_options", never),
     ("conversation", never),
     ("context_management", never),
+    ("image", never),
     ("include", is_empty),
     ("max_tool_calls", never),
     ("moderation", never),
