@@ -185,11 +185,6 @@ impl<'a> Batch<'a> {
         Ok(id)
     }
 
-    /// Lanes in the batch, in the order they began.
-    pub fn lanes(&self) -> impl Iterator<Item = LaneId> + '_ {
-        self.lanes.keys().copied()
-    }
-
     /// Rows that a lane can use in the next pass: 1 while it decodes, more where part of its prompt (or of what it lost
     /// in a pause) has to be computed, 0 when it is over. Takes over what became known of its beginning.
     pub fn pending(&mut self, id: LaneId) -> usize {

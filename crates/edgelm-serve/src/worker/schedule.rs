@@ -164,14 +164,18 @@ impl<'a> Schedule<'a> {
 
     fn plan(&mut self) -> Plan {
         let places = self.places();
-        let decoding = places.iter().filter(|(_, lane)| self.lanes.pending(*lane) == 1).count();
+        let wishes: Vec<_> = places.iter().map(|&(_, lane)| (lane, self.lanes.pending(lane))).collect();
+        let decoding = wishes.iter().filter(|(_, pending)| *pending == 1).count();
         let mut left = self.pace.prompt_rows(decoding);
         let mut plan = Plan::default();
+        // Nearly always; else it goes lane by lane.
+        let is_room_for_all = self.lanes.reserve(&wishes);
         for (place, lane) in places {
             // Not those of above: it may have been paused meanwhile.
             let pending = self.lanes.pending(lane);
             let rows = if pending == 1 { 1 } else { pending.min(left) };
-            if rows > 0 && self.make_room(&mut plan, place, lane, pending) {
+            if rows > 0 && (is_room_for_all || self.make_room(&mut plan, place, lane, pending)) {
+                self.set_holds(place, true);
                 plan.add(lane, rows, pending > 1);
                 left -= if pending > 1 { rows } else { 0 };
             }
@@ -183,6 +187,7 @@ impl<'a> Schedule<'a> {
             if !self.make_room(&mut plan, place, lane, pending) {
                 break;
             }
+            self.set_holds(place, true);
             let rows = pending.min(left);
             plan.add(lane, rows, true);
             left -= rows;
@@ -196,7 +201,6 @@ impl<'a> Schedule<'a> {
             let mut rows = plan.rows.clone();
             rows.push((lane, pending));
             if self.lanes.reserve(&rows) {
-                self.set_holds(place, true);
                 return true;
             }
             let holders = self.places().into_iter().filter(|(place, _)| self.holds(*place));
