@@ -125,8 +125,11 @@ fn answers_have_the_form_that_is_asked_for() {
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let schema = file("s.json", r#"{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
-        "additionalProperties": false}"#);
+    let schema = file(
+        "s.json",
+        r#"{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+        "additionalProperties": false}"#,
+    );
     for extra in [&["--temperature", "0"][..], &["--temperature", "1.5", "--seed", "4"]] {
         let got = json(&[&["run", "demo", "Are you there?", "--json-schema", &schema], extra].concat());
         let answer: Value = serde_json::from_str(got["text"].as_str().unwrap()).unwrap();

@@ -290,7 +290,9 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
             ],
             OLLAMA,
         ],
-        refused: &[&["context", "height", "images", "shift", "steps", "suffix", "template", "think", "truncate", "width"]],
+        refused: &[&[
+            "context", "height", "images", "shift", "steps", "suffix", "template", "think", "truncate", "width",
+        ]],
     },
     Endpoint {
         method: "post",

@@ -203,8 +203,9 @@ impl<'a> Schedule<'a> {
             if self.lanes.reserve(&rows) {
                 return true;
             }
-            let holders = self.places().into_iter().filter(|(place, _)| self.holds(*place));
-            let last = holders.last().filter(|(holder, _)| (holder.job, holder.choice) > (place.job, place.choice));
+            let mut holders = self.places().into_iter().filter(|(place, _)| self.holds(*place));
+            let last =
+                holders.next_back().filter(|(holder, _)| (holder.job, holder.choice) > (place.job, place.choice));
             let Some((victim, its_lane)) = last else {
                 // Nobody behind it has anything: those in front need it all.
                 if self.holds(place) {

@@ -21,6 +21,9 @@ use std::{
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
+/// A prompt, and its rows in a pass.
+pub type Share = (Vec<u32>, usize);
+
 /// Says "w0 w1 w2 …", one word a token, until `eos_after` words. A prompt is one token per word; the token is the
 /// word's length. Prompts with `panic` in them make a pass panic, those with `hang` make it wait for `release`.
 pub struct Fake {
@@ -40,7 +43,7 @@ pub struct Fake {
     /// What each generation got.
     pub calls: Mutex<Vec<(Vec<u32>, GenerateOptions)>>,
     /// Each pass: prompts and rows.
-    pub passes: Mutex<Vec<Vec<(Vec<u32>, usize)>>>,
+    pub passes: Mutex<Vec<Vec<Share>>>,
     pub release: AtomicBool,
 }
 
