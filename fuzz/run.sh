@@ -27,8 +27,10 @@ case $target in
         seeds="../testdata/quantized/seeds/mxfp4" dictionaries="json safetensors" max_len=4096 ;;
     config)
         seeds="../testdata/model/published/*.json" dictionaries="json config" max_len=4096 features=model ;;
+    requests)
+        seeds="seeds/requests/*" dictionaries="json requests" max_len=4096 features=serve ;;
     *)
-        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes, column_ints, fp8, mxfp4 or config" >&2
+        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes, column_ints, fp8, mxfp4, config or requests" >&2
         exit 2 ;;
 esac
 

@@ -1,7 +1,7 @@
 //! Generating with another engine than this crate's.
 
 use crate::{
-    EngineError, FinishReason, GenerateOptions, Generation, Piece, Sampler, Want,
+    EngineError, FinishReason, GenerateOptions, Generation, Grammar, Piece, Sampler,
     generate::{TextOut, budget},
     sampling::{log_sum_exp, top_log_probabilities},
 };
@@ -22,10 +22,10 @@ pub trait Decoding {
     /// Forgets everything from position `len` on.
     fn truncate(&mut self, len: usize) -> Result<(), EngineError>;
 
-    /// Appends tokens; `logits` become those that are wanted of them, `[rows, V]`.
+    /// Appends tokens; `logits` become those of the last `wanted` of them, `[wanted, V]`.
     ///
     /// Errors on no tokens, ids outside the vocabulary and an over-full context.
-    fn forward(&mut self, tokens: &[u32], want: Want, logits: &mut Vec<f32>) -> Result<(), EngineError>;
+    fn forward(&mut self, tokens: &[u32], wanted: usize, logits: &mut Vec<f32>) -> Result<(), EngineError>;
 }
 
 /// Samples token after token. What the sequence already holds of the prompt is not computed again. Without a tokenizer there is
@@ -40,6 +40,7 @@ pub fn sample(
     let begin = Instant::now();
     let max_tokens = budget(decoding.context_length(), prompt.len(), options)?;
     let mut sampler = Sampler::new(&options.sampling)?;
+    let mut guide = options.constraint.as_ref().map(Grammar::guide);
     let shared = decoding.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
     decoding.truncate(shared.min(prompt.len() - 1))?;
     let computed = prompt.len() - decoding.tokens().len();
@@ -52,12 +53,16 @@ pub fn sample(
     let mut feed = prompt[prompt.len() - computed..].to_vec();
     let mut logits = Vec::new();
     while tokens.len() < max_tokens {
-        decoding.forward(&feed, Want::Last, &mut logits)?;
+        decoding.forward(&feed, 1, &mut logits)?;
         let mut piece = Piece::default();
         if let Some(n) = options.logprobs {
             piece.top_logprobs = top_log_probabilities(&logits, n);
         }
-        let token = sampler.pick(&mut logits.clone(), prompt, &tokens);
+        let mut allowed = logits.clone();
+        if let Some(guide) = &mut guide {
+            guide.mask(&mut allowed)?;
+        }
+        let token = sampler.pick(&mut allowed, prompt, &tokens);
         if tokens.is_empty() {
             first_token = Instant::now();
         }
@@ -71,8 +76,9 @@ pub fn sample(
         tokens.push(token);
         piece.token = Some(token);
         (piece.text, stopped) = out.push(token)?;
+        let is_complete = guide.as_mut().map_or(Ok(false), |guide| guide.accept(token))?;
         let flow = on_piece(&piece);
-        if stopped {
+        if stopped || is_complete {
             finish_reason = FinishReason::Stop;
             break;
         }

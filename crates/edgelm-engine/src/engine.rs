@@ -100,6 +100,8 @@ pub enum Want {
     None,
     Last,
     All,
+    /// No logits: the normed states of all positions, see [`Workspace::states`].
+    Hidden,
 }
 
 /// New tokens of one sequence in a batch.
@@ -120,12 +122,19 @@ pub struct Workspace {
     normed: Vec<f32>,
     block: BlockScratch,
     logits: Vec<f32>,
+    states: Vec<f32>,
 }
 
 impl Workspace {
     /// Logits of the last `forward`, `[rows wanted, V]`, in batch order.
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// What the output head would have seen at the positions of the last `forward` that want [`Want::Hidden`]: states
+    /// after the last layer and the final norm, `[positions, D]`, in batch order.
+    pub fn states(&self) -> &[f32] {
+        &self.states
     }
 }
 
@@ -280,6 +289,7 @@ impl Engine {
     fn append(&self, batch: &mut [Step<'_>], workspace: &mut Workspace) -> Result<(), EngineError> {
         let _step = self.cpu.trace_step(batch.len(), batch.iter().map(|step| step.tokens.len()).sum());
         workspace.logits.clear();
+        workspace.states.clear();
         let mut group = Vec::new();
         let mut rows = 0;
         for step in 0..batch.len() {
@@ -382,7 +392,7 @@ impl Engine {
     /// Logits of the rows that were asked for, appended to `workspace.logits`.
     fn head(&self, batch: &[Step<'_>], group: &[Piece], workspace: &mut Workspace) {
         let (d, v) = (self.config().hidden_size, self.config().vocab_size);
-        let Workspace { hidden, wanted, normed, block, logits } = workspace;
+        let Workspace { hidden, wanted, normed, block, logits, states } = workspace;
         wanted.clear();
         let mut row = 0;
         let mut adapters = Vec::new();
@@ -392,8 +402,12 @@ impl Engine {
             let first = match step.want {
                 Want::All => 0,
                 Want::Last if ends => piece.len - 1,
-                Want::Last | Want::None => piece.len,
+                Want::Last | Want::None | Want::Hidden => piece.len,
             };
+            if step.want == Want::Hidden {
+                self.head.norm(&self.cpu, &hidden[row * d..(row + piece.len) * d], normed);
+                states.extend_from_slice(normed);
+            }
             wanted.extend_from_slice(&hidden[(row + first) * d..(row + piece.len) * d]);
             adapters.push((piece.len - first, step.sequence.adapter.as_deref()));
             row += piece.len;

@@ -1,6 +1,6 @@
 //! What a generation is asked for and what comes of it.
 
-use crate::{EngineError, LoadedAdapter, Sampling, stop::StopMatcher};
+use crate::{EngineError, Grammar, LoadedAdapter, Sampling, stop::StopMatcher};
 use edgelm_kernels::KvDtype;
 use edgelm_model::{DecodeStream, Tokenizer};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Go through these adapters.
     pub adapter: Option<Arc<LoadedAdapter>>,
+    /// Generate only what this grammar accepts.
+    pub constraint: Option<Grammar>,
 }
 
 /// Why generation ended.
@@ -93,6 +95,10 @@ pub(crate) fn budget(trained: usize, prompt: usize, options: &GenerateOptions) -
     }
     if prompt == 0 {
         return Err(EngineError::EmptyPrompt);
+    }
+    if options.constraint.is_some() && (options.ignore_eos || options.beams > 1) {
+        let what = "a constrained answer ends where its grammar does, and is searched by one beam".to_owned();
+        return Err(EngineError::Option { option: "constraint", what });
     }
     let max_new = options.max_tokens.unwrap_or(0);
     // The last token is returned but never fed back: it needs no place of its own, but one must be left for it to be

@@ -7,7 +7,9 @@ mod adapter;
 mod batch;
 mod beam;
 mod block;
+mod constraint;
 mod decoding;
+mod embed;
 mod engine;
 mod exact;
 mod front;
@@ -23,7 +25,9 @@ mod stop;
 pub use adapter::LoadedAdapter;
 pub use batch::{Batch, BatchOptions, KvMemory, LaneId, Progress};
 pub use block::{Block, Observer};
+pub use constraint::{Constraint, Grammar, Grammars, Guide, schema_with_options};
 pub use decoding::{Decoding, sample};
+pub use embed::{Pooling, unit_length};
 pub use engine::{Engine, Sequence, Step, Want, Workspace, embed_window, kv_shapes, state_bytes};
 pub use exact::Arithmetic;
 pub use front::token_embeddings;
@@ -99,6 +103,9 @@ pub enum EngineError {
         /// What is wrong.
         what: String,
     },
+    /// A constraint on the output that cannot be enforced.
+    #[error("the output cannot be constrained so: {0}")]
+    Constraint(String),
     /// Messages were given to a model without a chat template.
     #[error("this model has no chat template")]
     NoChatTemplate,

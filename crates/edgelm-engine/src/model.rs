@@ -1,13 +1,21 @@
 //! Engine, tokenizer and template together: text in, text out.
 
-use crate::{Arithmetic, Engine, EngineError, GenerateOptions, Generation, Piece, Sequence, beam, running::Running};
+use crate::{
+    Arithmetic, Constraint, Engine, EngineError, GenerateOptions, Generation, Grammar, Grammars, Piece, Sequence, beam,
+    running::Running,
+};
 use edgelm_kernels::Cpu;
 use edgelm_model::{ChatTemplate, Checkpoint, GenerationConfig, Message, Tokenizer};
-use std::{ops::ControlFlow, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, OnceLock},
+};
 
 /// A model that is ready for use. `Sync`: several threads may call `generate`, each call has its own state.
 pub struct Model {
     engine: Engine,
+    /// Made at the first constraint: takes a second for a large vocabulary.
+    grammars: OnceLock<Grammars>,
 }
 
 impl Model {
@@ -18,7 +26,7 @@ impl Model {
 
     /// The same for an arithmetic.
     pub fn load_with(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>, arithmetic: Arithmetic) -> Result<Self, EngineError> {
-        Ok(Self { engine: Engine::load_with(checkpoint, cpu, arithmetic)? })
+        Ok(Self { engine: Engine::load_with(checkpoint, cpu, arithmetic)?, grammars: OnceLock::new() })
     }
 
     /// For messages and `/v1/models`.
@@ -53,9 +61,33 @@ impl Model {
 
     /// Prompt ids of a chat (template, generation prompt, bos by the model's rule).
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        self.chat_prompt_with(messages, &serde_json::Map::new())
+    }
+
+    /// The same with further variables of the template: `tools`, `enable_thinking`, …
+    pub fn chat_prompt_with(
+        &self,
+        messages: &[Message],
+        arguments: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Vec<u32>, EngineError> {
         let template = self.chat_template()?.ok_or(EngineError::NoChatTemplate)?;
-        let text = template.render(messages, true, &serde_json::Map::new())?;
+        let text = template.render(messages, true, arguments)?;
         Ok(self.tokenizer()?.encode_chat(&text)?)
+    }
+
+    /// A constraint on the output, compiled for this model's vocabulary.
+    ///
+    /// # Errors
+    /// What cannot be enforced, by name; a model without a tokenizer.
+    pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
+        let grammars = match self.grammars.get() {
+            Some(grammars) => grammars,
+            None => {
+                let grammars = Grammars::new(self.tokenizer()?, self.engine.config())?;
+                self.grammars.get_or_init(|| grammars)
+            }
+        };
+        grammars.compile(constraint)
     }
 
     /// Generates from a fresh state. `on_piece` is called per token, also for those whose text is still held back

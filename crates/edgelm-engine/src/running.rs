@@ -4,7 +4,8 @@
 //! prompt, then each token picked) has to go through the model, in pieces of any size, before the next token is picked.
 
 use crate::{
-    Engine, EngineError, FinishReason, GenerateOptions, Generation, Piece, Sampler, Sequence, Step, Want, Workspace,
+    Engine, EngineError, FinishReason, GenerateOptions, Generation, Grammar, Guide, Piece, Sampler, Sequence, Step,
+    Want, Workspace,
     engine::Past,
     generate::{TextOut, budget},
     sampling::{log_sum_exp, top_log_probabilities},
@@ -22,6 +23,7 @@ pub(crate) struct Running<'a, S = Sequence> {
     prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
+    guide: Option<Guide>,
     out: TextOut<'a>,
     finish_reason: Option<FinishReason>,
     /// Prompt tokens that the sequence did not hold.
@@ -44,6 +46,7 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
         let begin = Instant::now();
         let max_tokens = budget(engine.config().context_length(), prompt.len(), &options)?;
         let sampler = Sampler::new(&options.sampling)?;
+        let guide = options.constraint.as_ref().map(Grammar::guide);
         let held = sequence.borrow_mut();
         let shared = held.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         held.truncate(shared.min(prompt.len() - 1));
@@ -57,6 +60,7 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
             prompt_tokens: prompt.len(),
             max_tokens,
             sampler,
+            guide,
             finish_reason: (max_tokens == 0).then_some(FinishReason::Length),
             computed,
             begin,
@@ -127,8 +131,12 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
         if let Some(n) = self.options.logprobs {
             piece.top_logprobs = top_log_probabilities(logits, n);
         }
+        let mut allowed = logits.to_vec();
+        if let Some(guide) = &mut self.guide {
+            guide.mask(&mut allowed)?;
+        }
         let (prompt, generated) = self.known.split_at(self.prompt_tokens);
-        let token = self.sampler.pick(&mut logits.to_vec(), prompt, generated);
+        let token = self.sampler.pick(&mut allowed, prompt, generated);
         self.end = Instant::now();
         self.first_token.get_or_insert(self.end);
         if !self.options.ignore_eos && self.engine.config().eos_token_ids.contains(&token) {
@@ -137,6 +145,7 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
         if self.options.logprobs.is_some() {
             piece.logprob = Some((f64::from(logits[token as usize]) - log_sum_exp(logits)) as f32);
         }
+        let is_complete = self.guide.as_mut().map_or(Ok(false), |guide| guide.accept(token))?;
         self.known.push(token);
         piece.token = Some(token);
         let stopped;
@@ -144,6 +153,8 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
         let flow = on_piece(&piece);
         if stopped {
             self.finish(FinishReason::Stop, true, on_piece)
+        } else if is_complete {
+            self.finish(FinishReason::Stop, false, on_piece)
         } else if flow.is_break() {
             self.finish(FinishReason::Cancelled, false, on_piece)
         } else if self.known.len() - self.prompt_tokens == self.max_tokens {

@@ -21,6 +21,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted once per occurrence of a token already generated (OpenAI); 0 = off.
     pub frequency_penalty: f32,
+    /// Added to the logits of these tokens (OpenAI).
+    pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, same tokens.
     pub seed: u64,
 }
@@ -36,6 +38,7 @@ impl Default for Sampling {
             repeat_last_n: 0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -86,7 +89,7 @@ impl Random {
 
 /// Picks tokens by the rules of a `Sampling`, with its own random stream.
 ///
-/// The order is: penalties, temperature, top-k, top-p, min-p, then one draw. (As in transformers and the OpenAI
+/// The order is: penalties and biases, temperature, top-k, top-p, min-p, then one draw. (As in transformers and the OpenAI
 /// services: the cuts see the distribution after temperature.) Ties go to the lower id.
 pub struct Sampler {
     sampling: Sampling,
@@ -101,9 +104,14 @@ impl Sampler {
         Ok(Self { sampling: sampling.clone(), random: Random(sampling.seed), candidates: Vec::new() })
     }
 
-    /// Picks the next token. `logits` are changed by the penalties. `prompt` and `generated` are what was seen so far.
+    /// Picks the next token. `logits` are changed by penalties and biases. `prompt` and `generated` are what was seen so far.
     pub fn pick(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> u32 {
         self.penalize(logits, prompt, generated);
+        for &(token, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
         if self.sampling.is_greedy() {
             return argmax(logits);
         }
@@ -275,6 +283,8 @@ mod tests {
         let mut logits = [4.0, 3.0, -1.0];
         sampler.pick(&mut logits, &[0], &[2]);
         assert_eq!(logits, [4.0, 3.0, -2.0]);
+        let sampling = Sampling { logit_bias: vec![(1, -2.0), (9, 5.0)], ..Sampling::default() };
+        assert_eq!(Sampler::new(&sampling).unwrap().pick(&mut [4.0, 5.0, 0.0], &[], &[]), 0);
         let sampling = Sampling { presence_penalty: 1.0, frequency_penalty: 0.5, ..Sampling::default() };
         let mut logits = [4.0, 3.0, 2.5];
         assert_eq!(Sampler::new(&sampling).unwrap().pick(&mut logits, &[2], &[0, 0]), 1);

@@ -21,7 +21,7 @@ pub use config::{
     RopeScaling, Routing, RoutingScore, ShortConv, StateSize, Style,
 };
 pub use tensors::{ExpertTensor, LayerTensor, TensorId};
-pub use tokenizer::{DecodeStream, Tokenizer};
+pub use tokenizer::{DecodeStream, TokenBytes, Tokenizer};
 
 use std::path::PathBuf;
 

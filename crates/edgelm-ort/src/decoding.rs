@@ -1,7 +1,7 @@
 //! One sequence: its tokens, and the cache that the graph returned.
 
 use crate::{OrtError, OrtModel};
-use edgelm_engine::{Decoding, EngineError, Want};
+use edgelm_engine::{Decoding, EngineError};
 use ort::{
     memory::Allocator,
     session::SessionInputValue,
@@ -21,7 +21,7 @@ impl<'a> OrtSequence<'a> {
         Self { model, tokens: Vec::new(), past: Vec::new() }
     }
 
-    fn run(&mut self, tokens: &[u32], want: Want, logits: &mut Vec<f32>) -> Result<(), OrtError> {
+    fn run(&mut self, tokens: &[u32], wanted: usize, logits: &mut Vec<f32>) -> Result<(), OrtError> {
         let (held, new) = (self.tokens.len(), tokens.len());
         let numbers = |values: Vec<i64>| Ok::<_, OrtError>(Tensor::from_array(([1, values.len()], values))?.into_dyn());
         let mut inputs: Vec<(String, SessionInputValue<'_>)> = vec![
@@ -46,12 +46,7 @@ impl<'a> OrtSequence<'a> {
         {
             let all = outputs.get("logits").ok_or_else(|| missing("logits"))?;
             let (_, values) = all.try_extract_tensor::<f32>()?;
-            let rows = match want {
-                Want::None => 0,
-                Want::Last => 1,
-                Want::All => new,
-            };
-            let start = values.len().checked_sub(rows * self.model.vocab_size);
+            let start = values.len().checked_sub(wanted.min(new) * self.model.vocab_size);
             let wanted = start.and_then(|start| values.get(start..)).ok_or_else(|| missing("logits of all tokens"))?;
             logits.clear();
             logits.extend_from_slice(wanted);
@@ -102,7 +97,7 @@ impl Decoding for OrtSequence<'_> {
     }
 
     /// An error half way forgets all: the caches were given to the run that failed.
-    fn forward(&mut self, tokens: &[u32], want: Want, logits: &mut Vec<f32>) -> Result<(), EngineError> {
+    fn forward(&mut self, tokens: &[u32], wanted: usize, logits: &mut Vec<f32>) -> Result<(), EngineError> {
         let (vocab_size, context) = (self.model.vocab_size, self.model.context_length);
         if tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -114,7 +109,7 @@ impl Decoding for OrtSequence<'_> {
         if prompt > context {
             return Err(EngineError::ContextLength { prompt, max_new: 0, context });
         }
-        if let Err(error) = self.run(tokens, want, logits) {
+        if let Err(error) = self.run(tokens, wanted, logits) {
             self.tokens.clear();
             self.past.clear();
             return Err(error.into());

@@ -1,7 +1,7 @@
 //! Exported checkpoints in ONNX Runtime against the logits of transformers. Skipped, with the reason, where there is no library.
 #![allow(clippy::unwrap_used)]
 
-use edgelm_engine::{Decoding, EngineError, Want};
+use edgelm_engine::{Decoding, EngineError};
 use edgelm_model::Checkpoint;
 use edgelm_onnx::{Floats, OnnxOptions, OnnxStyle, export, unsupported};
 use edgelm_ort::{OrtError, OrtModel, OrtOptions, Provider};
@@ -90,20 +90,20 @@ fn compare(folder: &Path, style: OnnxStyle, tolerance: f32) -> bool {
     let v = model.vocab_size();
     let mut got = Vec::new();
     let mut sequence = model.sequence();
-    sequence.forward(&tokens, Want::All, &mut got).unwrap();
+    sequence.forward(&tokens, tokens.len(), &mut got).unwrap();
     assert!(worst(&got, &logits) <= tolerance, "{what}: {}", worst(&got, &logits));
     let half = tokens.len() / 2;
     sequence.truncate(half).unwrap();
     assert_eq!(sequence.tokens(), &tokens[..half]);
     for (at, &token) in tokens.iter().enumerate().skip(half) {
-        sequence.forward(&[token], Want::Last, &mut got).unwrap();
+        sequence.forward(&[token], 1, &mut got).unwrap();
         let difference = worst(&got, &logits[at * v..(at + 1) * v]);
         assert!(difference <= tolerance, "{what}: {difference} at {at}");
     }
     if !want["long_prompt"].is_null() {
         let long = &want["long_prompt"];
         sequence.truncate(0).unwrap();
-        sequence.forward(&ids(&long["ids"]), Want::All, &mut got).unwrap();
+        sequence.forward(&ids(&long["ids"]), usize::MAX, &mut got).unwrap();
         let rows: Vec<f32> =
             ids(&long["positions"]).iter().flat_map(|&at| got[at as usize * v..][..v].to_vec()).collect();
         let difference = worst(&rows, &flat(&long["logits"]));
@@ -111,10 +111,10 @@ fn compare(folder: &Path, style: OnnxStyle, tolerance: f32) -> bool {
     }
     if tolerance == TOLERANCE && !want["greedy"].is_null() {
         sequence.truncate(0).unwrap();
-        sequence.forward(&tokens, Want::Last, &mut got).unwrap();
+        sequence.forward(&tokens, 1, &mut got).unwrap();
         for token in ids(&want["greedy"]["ids"]) {
             assert_eq!(argmax(&got), token, "{what}");
-            sequence.forward(&[token], Want::Last, &mut got).unwrap();
+            sequence.forward(&[token], 1, &mut got).unwrap();
         }
     }
     true
@@ -152,7 +152,7 @@ fn half_precision_weights_cost_little() {
     let Some((mut model, _dir)) = open(&folder, OnnxStyle::Qdq, Floats::F16) else { return };
     let want = expected(&folder);
     let mut got = Vec::new();
-    model.sequence().forward(&ids(&want["prompt"]["ids"]), Want::All, &mut got).unwrap();
+    model.sequence().forward(&ids(&want["prompt"]["ids"]), usize::MAX, &mut got).unwrap();
     let difference = worst(&got, &flat(&want["prompt"]["logits"]));
     assert!(difference > 0.0 && difference < 0.02, "{difference}");
 }
@@ -166,10 +166,10 @@ fn what_cannot_be_run_is_named() {
     let (v, context) = (model.vocab_size(), model.context_length());
     let mut sequence = model.sequence();
     let mut logits = Vec::new();
-    assert!(matches!(sequence.forward(&[], Want::Last, &mut logits), Err(EngineError::EmptyPrompt)));
-    assert!(matches!(sequence.forward(&[v as u32], Want::Last, &mut logits), Err(EngineError::TokenId { .. })));
+    assert!(matches!(sequence.forward(&[], 1, &mut logits), Err(EngineError::EmptyPrompt)));
+    assert!(matches!(sequence.forward(&[v as u32], 1, &mut logits), Err(EngineError::TokenId { .. })));
     let long = vec![1; context + 1];
-    assert!(matches!(sequence.forward(&long, Want::Last, &mut logits), Err(EngineError::ContextLength { .. })));
+    assert!(matches!(sequence.forward(&long, 1, &mut logits), Err(EngineError::ContextLength { .. })));
     let other = OrtOptions { provider: Provider::CoreMl, ..options() };
     if cfg!(target_os = "linux") {
         let error = OrtModel::open(&dir.path().join("out"), other).err().unwrap();

@@ -77,6 +77,10 @@ pub(crate) async fn require_key(State(keys): State<ApiKeys>, mut request: Reques
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    // How Anthropic's clients send it.
+    if let Some(key) = headers.get("x-api-key") {
+        return Some(key.as_bytes());
+    }
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, key) = value.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
@@ -133,6 +137,7 @@ mod tests {
     #[test]
     fn bearer_scheme_ignores_case() {
         assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "bearer  k")])), Some(&b"k"[..]));
+        assert_eq!(bearer(&headers(&[(header::HeaderName::from_static("x-api-key"), "k")])), Some(&b"k"[..]));
         assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "Basic k")])), None);
         assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "Bear")])), None);
     }

@@ -1,10 +1,12 @@
 //! What the server needs from a model. Tests put a fake behind it.
 
 use edgelm_engine::{
-    Batch, BatchOptions, EngineError, GenerateOptions, KvMemory, LaneId, LoadedAdapter, Model, Progress,
+    Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
+    Pooling, Progress,
 };
-use edgelm_model::{GenerationConfig, Message};
-use std::sync::Arc;
+use edgelm_model::{Checkpoint, GenerationConfig, Message};
+use serde_json::{Map, Value};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A model that answers prompts. Prompts may be prepared on several threads at once; `lanes` is only ever called by the
 /// engine thread, once.
@@ -21,10 +23,27 @@ pub trait Backend: Send + Sync + 'static {
     fn vocab_size(&self) -> usize;
     /// Sampling defaults that came with the model.
     fn defaults(&self) -> &GenerationConfig;
-    /// Ids of a chat, up to where the assistant's answer begins.
-    fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError>;
+    /// What else clients may know.
+    fn description(&self) -> &Description;
+    /// Ids of a chat, up to where the assistant's answer begins. `arguments` are further variables of the template.
+    fn chat_prompt(&self, messages: &[Message], arguments: &Map<String, Value>) -> Result<Vec<u32>, EngineError>;
     /// Ids of a raw prompt.
     fn text_prompt(&self, text: &str) -> Result<Vec<u32>, EngineError>;
+    /// Ids of a text that is not a prompt: nothing is added to it.
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, EngineError>;
+    /// Text of ids, control tokens included.
+    fn text(&self, tokens: &[u32]) -> Result<String, EngineError>;
+    /// The id of a control token, if there is one of this name.
+    fn control_token(&self, name: &str) -> Option<u32>;
+    /// A constraint on answers, compiled; an error names what cannot be enforced.
+    fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError>;
+    /// The embedding of a text, of length 1. May be called beside `generate`, from one thread at a time.
+    fn embed(
+        &self,
+        tokens: &[u32],
+        pooling: Pooling,
+        adapter: Option<Arc<LoadedAdapter>>,
+    ) -> Result<Vec<f32>, EngineError>;
     /// A token as text, for log-probabilities; half characters come as U+FFFD.
     fn token_text(&self, token: u32) -> String;
     /// Where generations run.
@@ -88,12 +107,30 @@ impl Lanes for Batch<'_> {
     }
 }
 
+/// What a model is, for listings.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Description {
+    /// Family (`llama`, `qwen3` …).
+    pub architecture: String,
+    /// Weights.
+    pub parameters: u64,
+    /// Bytes of the model's files.
+    pub size_bytes: u64,
+    /// The format most weights are stored in.
+    pub format: String,
+    /// Width of the states, and so of embeddings.
+    pub hidden_size: usize,
+    /// Source of the chat template, if there is one.
+    pub chat_template: Option<String>,
+}
+
 /// The engine behind the server.
 pub struct ModelBackend {
     model: Arc<Model>,
     name: String,
     adapters: Vec<(String, Arc<LoadedAdapter>)>,
     options: BatchOptions,
+    about: Description,
     kv_limit: Option<KvLimit>,
     /// A token and its text: tokens are decoded behind it, because decoders strip the space in front of a first token.
     anchor: (Vec<u32>, String),
@@ -122,7 +159,8 @@ impl ModelBackend {
         let text = tokenizer.decode(&ids, false)?;
         let tokens = Batch::new(&model, options.clone())?.capacity();
         let kv_limit = options.kv_budget.zip(tokens).map(|(budget_bytes, tokens)| KvLimit { budget_bytes, tokens });
-        Ok(Self { model, name, adapters, options, kv_limit, anchor: (ids, text) })
+        let about = describe(&model)?;
+        Ok(Self { model, name, adapters, options, about, kv_limit, anchor: (ids, text) })
     }
 }
 
@@ -145,11 +183,36 @@ impl Backend for ModelBackend {
     fn defaults(&self) -> &GenerationConfig {
         self.model.generation_config()
     }
-    fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        self.model.chat_prompt(messages)
+    fn description(&self) -> &Description {
+        &self.about
+    }
+    fn chat_prompt(&self, messages: &[Message], arguments: &Map<String, Value>) -> Result<Vec<u32>, EngineError> {
+        self.model.chat_prompt_with(messages, arguments)
     }
     fn text_prompt(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         Ok(self.model.tokenizer()?.encode_prompt(text)?)
+    }
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        Ok(self.model.tokenizer()?.encode(text, false)?)
+    }
+    fn text(&self, tokens: &[u32]) -> Result<String, EngineError> {
+        Ok(self.model.tokenizer()?.decode(tokens, false)?)
+    }
+    fn control_token(&self, name: &str) -> Option<u32> {
+        let tokenizer = self.model.tokenizer().ok()?;
+        tokenizer.token_to_id(name).filter(|&id| tokenizer.is_special(id))
+    }
+    fn grammar(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
+        self.model.grammar(constraint)
+    }
+    fn embed(
+        &self,
+        tokens: &[u32],
+        pooling: Pooling,
+        adapter: Option<Arc<LoadedAdapter>>,
+    ) -> Result<Vec<f32>, EngineError> {
+        let (context, kv) = (self.options.context, self.options.kv);
+        self.model.embed(tokens, pooling, &GenerateOptions { context, kv, adapter, ..GenerateOptions::default() })
     }
     fn token_text(&self, token: u32) -> String {
         let (anchor, anchor_text) = &self.anchor;
@@ -161,4 +224,27 @@ impl Backend for ModelBackend {
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Ok(Box::new(Batch::new(&self.model, self.options.clone())?))
     }
+}
+
+fn describe(model: &Model) -> Result<Description, EngineError> {
+    let checkpoint = model.checkpoint();
+    Ok(Description {
+        architecture: checkpoint.config().arch.name.to_owned(),
+        parameters: checkpoint.parameters(),
+        size_bytes: checkpoint.file_bytes(),
+        format: main_format(checkpoint),
+        hidden_size: checkpoint.config().hidden_size,
+        chat_template: model.chat_template()?.map(|template| template.source().to_owned()),
+    })
+}
+
+/// The format that most weights are stored in.
+fn main_format(checkpoint: &Checkpoint) -> String {
+    let mut weights: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for &id in checkpoint.tensor_ids() {
+        if let Ok((dtype, shape)) = checkpoint.describe(id) {
+            *weights.entry(dtype.name()).or_default() += shape.iter().map(|&n| n as u64).product::<u64>();
+        }
+    }
+    weights.into_iter().max_by_key(|&(_, count)| count).map_or_else(String::new, |(name, _)| name.to_owned())
 }

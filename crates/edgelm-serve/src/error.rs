@@ -122,6 +122,8 @@ impl ApiError {
                 Self::KvBudget { param, tokens: *tokens, budget_bytes: *budget_bytes, capacity: *capacity }
             }
             EngineError::TokenId { .. } | EngineError::EmptyPrompt => Self::invalid(param, error.to_string()),
+            // Half way: a step of the grammar took more work than it may.
+            EngineError::Constraint(what) => Self::invalid("response_format", what.clone()),
             EngineError::Option { option, what } => Self::invalid(*option, what.clone()),
             // A template refuses messages it cannot express, for example two user messages in a row.
             EngineError::NoChatTemplate | EngineError::Model(ModelError::Template(_)) => {
@@ -131,6 +133,17 @@ impl ApiError {
                 tracing::error!(error = error as &dyn std::error::Error, "generation failed");
                 Self::Internal
             }
+        }
+    }
+
+    /// Why a constraint cannot be enforced. `param` is the field that asks for it.
+    pub(crate) fn from_constraint(error: &EngineError, param: &str) -> Self {
+        match error {
+            EngineError::Constraint(what) => Self::invalid(param, what.clone()),
+            EngineError::Model(_) => {
+                Self::UnsupportedParameter { param: param.to_owned(), why: Some(error.to_string()) }
+            }
+            _ => Self::from_engine(error, "prompt"),
         }
     }
 
@@ -173,6 +186,26 @@ impl ApiError {
         }
     }
 
+    /// The body in Ollama's shape: a text.
+    pub(crate) fn ollama_body(&self) -> Value {
+        json!({"error": self.to_string()})
+    }
+
+    /// The body in Anthropic's shape, whose kinds follow the status.
+    pub(crate) fn anthropic_body(&self) -> Value {
+        let kind = match self.parts().0 {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.to_string()}})
+    }
+
     /// The answer's body, also sent as an event when a stream fails half-way.
     pub(crate) fn body(&self) -> Value {
         let (_, kind, code) = self.parts();
@@ -183,6 +216,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.parts().0, Json(self.body())).into_response();
+        // For the APIs that write errors in another shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
             Self::QueueFull { retry_after_s, .. } => {

@@ -1,4 +1,4 @@
-//! HTTP server with the OpenAI API, in front of one model.
+//! HTTP server with the APIs of OpenAI, Ollama and Anthropic, in front of one model.
 //!
 //! Separate because nothing below may know about HTTP, and because everything a client sends is untrusted: requests are
 //! read strictly (a field is honoured or refused, never ignored), checked against the model, admitted into a bounded
@@ -7,6 +7,7 @@
 
 mod access;
 mod admission;
+mod answer;
 mod api;
 mod backend;
 mod caller;
@@ -15,11 +16,13 @@ mod metrics;
 mod server;
 mod service;
 mod signals;
-mod sse;
+mod stream;
+mod tools;
 mod worker;
 
 pub use access::ApiKeys;
-pub use backend::{Backend, KvLimit, Lanes, ModelBackend};
+pub use api::check_request;
+pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};
 pub use signals::shutdown_signal;

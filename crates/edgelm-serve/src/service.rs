@@ -29,6 +29,7 @@ pub(crate) struct Service {
     admission: Admission,
     worker: Worker,
     limits: Limits,
+    beside: tokio::sync::Mutex<()>,
 }
 
 /// What the server allows a request, whatever the model does.
@@ -44,7 +45,7 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 #[must_use = "an adapter that is not used is an answer of the wrong model"]
 pub(crate) struct Target {
-    adapter: Option<Arc<LoadedAdapter>>,
+    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
@@ -78,7 +79,14 @@ impl Service {
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
         let worker = Worker::start(Arc::clone(&backend), config, metrics)?;
-        Ok(Self { backend, created: unix_now(), admission: Admission::new(config.parallel, queue), worker, limits })
+        Ok(Self {
+            backend,
+            created: unix_now(),
+            admission: Admission::new(config.parallel, queue),
+            worker,
+            limits,
+            beside: tokio::sync::Mutex::default(),
+        })
     }
 
     /// An error where the engine hangs.
@@ -117,10 +125,13 @@ impl Service {
         self.check_alive()?;
         let slot = self.admission.admit(self.worker.retry_after_s())?;
         let backend = Arc::clone(&self.backend);
-        let prompt = tokio::task::spawn_blocking(move || prompt(&*backend))
-            .await
-            .map_err(|_| ApiError::Internal)?
-            .map_err(|error| ApiError::from_engine(&error, prompt_param))?;
+        let constraint = parameters.constraint.clone();
+        let prepare = move || {
+            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
+            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
+            Ok((prompt, grammar))
+        };
+        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
         self.check_prompt(&prompt, prompt_param)?;
         let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
         let seed = parameters.seed.unwrap_or_else(random);
@@ -129,6 +140,7 @@ impl Service {
                 let mut options = parameters.options.clone();
                 options.max_tokens = Some(max_new);
                 options.adapter = target.adapter.clone();
+                options.constraint = grammar.clone();
                 options.sampling.seed = seed.wrapping_add(choice);
                 options
             })
@@ -157,6 +169,26 @@ impl Service {
             events,
         });
         Ok(run)
+    }
+
+    /// Runs something short on a blocking thread.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let backend = Arc::clone(&self.backend);
+        tokio::task::spawn_blocking(move || work(&*backend)).await.map_err(|_| ApiError::Internal)
+    }
+
+    /// Runs the model beside the engine thread, one such work at a time. Takes a slot as generating does.
+    pub(crate) async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.check_alive()?;
+        let _slot = self.admission.admit(self.worker.retry_after_s())?;
+        let _turn = self.beside.lock().await;
+        self.prepare(work).await
     }
 
     fn check_prompt(&self, prompt: &[u32], param: &'static str) -> Result<(), ApiError> {

@@ -61,8 +61,9 @@ async fn models() {
 async fn operations() {
     let server = Running::start(Fake::default()).await;
     assert_eq!(server.get("/health").await, (200, json!({"status": "ok"})));
-    let page = server.client.get(server.url("/")).send().await.unwrap().text().await.unwrap();
-    assert!(page.contains("/v1/chat/completions"));
+    let page = |accept: &'static str| server.client.get(server.url("/")).header("accept", accept).send();
+    assert_eq!(page("*/*").await.unwrap().text().await.unwrap(), "Ollama is running");
+    assert!(page("text/html").await.unwrap().text().await.unwrap().contains("/v1/chat/completions"));
     server.ask(CHAT, chat(json!({}))).await;
     server.ask(CHAT, chat(json!({"n": 0}))).await;
     server.get("/nonsense/1").await;
@@ -269,8 +270,9 @@ async fn bad_requests() {
     let cases = [
         (chat(json!({"model": "gpt-4"})), 404, "model_not_found", "model"),
         (chat(json!({"messages": null})), 400, "missing_required_parameter", "messages"),
-        (chat(json!({"tools": [{"type": "function"}]})), 400, "unsupported_parameter", "tools"),
-        (chat(json!({"response_format": {"type": "json_schema"}})), 400, "unsupported_parameter", "response_format"),
+        (chat(json!({"tools": [{"type": "function"}]})), 400, "missing_required_parameter", "tools[0].function"),
+        (chat(json!({"response_format": {"type": "xml"}})), 400, "invalid_value", "response_format.type"),
+        (chat(json!({"response_format": {"type": "json_object"}})), 400, "invalid_value", "response_format"),
         (chat(json!({"tempratur": 1})), 400, "unknown_parameter", "tempratur"),
         (chat(json!({"temperature": 3})), 400, "invalid_value", "temperature"),
         (chat(json!({"messages": [{"role": "user", "content": "refuse"}]})), 400, "invalid_value", "messages"),

@@ -91,6 +91,6 @@ pub enum Command {
     Eval(EvalArgs),
     /// Speed of prefill and decode, or of each kernel (`bench kernels`)
     Bench(BenchArgs),
-    /// HTTP server with the OpenAI API
+    /// HTTP server with the APIs of OpenAI, Ollama and Anthropic
     Serve(ServeArgs),
 }

@@ -118,6 +118,37 @@ fn run_honours_its_flags() {
 }
 
 #[test]
+fn answers_have_the_form_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = file(
+        "s.json",
+        r#"{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+        "additionalProperties": false}"#,
+    );
+    for extra in [&["--temperature", "0"][..], &["--temperature", "1.5", "--seed", "4"]] {
+        let got = json(&[&["run", "demo", "Are you there?", "--json-schema", &schema], extra].concat());
+        let answer: Value = serde_json::from_str(got["text"].as_str().unwrap()).unwrap();
+        assert!(answer["ok"].is_boolean() && answer.as_object().unwrap().len() == 1, "{got}");
+        assert_eq!(got["finish_reason"], "stop");
+    }
+    let grammar = file("g.lark", "start: \"<\" /[0-9]{3}/ \">\"");
+    let got = json(&["run", "demo", "A number", "--grammar", &grammar]);
+    assert!(got["text"].as_str().unwrap().len() == 5 && got["finish_reason"] == "stop", "{got}");
+
+    let refused = |flag: &str, path: &str| failure(&["run", "demo", "x", flag, path]);
+    let (status, line) = refused("--json-schema", &file("n.json", r#"{"not": {}}"#));
+    assert!(status == 1 && line.contains("n.json") && line.contains("not"), "{line}");
+    assert!(refused("--json-schema", &file("b.json", "{")).1.contains("b.json"));
+    assert!(refused("--grammar", &file("b.lark", "start: x")).1.contains("b.lark"));
+    assert_eq!(failure(&["run", "demo", "x", "--grammar", &grammar, "--beams", "2"]).0, 2);
+}
+
+#[test]
 fn threads_and_kernel_families_agree_on_tokens() {
     let case = &reference()["greedy"][0];
     let arguments = ["run", "demo", "--tokens", &ids(&case["prompt_tokens"]), "--max-tokens", "16"];

@@ -5,6 +5,7 @@
 //! three places may add a beginning-of-sequence token (the post-processor, the config flag, the text itself), and a
 //! model that sees it twice answers worse without any error.
 
+mod bytes;
 mod gguf_read;
 mod gguf_write;
 mod json;
@@ -12,6 +13,7 @@ mod pre;
 mod spm;
 mod stream;
 
+pub use bytes::TokenBytes;
 pub(crate) use json::TokenText;
 pub use stream::DecodeStream;
 

@@ -1,22 +1,67 @@
 //! `POST /v1/chat/completions`.
 
 use super::{
-    App, Parameters, Reply,
-    fields::{Fields, wrong_type},
-    reply::{answer, finish_reason, finite},
+    App,
+    conversation::{Conversation, messages},
+    fields::{Fields, is_empty},
+    functions::toolbox,
+    openai::{Envelope, finish_reason, tokens_json, usage_json},
+    parameters::{Parameters, REFUSED, Streaming, streaming},
 };
 use crate::{
+    answer::{Answers, Item, Reading, Usage, Whole},
+    backend::Backend,
     caller::Caller,
     error::ApiError,
     service::MaxTokens,
-    worker::{StopReason, TokenLogprob},
+    stream::{Frame, Writer, events},
+    tools::Call,
 };
-use axum::{extract::State, response::Response};
-use edgelm_model::Message;
-use serde_json::{Map, Value, json};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// A request, checked.
+pub(crate) struct Request {
+    pub(crate) model: String,
+    pub(crate) conversation: Conversation,
+    pub(crate) parameters: Parameters,
+    pub(crate) streaming: Option<Streaming>,
+}
+
+impl Request {
+    pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<Self, ApiError> {
+        let model = fields.required_string("model")?;
+        let messages = messages(fields.required("messages")?)?;
+        let logprobs = logprobs(fields)?;
+        let mut parameters = Parameters::openai(fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
+        parameters.options.logprobs = logprobs;
+        let toolbox = toolbox(fields, false, backend)?;
+        parameters.use_tools(backend, "tools", toolbox.as_ref())?;
+        let arguments = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        for reserved in ["messages", "tools", "add_generation_prompt"] {
+            if arguments.contains_key(reserved) {
+                let what = format!("`{reserved}` is set by the request itself");
+                return Err(ApiError::invalid("chat_template_kwargs", what));
+            }
+        }
+        let streaming = streaming(fields)?;
+        fields.refuse(&[
+            ("add_generation_prompt", |value| value == true),
+            ("continue_final_message", super::fields::is_false),
+            ("function_call", |value| value == "none" || value == "auto"),
+            ("functions", is_empty),
+        ])?;
+        fields.finish_but(REFUSED)?;
+        Ok(Self { model, conversation: Conversation { messages, arguments, toolbox }, parameters, streaming })
+    }
+}
 
 /// Answers a conversation.
 pub(super) async fn create(
@@ -25,15 +70,24 @@ pub(super) async fn create(
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let service = app.service()?;
-    let model = fields.required("model")?;
-    let model = model.as_str().ok_or_else(|| wrong_type("model", "a string", &model))?;
-    let target = service.target(model)?;
-    let messages = messages(fields.required("messages")?)?;
-    let logprobs = logprobs(&mut fields)?;
-    let parameters = Parameters::parse(fields, service.backend.defaults(), MaxTokens::Rest, logprobs)?;
-    let run =
-        service.start(caller, target, &parameters, "messages", move |backend| backend.chat_prompt(&messages)).await?;
-    answer(run, model, ChatReply, parameters.streaming).await
+    let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
+    let target = service.target(&model)?;
+    let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
+    let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
+    let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
+    Ok(match streaming {
+        Some(Streaming { include_usage }) => {
+            let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);
+            let calls = vec![0; answers.choices()];
+            events(answers, Stream { envelope, include_usage, opened: None, calls })
+        }
+        None => {
+            let (choices, usage) = answers.whole().await?;
+            let choices = choices.iter().enumerate().map(|(index, whole)| choice(index, whole)).collect();
+            let envelope = Envelope::new("chatcmpl", "chat.completion", &model);
+            Json(envelope.wrap(choices, Some(usage_json(&usage)))).into_response()
+        }
+    })
 }
 
 /// `logprobs` switches them on, `top_logprobs` adds alternatives.
@@ -47,199 +101,96 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// The messages as templates expect them: `content` always one string.
-fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
-    let Value::Array(messages) = value else { return Err(wrong_type("messages", "an array", &value)) };
-    if messages.is_empty() {
-        return Err(ApiError::invalid("messages", "at least one message is needed"));
+fn choice(index: usize, whole: &Whole) -> Value {
+    let content =
+        if whole.text.is_empty() && !whole.calls.is_empty() { Value::Null } else { whole.text.as_str().into() };
+    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !whole.calls.is_empty() {
+        message["tool_calls"] = whole.calls.iter().map(call).collect();
     }
-    messages.into_iter().enumerate().map(|(index, value)| message(&format!("messages[{index}]"), value)).collect()
+    let logprobs = match whole.logprobs.is_empty() {
+        true => Value::Null,
+        false => json!({"content": tokens_json(&whole.logprobs), "refusal": null}),
+    };
+    json!({
+        "index": index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(&whole.end.reason),
+    })
 }
 
-fn message(param: &str, value: Value) -> Result<Message, ApiError> {
-    let Value::Object(mut fields) = value else { return Err(wrong_type(param, "an object", &value)) };
-    let mut take = |name: &str| fields.shift_remove(name).filter(|value| !value.is_null());
-    let missing = |name: &str| ApiError::MissingParameter { param: format!("{param}.{name}") };
-    let role = role(&format!("{param}.role"), &take("role").ok_or_else(|| missing("role"))?)?;
-    let content = content(&format!("{param}.content"), take("content").ok_or_else(|| missing("content"))?)?;
-    let mut message = Map::new();
-    message.insert("role".to_owned(), role.into());
-    message.insert("content".to_owned(), content.into());
-    match take("name") {
-        None => {}
-        Some(Value::String(name)) => {
-            message.insert("name".to_owned(), name.into());
-        }
-        Some(other) => return Err(wrong_type(&format!("{param}.name"), "a string", &other)),
+fn call(call: &Call) -> Value {
+    json!({
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments_text()},
+    })
+}
+
+struct Stream {
+    envelope: Envelope,
+    include_usage: bool,
+    /// The choice whose first chunk was sent last.
+    opened: Option<usize>,
+    /// Calls so far, by choice.
+    calls: Vec<usize>,
+}
+
+impl Stream {
+    fn chunk(&self, index: usize, delta: Value, logprobs: Value, finish_reason: Value) -> Frame {
+        let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason});
+        let usage = self.include_usage.then_some(Value::Null);
+        Frame::data(&self.envelope.wrap(vec![choice], usage))
     }
-    for (name, value) in fields {
-        let param = format!("{param}.{name}");
-        match name.as_str() {
-            _ if value.is_null() => {}
-            "tool_calls" if value.as_array().is_some_and(Vec::is_empty) => {}
-            "tool_calls" | "tool_call_id" | "function_call" | "refusal" | "audio" => {
-                return Err(ApiError::UnsupportedParameter { param, why: None });
+}
+
+impl Writer for Stream {
+    fn item(&mut self, choice: usize, item: Item, _: &Usage) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        if self.opened != Some(choice) {
+            self.opened = Some(choice);
+            let delta = json!({"role": "assistant", "content": ""});
+            frames.push(self.chunk(choice, delta, Value::Null, Value::Null));
+        }
+        let null = Value::Null;
+        match item {
+            Item::Text(text, tokens) => {
+                let logprobs = match tokens.is_empty() {
+                    true => Value::Null,
+                    false => json!({"content": tokens_json(&tokens), "refusal": null}),
+                };
+                frames.push(self.chunk(choice, json!({"content": text}), logprobs, null));
             }
-            // Part of what openai-python sends back when an answer is put into the next request.
-            "annotations" if value.as_array().is_some_and(Vec::is_empty) => {}
-            _ => return Err(ApiError::UnknownParameter { param }),
+            Item::Call(made) => {
+                let index = self.calls.get(choice).copied().unwrap_or(0);
+                if let Some(count) = self.calls.get_mut(choice) {
+                    *count += 1;
+                }
+                // First who is called, then with what: as OpenAI does it.
+                let mut first = call(&made);
+                first["index"] = index.into();
+                first["function"]["arguments"] = "".into();
+                let rest = json!({"index": index, "function": {"arguments": made.arguments_text()}});
+                for delta in [first, rest] {
+                    frames.push(self.chunk(choice, json!({"tool_calls": [delta]}), Value::Null, Value::Null));
+                }
+            }
+            Item::End(end) => frames.push(self.chunk(choice, json!({}), null, finish_reason(&end.reason).into())),
         }
+        frames
     }
-    Ok(Value::Object(message))
-}
 
-fn role(param: &str, value: &Value) -> Result<&'static str, ApiError> {
-    match value.as_str().ok_or_else(|| wrong_type(param, "a string", value))? {
-        // OpenAI's newer word for the same; models' templates only know the older.
-        "system" | "developer" => Ok("system"),
-        "user" => Ok("user"),
-        "assistant" => Ok("assistant"),
-        role @ ("tool" | "function") => {
-            Err(ApiError::UnsupportedParameter { param: param.to_owned(), why: Some(format!("role `{role}`")) })
+    fn close(&mut self, usage: &Usage) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        if self.include_usage {
+            frames.push(Frame::data(&self.envelope.wrap(Vec::new(), Some(usage_json(usage)))));
         }
-        _ => Err(ApiError::invalid(param, "must be `system`, `developer`, `user` or `assistant`")),
-    }
-}
-
-/// A string, or text parts, which are put on lines of their own.
-fn content(param: &str, value: Value) -> Result<String, ApiError> {
-    let parts = match value {
-        Value::String(text) => return Ok(text),
-        Value::Array(parts) => parts,
-        other => return Err(wrong_type(param, "a string or an array of parts", &other)),
-    };
-    let texts: Vec<String> = parts
-        .into_iter()
-        .enumerate()
-        .map(|(index, part)| text_part(&format!("{param}[{index}]"), part))
-        .collect::<Result<_, _>>()?;
-    Ok(texts.join("\n"))
-}
-
-fn text_part(param: &str, value: Value) -> Result<String, ApiError> {
-    let Value::Object(mut part) = value else { return Err(wrong_type(param, "an object", &value)) };
-    let kind = part.shift_remove("type");
-    if kind.as_ref().and_then(Value::as_str) != Some("text") {
-        let why = Some("only parts of type `text` are".to_owned());
-        return Err(ApiError::UnsupportedParameter { param: format!("{param}.type"), why });
-    }
-    let text = match part.shift_remove("text") {
-        Some(Value::String(text)) => text,
-        Some(other) => return Err(wrong_type(&format!("{param}.text"), "a string", &other)),
-        None => return Err(ApiError::MissingParameter { param: format!("{param}.text") }),
-    };
-    match part.keys().next() {
-        None => Ok(text),
-        Some(name) => Err(ApiError::UnknownParameter { param: format!("{param}.{name}") }),
-    }
-}
-
-struct ChatReply;
-
-impl Reply for ChatReply {
-    const ID_PREFIX: &'static str = "chatcmpl";
-    const OBJECT: &'static str = "chat.completion";
-    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
-
-    fn choice(&self, index: usize, text: &str, logprobs: &[TokenLogprob], reason: StopReason) -> Value {
-        json!({
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": null},
-            "logprobs": logprobs_json(logprobs),
-            "finish_reason": finish_reason(reason),
-        })
+        frames.push(Frame { event: None, data: "[DONE]".to_owned() });
+        frames
     }
 
-    fn opening(&mut self, index: usize) -> Option<Value> {
-        Some(chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, Value::Null))
-    }
-
-    fn delta(&mut self, index: usize, text: &str, logprob: Option<&TokenLogprob>) -> Value {
-        chunk(index, json!({"content": text}), logprobs_json(logprob), Value::Null)
-    }
-
-    fn closing(&self, index: usize, reason: StopReason) -> Value {
-        chunk(index, json!({}), Value::Null, finish_reason(reason).into())
-    }
-}
-
-fn chunk(index: usize, delta: Value, logprobs: Value, finish_reason: Value) -> Value {
-    json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
-}
-
-/// Null where none were asked for.
-fn logprobs_json<'a>(tokens: impl IntoIterator<Item = &'a TokenLogprob>) -> Value {
-    let content: Vec<Value> = tokens
-        .into_iter()
-        .map(|token| {
-            let mut entry = entry(&token.token, token.logprob);
-            entry["top_logprobs"] = token.top.iter().map(|(token, logprob)| self::entry(token, *logprob)).collect();
-            entry
-        })
-        .collect();
-    if content.is_empty() { Value::Null } else { json!({"content": content, "refusal": null}) }
-}
-
-/// `bytes` is null for a token that is not whole characters.
-fn entry(token: &str, logprob: f32) -> Value {
-    let bytes = (!token.contains(char::REPLACEMENT_CHARACTER)).then_some(token.as_bytes());
-    json!({"token": token, "logprob": finite(logprob), "bytes": bytes})
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(value: Value) -> (String, String) {
-        let error = messages(value).expect_err("refused").body();
-        let text = |name: &str| error["error"][name].as_str().unwrap_or_default().to_owned();
-        (text("param"), text("code"))
-    }
-
-    #[test]
-    fn contents_become_one_string() {
-        let parsed = messages(json!([
-            {"role": "developer", "content": "be brief", "name": "ops"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null, "annotations": []},
-        ]))
-        .expect("valid");
-        assert_eq!(
-            Value::from(parsed),
-            json!([
-                {"role": "system", "content": "be brief", "name": "ops"},
-                {"role": "user", "content": "a\nb"},
-                {"role": "assistant", "content": "c"},
-            ])
-        );
-    }
-
-    #[test]
-    fn what_is_refused_is_named() {
-        let case = |value, param: &str, code: &str| assert_eq!(refusal(value), (param.to_owned(), code.to_owned()));
-        case(json!("hi"), "messages", "invalid_value");
-        case(json!([]), "messages", "invalid_value");
-        case(json!([1]), "messages[0]", "invalid_value");
-        case(json!([{"content": "x"}]), "messages[0].role", "missing_required_parameter");
-        case(json!([{"role": "user", "content": null}]), "messages[0].content", "missing_required_parameter");
-        case(json!([{"role": "king", "content": "x"}]), "messages[0].role", "invalid_value");
-        case(json!([{"role": "tool", "content": "x"}]), "messages[0].role", "unsupported_parameter");
-        case(json!([{"role": "user", "content": 1}]), "messages[0].content", "invalid_value");
-        case(
-            json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
-            "messages[0].content[0].type",
-            "unsupported_parameter",
-        );
-        case(
-            json!([{"role": "user", "content": [{"type": "text", "text": 5}]}]),
-            "messages[0].content[0].text",
-            "invalid_value",
-        );
-        case(
-            json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [{}]}]),
-            "messages[1].tool_calls",
-            "unsupported_parameter",
-        );
-        case(json!([{"role": "user", "content": "x", "mood": 1}]), "messages[0].mood", "unknown_parameter");
+    fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
+        vec![Frame::data(&error.body())]
     }
 }

@@ -1,18 +1,25 @@
 //! `POST /v1/completions`.
 
 use super::{
-    App, Parameters, Reply,
-    fields::{Fields, wrong_type},
-    reply::{answer, finish_reason, finite},
+    App,
+    fields::{Fields, is_empty, is_one, wrong_type},
+    openai::{Envelope, finish_reason, finite, usage_json},
+    parameters::{Parameters, REFUSED, Streaming, streaming},
 };
 use crate::{
+    answer::{Answers, Item, Reading, Usage, Whole},
     backend::Backend,
     caller::Caller,
     error::ApiError,
     service::MaxTokens,
-    worker::{StopReason, TokenLogprob},
+    stream::{Frame, Writer, events},
+    worker::TokenLogprob,
 };
-use axum::{extract::State, response::Response};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use edgelm_engine::EngineError;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -21,6 +28,44 @@ use std::sync::Arc;
 const DEFAULT_MAX_TOKENS: MaxTokens = MaxTokens::Default(16);
 const MAX_LOGPROBS: i64 = 5;
 
+/// A request, checked.
+pub(crate) struct Request {
+    model: String,
+    prompt: Prompt,
+    /// Begin the answer with the prompt.
+    echo: bool,
+    pub(crate) parameters: Parameters,
+    streaming: Option<Streaming>,
+}
+
+impl Request {
+    pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<Self, ApiError> {
+        let model = fields.required_string("model")?;
+        let prompt = Prompt::parse("prompt", fields.required("prompt")?)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        // Older clients write false where newer ones write nothing.
+        fields.false_is_absent("logprobs");
+        let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|count| usize::try_from(count).unwrap_or(0));
+        if echo && logprobs.is_some() {
+            let why = Some("with `echo`, which would need those of the prompt".to_owned());
+            return Err(ApiError::UnsupportedParameter { param: "logprobs".to_owned(), why });
+        }
+        let mut parameters = Parameters::openai(fields, backend.defaults(), backend.vocab_size(), DEFAULT_MAX_TOKENS)?;
+        parameters.options.logprobs = logprobs;
+        let streaming = streaming(fields)?;
+        fields.refuse(&[
+            ("best_of", is_one),
+            ("suffix", is_empty),
+            ("tools", is_empty),
+            ("tool_choice", |value| value == "none"),
+            ("parallel_tool_calls", super::fields::never),
+            ("top_logprobs", super::fields::never),
+        ])?;
+        fields.finish_but(REFUSED)?;
+        Ok(Self { model, prompt, echo, parameters, streaming })
+    }
+}
+
 /// Continues a prompt.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -28,36 +73,49 @@ pub(super) async fn create(
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let service = app.service()?;
-    let model = fields.required("model")?;
-    let model = model.as_str().ok_or_else(|| wrong_type("model", "a string", &model))?;
-    let target = service.target(model)?;
-    let prompt = Prompt::parse(fields.required("prompt")?)?;
-    let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|count| usize::try_from(count).unwrap_or(0));
-    let parameters = Parameters::parse(fields, service.backend.defaults(), DEFAULT_MAX_TOKENS, logprobs)?;
-    let run = service.start(caller, target, &parameters, "prompt", move |backend| prompt.tokens(backend)).await?;
-    answer(run, model, CompletionReply { offset: 0, top: logprobs.unwrap_or(0) }, parameters.streaming).await
+    let Request { model, prompt, echo, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
+    let target = service.target(&model)?;
+    let text = match echo {
+        true => prompt.text(&*service.backend).map_err(|error| ApiError::from_engine(&error, "prompt"))?,
+        false => String::new(),
+    };
+    let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
+    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
+    let top = parameters.options.logprobs.unwrap_or(0);
+    let envelope = Envelope::new("cmpl", "text_completion", &model);
+    Ok(match streaming {
+        Some(Streaming { include_usage }) => {
+            let stream = Stream { envelope, include_usage, echo: text, opened: None, offset: 0, top };
+            events(answers, stream)
+        }
+        None => {
+            let (choices, usage) = answers.whole().await?;
+            let choices = choices.iter().enumerate().map(|(index, whole)| whole_choice(index, &text, whole, top));
+            Json(envelope.wrap(choices.collect(), Some(usage_json(&usage)))).into_response()
+        }
+    })
 }
 
 /// What to continue.
-#[derive(Debug, PartialEq, Eq)]
-enum Prompt {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
 }
 
 impl Prompt {
     /// A string, an array of one string, tokens, or an array of one array of tokens.
-    fn parse(value: Value) -> Result<Self, ApiError> {
+    pub(super) fn parse(param: &str, value: Value) -> Result<Self, ApiError> {
         let forms = "a string, an array of one string, or an array of tokens";
         let mut items = match value {
             Value::String(text) => return Ok(Self::Text(text)),
             Value::Array(items) => items,
-            other => return Err(wrong_type("prompt", forms, &other)),
+            other => return Err(wrong_type(param, forms, &other)),
         };
         if let Some(Value::String(_) | Value::Array(_)) = items.first() {
             if items.len() > 1 {
                 let why = Some("one prompt per request".to_owned());
-                return Err(ApiError::UnsupportedParameter { param: "prompt".to_owned(), why });
+                return Err(ApiError::UnsupportedParameter { param: param.to_owned(), why });
             }
             match items.pop() {
                 Some(Value::String(text)) => return Ok(Self::Text(text)),
@@ -66,44 +124,83 @@ impl Prompt {
             }
         }
         let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let tokens = items.iter().map(|item| token(item).ok_or_else(|| wrong_type("prompt", forms, item)));
+        let tokens = items.iter().map(|item| token(item).ok_or_else(|| wrong_type(param, forms, item)));
         Ok(Self::Tokens(tokens.collect::<Result<_, _>>()?))
     }
 
-    fn tokens(self, backend: &dyn Backend) -> Result<Vec<u32>, EngineError> {
+    pub(super) fn tokens(&self, backend: &dyn Backend) -> Result<Vec<u32>, EngineError> {
         match self {
-            Self::Text(text) => backend.text_prompt(&text),
-            Self::Tokens(tokens) => Ok(tokens),
+            Self::Text(text) => backend.text_prompt(text),
+            Self::Tokens(tokens) => Ok(tokens.clone()),
+        }
+    }
+
+    /// The prompt as text.
+    fn text(&self, backend: &dyn Backend) -> Result<String, EngineError> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::Tokens(tokens) => backend.text(tokens),
         }
     }
 }
 
+fn whole_choice(index: usize, echo: &str, whole: &Whole, top: usize) -> Value {
+    let logprobs = logprobs_json(&whole.logprobs, &mut 0, top);
+    choice(index, &format!("{echo}{}", whole.text), logprobs, finish_reason(&whole.end.reason).into())
+}
+
 /// `text_offset` counts characters of the answer.
-struct CompletionReply {
+struct Stream {
+    envelope: Envelope,
+    include_usage: bool,
+    echo: String,
+    /// The choice whose first chunk was sent last.
+    opened: Option<usize>,
     offset: usize,
     top: usize,
 }
 
-impl Reply for CompletionReply {
-    const ID_PREFIX: &'static str = "cmpl";
-    const OBJECT: &'static str = "text_completion";
-    const CHUNK_OBJECT: &'static str = "text_completion";
+impl Stream {
+    fn chunk(&self, choice: Value) -> Frame {
+        Frame::data(&self.envelope.wrap(vec![choice], self.include_usage.then_some(Value::Null)))
+    }
+}
 
-    fn choice(&self, index: usize, text: &str, logprobs: &[TokenLogprob], reason: StopReason) -> Value {
-        choice(index, text, logprobs_json(logprobs, &mut 0, self.top), finish_reason(reason).into())
+impl Writer for Stream {
+    fn item(&mut self, index: usize, item: Item, _: &Usage) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        if self.opened != Some(index) {
+            self.opened = Some(index);
+            self.offset = 0;
+            if !self.echo.is_empty() {
+                frames.push(self.chunk(choice(index, &self.echo, Value::Null, Value::Null)));
+            }
+        }
+        match item {
+            Item::Text(text, tokens) => {
+                let logprobs = logprobs_json(&tokens, &mut self.offset, self.top);
+                frames.push(self.chunk(choice(index, &text, logprobs, Value::Null)));
+            }
+            // There are no functions here to call.
+            Item::Call(_) => {}
+            Item::End(end) => {
+                frames.push(self.chunk(choice(index, "", Value::Null, finish_reason(&end.reason).into())));
+            }
+        }
+        frames
     }
 
-    fn opening(&mut self, _: usize) -> Option<Value> {
-        self.offset = 0;
-        None
+    fn close(&mut self, usage: &Usage) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        if self.include_usage {
+            frames.push(Frame::data(&self.envelope.wrap(Vec::new(), Some(usage_json(usage)))));
+        }
+        frames.push(Frame { event: None, data: "[DONE]".to_owned() });
+        frames
     }
 
-    fn delta(&mut self, index: usize, text: &str, logprob: Option<&TokenLogprob>) -> Value {
-        choice(index, text, logprobs_json(logprob, &mut self.offset, self.top), Value::Null)
-    }
-
-    fn closing(&self, index: usize, reason: StopReason) -> Value {
-        choice(index, "", Value::Null, finish_reason(reason).into())
+    fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
+        vec![Frame::data(&error.body())]
     }
 }
 
@@ -112,11 +209,7 @@ fn choice(index: usize, text: &str, logprobs: Value, finish_reason: Value) -> Va
 }
 
 /// Null where none were asked for. `top_logprobs` also holds the token itself, as OpenAI's does.
-fn logprobs_json<'a>(
-    tokens: impl IntoIterator<Item = &'a TokenLogprob>,
-    offset: &mut usize,
-    top_wanted: usize,
-) -> Value {
+fn logprobs_json(tokens: &[TokenLogprob], offset: &mut usize, top_wanted: usize) -> Value {
     let (mut texts, mut values, mut top, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for token in tokens {
         texts.push(token.token.as_str());
@@ -143,13 +236,13 @@ mod tests {
 
     #[test]
     fn prompt_forms() {
-        let parse = |value| Prompt::parse(value).expect("valid");
+        let parse = |value| Prompt::parse("prompt", value).expect("valid");
         assert_eq!(parse(json!("a")), Prompt::Text("a".to_owned()));
         assert_eq!(parse(json!(["a"])), Prompt::Text("a".to_owned()));
         assert_eq!(parse(json!([1, 2])), Prompt::Tokens(vec![1, 2]));
         assert_eq!(parse(json!([[1, 2]])), Prompt::Tokens(vec![1, 2]));
         for bad in [json!(1), json!(["a", "b"]), json!([[1], [2]]), json!([1, "a"]), json!([-1]), json!([1.5])] {
-            assert!(Prompt::parse(bad).is_err());
+            assert!(Prompt::parse("prompt", bad).is_err());
         }
     }
 }

@@ -1,15 +1,26 @@
 //! The routes: one file per endpoint, and what the endpoints share.
 
+mod anthropic;
 mod chat;
+mod check;
 mod completions;
+mod conversation;
+mod embeddings;
 mod fields;
+mod format;
+mod functions;
+mod generate;
 mod models;
+mod ollama;
+mod openai;
+mod openapi;
 mod operations;
 mod parameters;
-mod reply;
+mod responses;
+mod tokens;
 
-pub(crate) use parameters::Parameters;
-pub(crate) use reply::{Envelope, Reply, Usage};
+pub use check::check_request;
+pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{
     ServerConfig, access,
@@ -19,12 +30,14 @@ use crate::{
 };
 use axum::{
     Router,
+    body::Body,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{Method, Uri},
+    http::{Method, Uri, header},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
 };
+use serde_json::Value;
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -66,24 +79,66 @@ impl App {
 
 /// All routes. Keys guard everything but `/` and `/health`.
 pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
+    let key = || middleware::from_fn_with_state(config.api_keys.clone(), access::require_key);
+    // These two write their errors in shapes of their own, also those of keys.
+    let ollama = Router::new()
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embeddings))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
+        .route_layer(key())
+        .route_layer(middleware::map_response(ollama_errors));
+    let anthropic = Router::new()
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route_layer(key())
+        .route_layer(middleware::map_response(anthropic_errors));
     let guarded = Router::new()
         .route("/v1/models", get(models::list))
         // A wildcard, because model ids may hold slashes.
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/generate", post(generate::create))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/openapi.json", get(openapi::document))
         .route("/metrics", get(operations::metrics))
-        .route_layer(middleware::from_fn_with_state(config.api_keys.clone(), access::require_key));
+        .route_layer(key());
     Router::new()
         .route("/", get(operations::page))
         .route("/health", get(operations::health))
         .merge(guarded)
+        .merge(ollama)
+        .merge(anthropic)
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes))
         .layer(middleware::from_fn(access::refuse_cross_origin))
         .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
         .with_state(Arc::clone(app))
+}
+
+async fn ollama_errors(response: Response) -> Response {
+    with_body(response, ApiError::ollama_body)
+}
+
+async fn anthropic_errors(response: Response) -> Response {
+    with_body(response, ApiError::anthropic_body)
+}
+
+/// The same answer with the error's body in another shape.
+fn with_body(response: Response, shape: fn(&ApiError) -> Value) -> Response {
+    let Some(body) = response.extensions().get::<ApiError>().map(shape) else { return response };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(body.to_string()))
 }
 
 async fn unknown_url(method: Method, uri: Uri) -> ApiError {

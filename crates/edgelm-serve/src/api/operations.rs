@@ -5,25 +5,30 @@ use crate::{error::ApiError, metrics};
 use axum::{
     Json,
     extract::State,
-    http::header,
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 use std::sync::Arc;
 
-/// `GET /`: says what this is.
-pub(super) async fn page() -> &'static str {
-    concat!(
-        "EdgeLM ",
-        env!("CARGO_PKG_VERSION"),
-        "\n\n",
-        "GET  /health               200 when the model is ready, 503 while it loads or hangs\n",
-        "GET  /metrics              Prometheus metrics\n",
-        "GET  /v1/models            the model served here\n",
-        "POST /v1/chat/completions  OpenAI chat API, with and without streaming\n",
-        "POST /v1/completions       OpenAI completions API, with and without streaming\n",
-    )
+/// `GET /`: what this is. Ollama's clients ask for a sentence; browsers, which accept HTML, get a list.
+pub(super) async fn page(headers: HeaderMap) -> &'static str {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/html") { PAGE } else { "Ollama is running" }
 }
+
+const PAGE: &str = concat!(
+    "EdgeLM ",
+    env!("CARGO_PKG_VERSION"),
+    "\n\n",
+    "GET  /health               200 when the model is ready, 503 while it loads or hangs\n",
+    "GET  /metrics              Prometheus metrics\n",
+    "GET  /v1/models            the model served here\n",
+    "POST /v1/chat/completions  OpenAI; also /v1/completions, /v1/responses, /v1/embeddings\n",
+    "POST /v1/messages          Anthropic; also /v1/messages/count_tokens\n",
+    "POST /api/chat             Ollama; also /api/generate, /api/embed, /api/tags, /api/show, /api/ps\n",
+    "POST /generate             a prompt in, a text out; also /tokenize, /detokenize\n",
+);
 
 /// `GET /health`: whether requests can be answered. 503 while the model loads, and while the engine hangs.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {

@@ -2,10 +2,13 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use edgelm_engine::{EngineError, FinishReason, GenerateOptions, KvMemory, LaneId, LoadedAdapter, Piece, Progress};
+use edgelm_engine::{
+    Constraint, EngineError, FinishReason, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Piece, Pooling,
+    Progress,
+};
 use edgelm_model::{GenerationConfig, Message, ModelError};
-use edgelm_serve::{Backend, KvLimit, Lanes, ServeError, ServerConfig, serve};
-use serde_json::Value;
+use edgelm_serve::{Backend, Description, KvLimit, Lanes, ServeError, ServerConfig, serve};
+use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -26,6 +29,7 @@ pub struct Fake {
     /// What a pass takes.
     pub token_time: Duration,
     pub defaults: GenerationConfig,
+    pub about: Description,
     pub adapters: Vec<(String, Arc<LoadedAdapter>)>,
     /// Tokens that fit in memory.
     pub room: usize,
@@ -49,6 +53,7 @@ impl Default for Fake {
             eos_after: 5,
             token_time: Duration::ZERO,
             defaults: GenerationConfig::default(),
+            about: Description::default(),
             adapters: Vec::new(),
             room: usize::MAX,
             generated: AtomicUsize::new(0),
@@ -93,7 +98,25 @@ impl Backend for Fake {
     fn defaults(&self) -> &GenerationConfig {
         &self.defaults
     }
-    fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    fn description(&self) -> &Description {
+        &self.about
+    }
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        Ok(ids(text))
+    }
+    fn text(&self, tokens: &[u32]) -> Result<String, EngineError> {
+        Ok(tokens.iter().map(|&token| self.token_text(token)).collect())
+    }
+    fn control_token(&self, _: &str) -> Option<u32> {
+        None
+    }
+    fn grammar(&self, _: &Constraint) -> Result<Grammar, EngineError> {
+        Err(EngineError::Constraint("the fake has no vocabulary".to_owned()))
+    }
+    fn embed(&self, tokens: &[u32], _: Pooling, _: Option<Arc<LoadedAdapter>>) -> Result<Vec<f32>, EngineError> {
+        Ok(vec![tokens.len() as f32, 0.0])
+    }
+    fn chat_prompt(&self, messages: &[Message], _: &Map<String, Value>) -> Result<Vec<u32>, EngineError> {
         let text: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
         if text == ["refuse"] {
             return Err(ModelError::Template("roles must alternate".to_owned()).into());

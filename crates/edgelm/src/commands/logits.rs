@@ -57,7 +57,7 @@ pub fn run(args: LogitsArgs, global: &Global) -> anyhow::Result<()> {
         refuse(&[("--lora", !args.lora.is_empty()), ("--kv", args.kv.is_some())])?;
         let mut model = args.engine.open(&args.model, args.arithmetic == Arithmetic::Exact, global)?;
         let (vocab_size, mut logits) = (model.vocab_size(), Vec::new());
-        model.sequence().forward(&tokens, Want::All, &mut logits)?;
+        model.sequence().forward(&tokens, tokens.len(), &mut logits)?;
         return print(&tokens, &logits, vocab_size, args.last, global);
     }
     let checkpoint = resolve::checkpoint(&args.model, global)?;

@@ -15,7 +15,9 @@ use crate::{
 };
 use anyhow::Context;
 use clap::Args;
-use edgelm_engine::{Arithmetic, EngineError, GenerateOptions, Generation, Model, Piece, Sampling};
+use edgelm_engine::{
+    Arithmetic, Constraint, EngineError, GenerateOptions, Generation, Grammar, Model, Piece, Sampling,
+};
 use edgelm_kernels::{Cpu, KvDtype};
 use edgelm_model::{GenerationConfig, Message};
 use serde_json::json;
@@ -109,6 +111,12 @@ pub struct GenerationArgs {
     /// Go on after the end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
+    /// The answer is JSON that validates against the schema in this file
+    #[arg(long, value_name = "F", conflicts_with_all = ["grammar", "ignore_eos"])]
+    json_schema: Option<PathBuf>,
+    /// The answer follows the grammar in this file (Lark-like, from its rule `start`)
+    #[arg(long, value_name = "F", conflicts_with = "ignore_eos")]
+    grammar: Option<PathBuf>,
     /// Context limit in tokens [default: the model's]
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
@@ -151,6 +159,7 @@ impl GenerationArgs {
             repeat_last_n: self.repeat_last_n,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            logit_bias: Vec::new(),
             seed: self.seed,
         };
         GenerateOptions {
@@ -164,7 +173,21 @@ impl GenerationArgs {
             keep_special: false,
             logprobs: None,
             adapter: None,
+            constraint: None,
         }
+    }
+
+    /// What the answer must be, compiled for the model.
+    fn constraint(&self, model: &Model) -> anyhow::Result<Option<Grammar>> {
+        let (path, constraint) = match (&self.json_schema, &self.grammar) {
+            (Some(path), _) => {
+                let schema = serde_json::from_str(&read_file(path)?);
+                (path, Constraint::JsonSchema(schema.with_context(|| format!("`{}`", path.display()))?))
+            }
+            (None, Some(path)) => (path, Constraint::Lark(read_file(path)?)),
+            (None, None) => return Ok(None),
+        };
+        model.grammar(&constraint).map(Some).with_context(|| format!("`{}`", path.display()))
     }
 }
 
@@ -194,7 +217,8 @@ fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> 
     let model = Model::load_with(checkpoint, cpu, args.arithmetic)?;
     let adapter = adapters::load(&args.lora, model.engine())?;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
-    let options = GenerateOptions { adapter, ..args.generation.options(model.generation_config()) };
+    let constraint = args.generation.constraint(&model)?;
+    let options = GenerateOptions { adapter, constraint, ..args.generation.options(model.generation_config()) };
     if let Some(ids) = &args.tokens {
         return once(&model, parse_ids(ids)?, &options, load_ms, global);
     }

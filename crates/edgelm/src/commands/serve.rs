@@ -1,4 +1,4 @@
-//! `edgelm serve`: HTTP server with the OpenAI API.
+//! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 mod budget;
 

@@ -15,6 +15,8 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> anyhow::Result<()> {
         ("--window", args.window.is_some()),
         ("--beams", args.generation.beams > 1),
         ("--kv", args.generation.kv.is_some()),
+        ("--json-schema", args.generation.json_schema.is_some()),
+        ("--grammar", args.generation.grammar.is_some()),
         ("chat without a PROMPT", is_chat(args)),
     ])?;
     let begin = Instant::now();

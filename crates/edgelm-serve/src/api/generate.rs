@@ -1,0 +1,99 @@
+//! `POST /generate`: the simplest form, a prompt in and a text out.
+
+use super::{
+    App,
+    completions::Prompt,
+    fields::Fields,
+    parameters::{Parameters, REFUSED},
+};
+use crate::{
+    answer::{Answers, Item, Reading, Usage},
+    backend::Backend,
+    caller::Caller,
+    error::ApiError,
+    service::MaxTokens,
+    stream::{Frame, Writer, events},
+};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A request, checked.
+pub(crate) struct Request {
+    model: Option<String>,
+    prompt: Prompt,
+    parameters: Parameters,
+    is_streaming: bool,
+}
+
+impl Request {
+    pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<Self, ApiError> {
+        let model = fields.string("model")?;
+        let prompt = Prompt::parse("prompt", fields.required("prompt")?)?;
+        let parameters = Parameters::openai(fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
+        if parameters.n != 1 {
+            let why = Some("one text per request".to_owned());
+            return Err(ApiError::UnsupportedParameter { param: "n".to_owned(), why });
+        }
+        let is_streaming = fields.boolean("stream")?.unwrap_or(false);
+        fields.refuse(&[("logprobs", super::fields::never)])?;
+        fields.finish_but(REFUSED)?;
+        Ok(Self { model, prompt, parameters, is_streaming })
+    }
+}
+
+/// Continues a prompt.
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let service = app.service()?;
+    let Request { model, prompt, parameters, is_streaming } = Request::parse(&mut fields, &*service.backend)?;
+    let target = service.target(model.as_deref().unwrap_or(service.backend.name()))?;
+    let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
+    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
+    if is_streaming {
+        return Ok(events(answers, Stream));
+    }
+    let (choices, usage) = answers.whole().await?;
+    let text: String = choices.iter().map(|choice| choice.text.as_str()).collect();
+    let reason = choices.first().map_or("stop", |choice| super::openai::finish_reason(&choice.end.reason));
+    Ok(Json(answer(&text, reason, &usage)).into_response())
+}
+
+fn answer(text: &str, finish_reason: &str, usage: &Usage) -> Value {
+    json!({
+        "text": text,
+        "finish_reason": finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+    })
+}
+
+/// `{"text": piece}` after `{"text": piece}`, the last with the reason and the counts.
+struct Stream;
+
+impl Writer for Stream {
+    fn item(&mut self, _: usize, item: Item, usage: &Usage) -> Vec<Frame> {
+        match item {
+            Item::Text(text, _) => vec![Frame::data(&json!({"text": text}))],
+            Item::Call(_) => Vec::new(),
+            Item::End(end) => {
+                vec![Frame::data(&answer("", super::openai::finish_reason(&end.reason), usage))]
+            }
+        }
+    }
+
+    fn close(&mut self, _: &Usage) -> Vec<Frame> {
+        vec![Frame { event: None, data: "[DONE]".to_owned() }]
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Vec<Frame> {
+        vec![Frame::data(&error.body())]
+    }
+}
