@@ -1,6 +1,6 @@
 //! Who asks, and since when.
 
-use crate::error::ApiError;
+use crate::{access::Identity, error::ApiError};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::request::Parts,
@@ -13,8 +13,8 @@ use std::{
 /// Between whom the engine is shared fairly: the owner of a key, or, on a server without keys, a peer's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Client {
-    /// Its place in the key file.
-    Key(usize),
+    /// The beginning of its hash.
+    Key(u64),
     Address(IpAddr),
     /// A connection without an address.
     Unknown,
@@ -31,9 +31,9 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let key = parts.extensions.get::<Client>().copied();
+        let known = parts.extensions.get::<Identity>().map(|identity| identity.client);
         let address = || parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let client = key.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
+        let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
         Ok(Self { client, received: Instant::now() })
     }
 }

@@ -49,6 +49,12 @@ pub enum ServeError {
         /// What is wrong; never quotes a key.
         what: String,
     },
+    /// The name of a new key cannot stand in a key file.
+    #[error("{0}")]
+    KeyName(String),
+    /// The system has no random numbers to make a key of.
+    #[error("the system gives no random numbers")]
+    Random,
     /// The engine thread could not be started.
     #[error("cannot start the engine thread")]
     Thread(#[source] io::Error),
@@ -95,6 +101,8 @@ pub(crate) enum ApiError {
     MethodNotAllowed { method: String, path: String },
     #[error("a valid API key is required: send `Authorization: Bearer <key>`")]
     InvalidApiKey,
+    #[error("this needs a key of scope `{wanted}`")]
+    Scope { wanted: &'static str },
     #[error("requests from web pages of another origin are refused")]
     CrossOrigin,
     #[error("the queue of {capacity} waiting requests is full")]
@@ -166,6 +174,7 @@ impl ApiError {
             Self::UnknownUrl { .. } => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, REQUEST, "invalid_api_key"),
+            Self::Scope { .. } => (StatusCode::FORBIDDEN, REQUEST, "insufficient_scope"),
             Self::CrossOrigin => (StatusCode::FORBIDDEN, REQUEST, "cross_origin"),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading"),

@@ -20,7 +20,7 @@ mod stream;
 mod tools;
 mod worker;
 
-pub use access::ApiKeys;
+pub use access::{ApiKeys, NewKey, Origin, Scope};
 pub use api::check_request;
 pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;

@@ -1,7 +1,7 @@
 //! The server's life: bind, load, answer, drain, end.
 
 use crate::{
-    ApiKeys, ServeError,
+    ApiKeys, Origin, ServeError,
     api::{self, App},
     backend::Backend,
     metrics::Metrics,
@@ -32,6 +32,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
+    /// Origins whose web pages may use the API.
+    pub cors_origins: Vec<Origin>,
     /// Generations that run at once, sharing every pass over the weights.
     pub parallel: usize,
     /// Requests that may wait behind the running ones.
@@ -56,6 +58,7 @@ impl Default for ServerConfig {
             host: "127.0.0.1".to_owned(),
             port: 8080,
             api_keys: ApiKeys::default(),
+            cors_origins: Vec::new(),
             parallel: 8,
             queue: 32,
             request_time: None,

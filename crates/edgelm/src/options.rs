@@ -7,6 +7,7 @@ use crate::commands::{
     eval::EvalArgs,
     export::ExportArgs,
     inspect::InspectArgs,
+    keys::KeysArgs,
     logits::LogitsArgs,
     merge::MergeArgs,
     prune::PruneArgs,
@@ -93,4 +94,6 @@ pub enum Command {
     Bench(BenchArgs),
     /// HTTP server with the APIs of OpenAI, Ollama and Anthropic
     Serve(ServeArgs),
+    /// Keys of a server's API
+    Keys(KeysArgs),
 }

@@ -737,8 +737,10 @@ fn the_reference_page_is_what_the_program_says() {
         "eval",
         "bench",
         "serve",
+        "keys new",
+        "keys show",
     ] {
-        add(&[command]);
+        add(&command.split(' ').collect::<Vec<_>>());
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference.md");
     if std::env::var_os("UPDATE_REFERENCE").is_some() {

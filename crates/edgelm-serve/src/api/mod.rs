@@ -23,7 +23,8 @@ pub use check::check_request;
 pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{
-    ServerConfig, access,
+    ServerConfig,
+    access::{self, Scope},
     error::ApiError,
     metrics::{Metrics, RequestLabels, seconds},
     service::Service,
@@ -79,7 +80,8 @@ impl App {
 
 /// All routes. Keys guard everything but `/` and `/health`.
 pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
-    let key = || middleware::from_fn_with_state(config.api_keys.clone(), access::require_key);
+    let of_scope = |scope| middleware::from_fn_with_state((config.api_keys.clone(), scope), access::require);
+    let key = || of_scope(Scope::Use);
     // These two write their errors in shapes of their own, also those of keys.
     let ollama = Router::new()
         .route("/api/chat", post(ollama::chat))
@@ -109,18 +111,21 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/openapi.json", get(openapi::document))
-        .route("/metrics", get(operations::metrics))
         .route_layer(key());
+    // What shows what all clients do.
+    let admin = Router::new().route("/metrics", get(operations::metrics)).route_layer(of_scope(Scope::Admin));
+    let origins: Arc<[_]> = config.cors_origins.clone().into();
     Router::new()
         .route("/", get(operations::page))
         .route("/health", get(operations::health))
         .merge(guarded)
+        .merge(admin)
         .merge(ollama)
         .merge(anthropic)
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes))
-        .layer(middleware::from_fn(access::refuse_cross_origin))
+        .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
         .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
         .with_state(Arc::clone(app))
 }

@@ -75,7 +75,7 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     /// Named by its one token.
-    fn job(name: u32, client: usize, priority: i64) -> Job {
+    fn job(name: u32, client: u64, priority: i64) -> Job {
         Job {
             prompt: vec![name],
             prompt_param: "prompt",

@@ -7,6 +7,7 @@ mod engine;
 pub mod eval;
 pub mod export;
 pub mod inspect;
+pub mod keys;
 pub mod logits;
 pub mod merge;
 pub mod prune;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compress(args) => compress::run(args, global)?,
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
+        Command::Keys(args) => keys::run(args, global)?,
         Command::Serve(args) => serve::run(args, global)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,104 @@
+//! The check in front of routes.
+
+use super::{ApiKeys, Scope};
+use crate::{caller::Client, error::ApiError};
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    http::{Extensions, HeaderMap, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use std::{net::SocketAddr, sync::Arc};
+
+/// Whose request it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) client: Client,
+    /// The name of the key or the fingerprint of the certificate, where there is one.
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) scope: Scope,
+}
+
+/// Lets requests through that come with a key of this scope, where keys are configured. Leaves word of whose it was.
+pub(crate) async fn require(
+    State((keys, scope)): State<(ApiKeys, Scope)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match identify(&keys, scope, request.headers(), request.extensions()) {
+        Ok(identity) => {
+            request.extensions_mut().insert(identity);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Who sends this, if that is enough.
+pub(crate) fn identify(
+    keys: &ApiKeys,
+    wanted: Scope,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Identity, ApiError> {
+    let identity = if keys.are_wanted() {
+        let key = bearer(headers).and_then(|key| keys.find(key)).ok_or(ApiError::InvalidApiKey)?;
+        Identity { client: Client::Key(key.id()), name: Some(key.name), scope: key.scope }
+    } else {
+        let address = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let client = address.map_or(Client::Unknown, Client::Address);
+        // Without keys the machine's own users are trusted with everything, and whoever else gets in with the model.
+        let is_own = address.is_some_and(|address| address.to_canonical().is_loopback());
+        Identity { client, name: None, scope: if is_own { Scope::Admin } else { Scope::Use } }
+    };
+    if identity.scope < wanted {
+        return Err(ApiError::Scope { wanted: wanted.name() });
+    }
+    Ok(identity)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    // How Anthropic's clients send it.
+    if let Some(key) = headers.get("x-api-key") {
+        return Some(key.as_bytes());
+    }
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = value.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn headers(pairs: &[(header::HeaderName, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn bearer_scheme_ignores_case() {
+        assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "bearer  k")])), Some(&b"k"[..]));
+        assert_eq!(bearer(&headers(&[(header::HeaderName::from_static("x-api-key"), "k")])), Some(&b"k"[..]));
+        assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "Basic k")])), None);
+        assert_eq!(bearer(&headers(&[(header::AUTHORIZATION, "Bear")])), None);
+    }
+
+    #[test]
+    fn who_is_on_the_machine_sees_everything_and_others_only_with_a_key() {
+        let from = |address: &str, keys: &ApiKeys, headers: &HeaderMap| {
+            let mut extensions = Extensions::new();
+            let address: SocketAddr = address.parse().expect("an address");
+            extensions.insert(ConnectInfo(address));
+            identify(keys, Scope::Admin, headers, &extensions).map(|identity| identity.scope)
+        };
+        let (none, nothing) = (ApiKeys::default(), HeaderMap::new());
+        for own in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(from(own, &none, &nothing).is_ok());
+        }
+        assert!(matches!(from("192.0.2.1:1", &none, &nothing), Err(ApiError::Scope { wanted: "admin" })));
+        let keys: ApiKeys = ["k"].into_iter().collect();
+        assert!(matches!(from("127.0.0.1:1", &keys, &nothing), Err(ApiError::InvalidApiKey)));
+        assert!(from("192.0.2.1:1", &keys, &headers(&[(header::AUTHORIZATION, "Bearer k")])).is_ok());
+    }
+}

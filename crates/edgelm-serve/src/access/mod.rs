@@ -1,0 +1,15 @@
+//! Who may ask, and for what: API keys, certificates, and no web pages of other origins.
+
+mod guard;
+mod key;
+mod keys;
+mod origin;
+mod scope;
+
+pub use key::NewKey;
+pub use keys::ApiKeys;
+pub use origin::Origin;
+pub use scope::Scope;
+
+pub(crate) use guard::{Identity, identify, require};
+pub(crate) use origin::refuse_cross_origin;

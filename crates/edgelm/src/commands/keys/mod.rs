@@ -1,0 +1,48 @@
+//! `edgelm keys`: one file for each kind of key.
+
+mod api;
+
+use crate::options::Global;
+use clap::{Args, Subcommand};
+
+#[derive(Args)]
+pub struct KeysArgs {
+    #[command(subcommand)]
+    command: KeysCommand,
+}
+
+#[derive(Subcommand)]
+enum KeysCommand {
+    /// Make a key
+    New(NewArgs),
+    /// List the keys of a file, without what is secret of them
+    Show(ShowArgs),
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("kind").required(true)))]
+struct NewArgs {
+    /// A key of a server's API, for `serve --api-key-file`
+    #[arg(long, group = "kind")]
+    api: bool,
+    #[command(flatten)]
+    of_api: api::NewArgs,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("kind").required(true)))]
+struct ShowArgs {
+    /// F is a key file of `serve --api-key-file`
+    #[arg(long, group = "kind", value_name = "F")]
+    api: Option<std::path::PathBuf>,
+}
+
+pub fn run(args: KeysArgs, global: &Global) -> anyhow::Result<()> {
+    match args.command {
+        KeysCommand::New(args) => api::new(args.of_api, global),
+        KeysCommand::Show(args) => match args.api {
+            Some(path) => api::show(&path, global),
+            None => Ok(()),
+        },
+    }
+}
