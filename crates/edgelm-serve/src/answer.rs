@@ -147,7 +147,9 @@ impl Answers {
             let (before, stop) = (held[..at].to_owned(), stop.clone());
             self.text(before, logprobs);
             // Only requests with one choice have such texts: what runs may be cancelled.
-            self.run = None;
+            if let Some(run) = self.run.take() {
+                run.is_enough();
+            }
             return self.end(Reason::StopText(stop), self.state.tokens);
         }
         let keep = self.reading.stops.iter().map(|stop| crate::tools::held_back(held, stop)).max().unwrap_or(0);

@@ -120,6 +120,8 @@ pub struct Description {
     pub format: String,
     /// Width of the states, and so of embeddings.
     pub hidden_size: usize,
+    /// Of the model's files: `sha256:` and 64 hexadecimal digits.
+    pub digest: Option<String>,
     /// Source of the chat template, if there is one.
     pub chat_template: Option<String>,
 }
@@ -161,6 +163,13 @@ impl ModelBackend {
         let kv_limit = options.kv_budget.zip(tokens).map(|(budget_bytes, tokens)| KvLimit { budget_bytes, tokens });
         let about = describe(&model)?;
         Ok(Self { model, name, adapters, options, about, kv_limit, anchor: (ids, text) })
+    }
+
+    /// With the digest of the model's files, for listings and records.
+    #[must_use]
+    pub fn with_digest(mut self, digest: String) -> Self {
+        self.about.digest = Some(digest);
+        self
     }
 }
 
@@ -234,6 +243,7 @@ fn describe(model: &Model) -> Result<Description, EngineError> {
         size_bytes: checkpoint.file_bytes(),
         format: main_format(checkpoint),
         hidden_size: checkpoint.config().hidden_size,
+        digest: None,
         chat_template: model.chat_template()?.map(|template| template.source().to_owned()),
     })
 }

@@ -1,12 +1,13 @@
 //! Who asks, and since when.
 
-use crate::{access::Identity, error::ApiError};
+use crate::{access::Identity, error::ApiError, telemetry::Journey};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::request::Parts,
 };
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Instant,
 };
 
@@ -20,11 +21,12 @@ pub(crate) enum Client {
     Unknown,
 }
 
-/// A request's sender and its time of arrival.
-#[derive(Debug, Clone, Copy)]
+/// A request's sender, its time of arrival, and where to note what becomes of it.
+#[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) received: Instant,
+    pub(crate) journey: Arc<Journey>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -34,6 +36,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
         let known = parts.extensions.get::<Identity>().map(|identity| identity.client);
         let address = || parts.extensions.get::<ConnectInfo<SocketAddr>>();
         let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
-        Ok(Self { client, received: Instant::now() })
+        // Every route has one; a router without is a fault of ours.
+        let journey = parts.extensions.get::<Arc<Journey>>().cloned().ok_or(ApiError::Internal)?;
+        Ok(Self { client, received: journey.received, journey })
     }
 }

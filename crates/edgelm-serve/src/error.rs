@@ -3,6 +3,7 @@
 //! A client always gets OpenAI's shape `{"error": {"message", "type", "param", "code"}}`; `code` is the stable,
 //! machine-readable kind and is never null. Messages about our own faults stay general: the details are logged.
 
+use crate::audit::AuditError;
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// The engine thread could not be started.
     #[error("cannot start the engine thread")]
     Thread(#[source] io::Error),
+    /// The audit log cannot be kept.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The model could not be loaded.
     #[error("the model cannot be loaded")]
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -111,6 +115,8 @@ pub(crate) enum ApiError {
     Loading,
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the audit log cannot be written, and this server answers nothing that it cannot record")]
+    AuditUnavailable,
     #[error("the request failed inside the server")]
     Internal,
 }
@@ -179,8 +185,14 @@ impl ApiError {
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading"),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down"),
+            Self::AuditUnavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "audit_unavailable"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
         }
+    }
+
+    /// The stable, machine-readable kind.
+    pub(crate) fn code(&self) -> &'static str {
+        self.parts().2
     }
 
     fn param(&self) -> Option<&str> {
@@ -232,7 +244,7 @@ impl IntoResponse for ApiError {
             Self::QueueFull { retry_after_s, .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
             }
-            Self::Loading => {
+            Self::Loading | Self::AuditUnavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
             }
             Self::InvalidApiKey => {

@@ -9,14 +9,17 @@ mod access;
 mod admission;
 mod answer;
 mod api;
+pub mod audit;
 mod backend;
 mod caller;
+mod encoding;
 mod error;
 mod metrics;
 mod server;
 mod service;
 mod signals;
 mod stream;
+mod telemetry;
 mod tools;
 mod worker;
 

@@ -63,6 +63,27 @@ pub(crate) struct Metrics {
     kv_used_bytes: Gauge,
     kv_kept_bytes: Gauge,
     kv_budget_bytes: Gauge,
+    pub(crate) audit: AuditMetrics,
+}
+
+/// Of the audit log.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AuditMetrics {
+    pub(crate) records: Counter,
+    pub(crate) failures: Counter,
+    pub(crate) lost: Counter,
+    pub(crate) failing: Gauge,
+    pub(crate) sequence: Gauge,
+}
+
+impl AuditMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("audit_records", "Records of requests and events in the audit log", self.records.clone());
+        registry.register("audit_failures", "Attempts to write the audit log that failed", self.failures.clone());
+        registry.register("audit_lost_records", "Records that could not be kept", self.lost.clone());
+        registry.register("audit_failing", "1 while the audit log cannot be written", self.failing.clone());
+        registry.register("audit_sequence", "Length of the audit log's chain", self.sequence.clone());
+    }
 }
 
 impl Metrics {
@@ -95,6 +116,7 @@ impl Metrics {
             kv_used_bytes: Gauge::default(),
             kv_kept_bytes: Gauge::default(),
             kv_budget_bytes: Gauge::default(),
+            audit: AuditMetrics::default(),
         };
         metrics.ready.set(1);
         metrics.registered()
@@ -175,6 +197,7 @@ impl Metrics {
         registry.register("late_requests", "Requests that did not end in the time they had", self.late.clone());
         registry.register("engine_panics", "Requests that crashed the engine", self.engine_panics.clone());
         registry.register("engine_stalls", "Passes that took longer than the limit", self.stalls.clone());
+        self.audit.register(registry);
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         self
     }

@@ -3,9 +3,11 @@
 use crate::{
     ApiKeys, Origin, ServeError,
     api::{self, App},
+    audit::{Audit, AuditConfig, Entry},
     backend::Backend,
     metrics::Metrics,
     service::{Limits, Service},
+    telemetry::Telemetry,
     worker::WorkerConfig,
 };
 use std::{
@@ -50,6 +52,8 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// Time that running and waiting requests get after a shutdown was asked for.
     pub drain: Duration,
+    /// The audit log, if one is kept.
+    pub audit: Option<AuditConfig>,
 }
 
 impl Default for ServerConfig {
@@ -67,6 +71,7 @@ impl Default for ServerConfig {
             body_limit_bytes: 8 << 20,
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),
+            audit: None,
         }
     }
 }
@@ -107,7 +112,10 @@ pub async fn serve_loading(
     let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
     let address = listener.local_addr().map_err(bind_error)?;
     let metrics = Arc::new(Metrics::new());
-    let app = Arc::new(App::new(&config, Arc::clone(&metrics)));
+    // Closed when this ends: behind all requests.
+    let audit = config.audit.clone().map(|config| Audit::start(config, metrics.audit.clone())).transpose()?;
+    let records = audit.as_ref().map(Audit::state);
+    let app = Arc::new(App::new(&config, Arc::clone(&metrics), Telemetry::new(records.clone())));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
@@ -135,6 +143,9 @@ pub async fn serve_loading(
         loaded = &mut loading => {
             let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
             let backend = loaded.map_err(ServeError::Load)?;
+            if let Some(records) = &records {
+                records.record(Entry::event("model_loaded", &*backend, None));
+            }
             let limits = Limits { time: config.request_time, tokens: config.request_tokens };
             let worker = WorkerConfig { parallel: config.parallel.max(1), pass_limit: config.pass_limit };
             app.start(Service::new(backend, config.queue, limits, worker, metrics)?);

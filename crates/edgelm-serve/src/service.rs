@@ -8,7 +8,8 @@ use crate::{
     caller::Caller,
     error::ApiError,
     metrics::Metrics,
-    worker::{Event, Job, Worker, WorkerConfig},
+    telemetry::Journey,
+    worker::{Event, Job, StopReason, Worker, WorkerConfig},
 };
 use edgelm_engine::{EngineError, GenerateOptions, LoadedAdapter};
 use std::{
@@ -46,6 +47,8 @@ pub(crate) struct Limits {
 #[must_use = "an adapter that is not used is an answer of the wrong model"]
 pub(crate) struct Target {
     pub(crate) adapter: Option<Arc<LoadedAdapter>>,
+    /// The adapter's name in requests.
+    pub(crate) adapter_id: Option<String>,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
@@ -54,13 +57,25 @@ pub(crate) struct Run {
     pub(crate) prompt_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
+    journey: Arc<Journey>,
     _slot: Slot,
 }
 
 impl Run {
     /// The next event; an engine that ends without a last word is an error.
     pub(crate) async fn next(&mut self) -> Event {
-        self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal))
+        let event = self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal));
+        match &event {
+            Event::Piece { text, .. } => self.journey.text(text),
+            Event::Finished { reason, .. } => self.journey.finished(*reason),
+            Event::Failed(error) => self.journey.failed(error),
+        }
+        event
+    }
+
+    /// What comes after this is not wanted: the answer is whole.
+    pub(crate) fn is_enough(&self) {
+        self.journey.finished(StopReason::Stop);
     }
 
     /// Prompt tokens that were not computed but kept from earlier requests. Known when the first event is.
@@ -102,11 +117,11 @@ impl Service {
     /// `model` must be ours, or one of its adapters.
     pub(crate) fn target(&self, model: &str) -> Result<Target, ApiError> {
         if model == self.backend.name() {
-            return Ok(Target { adapter: None });
+            return Ok(Target { adapter: None, adapter_id: None });
         }
         let adapters = self.backend.adapters();
-        if let Some((_, adapter)) = adapters.iter().find(|(id, _)| id == model) {
-            return Ok(Target { adapter: Some(Arc::clone(adapter)) });
+        if let Some((id, adapter)) = adapters.iter().find(|(id, _)| id == model) {
+            return Ok(Target { adapter: Some(Arc::clone(adapter)), adapter_id: Some(id.clone()) });
         }
         let ids: Vec<_> = [self.backend.name()].into_iter().chain(adapters.iter().map(|(id, _)| id.as_str())).collect();
         Err(ApiError::ModelNotFound { model: model.to_owned(), available: ids.join("`, `") })
@@ -122,7 +137,9 @@ impl Service {
         prompt_param: &'static str,
         prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
     ) -> Result<Run, ApiError> {
+        caller.journey.check()?;
         self.check_alive()?;
+        caller.journey.of_model(&*self.backend, target.adapter_id.as_deref());
         let slot = self.admission.admit(self.worker.retry_after_s())?;
         let backend = Arc::clone(&self.backend);
         let constraint = parameters.constraint.clone();
@@ -132,6 +149,7 @@ impl Service {
             Ok((prompt, grammar))
         };
         let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
+        caller.journey.of_prompt(&*self.backend, &prompt);
         self.check_prompt(&prompt, prompt_param)?;
         let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
         let seed = parameters.seed.unwrap_or_else(random);
@@ -152,11 +170,12 @@ impl Service {
             prompt_tokens: prompt.len(),
             choices: choices.len(),
             cached_tokens: Arc::clone(&cached_tokens),
+            journey: Arc::clone(&caller.journey),
             _slot: slot,
         };
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received } = caller;
+        let Caller { client, received, journey } = caller;
         self.worker.push(Job {
             prompt,
             prompt_param,
@@ -166,6 +185,7 @@ impl Service {
             priority: parameters.priority,
             deadline: time.and_then(|time| received.checked_add(time)),
             cached_tokens,
+            journey,
             events,
         });
         Ok(run)
@@ -183,9 +203,13 @@ impl Service {
     /// Runs the model beside the engine thread, one such work at a time. Takes a slot as generating does.
     pub(crate) async fn beside<T: Send + 'static>(
         &self,
+        caller: &Caller,
+        target: &Target,
         work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
+        caller.journey.check()?;
         self.check_alive()?;
+        caller.journey.of_model(&*self.backend, target.adapter_id.as_deref());
         let _slot = self.admission.admit(self.worker.retry_after_s())?;
         let _turn = self.beside.lock().await;
         self.prepare(work).await

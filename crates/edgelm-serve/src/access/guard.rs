@@ -1,7 +1,7 @@
 //! The check in front of routes.
 
 use super::{ApiKeys, Scope};
-use crate::{caller::Client, error::ApiError};
+use crate::{caller::Client, error::ApiError, telemetry::Journey};
 use axum::{
     extract::{ConnectInfo, Request, State},
     http::{Extensions, HeaderMap, header},
@@ -27,6 +27,9 @@ pub(crate) async fn require(
 ) -> Response {
     match identify(&keys, scope, request.headers(), request.extensions()) {
         Ok(identity) => {
+            if let (Some(name), Some(journey)) = (&identity.name, request.extensions().get::<Arc<Journey>>()) {
+                journey.of_client(name.to_string());
+            }
             request.extensions_mut().insert(identity);
             next.run(request).await
         }

@@ -7,6 +7,8 @@ use super::{
     parameters::labels,
 };
 use crate::{
+    caller::Caller,
+    encoding::base64,
     error::ApiError,
     service::{Service, Target},
 };
@@ -32,22 +34,28 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(self, service: &Service, target: Target) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(super) async fn run(
+        self,
+        service: &Service,
+        caller: &Caller,
+        target: Target,
+    ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
         let width = service.backend.description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
             let what = format!("{dimensions} values were asked for, the model has {width}");
             return Err(ApiError::invalid("dimensions", what));
         }
+        let (journey, adapter) = (Arc::clone(&caller.journey), target.adapter.clone());
         let embed = move |backend: &dyn crate::Backend| {
-            let (mut vectors, mut total) = (Vec::with_capacity(self.inputs.len()), 0);
+            let (mut vectors, mut all) = (Vec::with_capacity(self.inputs.len()), Vec::new());
             for input in &self.inputs {
                 let mut tokens = input.tokens(backend)?;
                 if self.truncate {
                     tokens.truncate(backend.context());
                 }
-                total += tokens.len();
-                let vector = backend.embed(&tokens, self.pooling, target.adapter.clone())?;
+                all.extend_from_slice(&tokens);
+                let vector = backend.embed(&tokens, self.pooling, adapter.clone())?;
                 vectors.push(match self.dimensions {
                     None => vector,
                     Some(kept) => {
@@ -56,9 +64,10 @@ impl Embed {
                     }
                 });
             }
-            Ok((vectors, total))
+            journey.of_prompt(backend, &all);
+            Ok((vectors, all.len()))
         };
-        service.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
+        service.beside(caller, &target, embed).await?.map_err(|error| ApiError::from_engine(&error, param))
     }
 }
 
@@ -115,11 +124,15 @@ impl Request {
 }
 
 /// Embeds texts.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let Request { model, embed, encoding } = Request::parse(&mut fields)?;
     let target = service.target(&model)?;
-    let (vectors, tokens) = embed.run(service, target).await?;
+    let (vectors, tokens) = embed.run(service, &caller, target).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()
@@ -133,22 +146,6 @@ pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> R
         .collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     Ok(Json(json!({"object": "list", "model": model, "data": data, "usage": usage})))
-}
-
-/// RFC 4648, with padding. Our own ten lines: nothing else here needs the encoding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |index: usize| u32::from(three.get(index).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            let is_padding = digit > three.len();
-            let index = usize::try_from(bits >> (18 - 6 * digit) & 63).unwrap_or(0);
-            text.push(if is_padding { '=' } else { char::from(DIGITS[index]) });
-        }
-    }
-    text
 }
 
 /// A list of texts alone, for APIs without tokens.
@@ -169,13 +166,6 @@ pub(super) fn texts(param: &'static str, value: Value) -> Result<Vec<Prompt>, Ap
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base64_of_the_specification() {
-        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
-    }
 
     #[test]
     fn input_forms() {

@@ -26,37 +26,40 @@ use crate::{
     ServerConfig,
     access::{self, Scope},
     error::ApiError,
-    metrics::{Metrics, RequestLabels, seconds},
+    metrics::Metrics,
     service::Service,
+    telemetry::{self, Telemetry},
 };
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    extract::DefaultBodyLimit,
     http::{Method, Uri, header},
-    middleware::{self, Next},
+    middleware,
     response::Response,
     routing::{get, post},
 };
 use serde_json::Value;
 use std::{
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// What every handler sees.
 pub(crate) struct App {
     service: OnceLock<Service>,
     metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
     body_limit_bytes: usize,
     body_timeout: Duration,
 }
 
 impl App {
-    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>, telemetry: Telemetry) -> Self {
         Self {
             service: OnceLock::new(),
             metrics,
+            telemetry: Arc::new(telemetry),
             body_limit_bytes: config.body_limit_bytes,
             body_timeout: config.body_timeout,
         }
@@ -82,6 +85,7 @@ impl App {
 pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
     let of_scope = |scope| middleware::from_fn_with_state((config.api_keys.clone(), scope), access::require);
     let key = || of_scope(Scope::Use);
+    let watched = (Arc::clone(&app.telemetry), Arc::clone(&app.metrics));
     // These two write their errors in shapes of their own, also those of keys.
     let ollama = Router::new()
         .route("/api/chat", post(ollama::chat))
@@ -126,7 +130,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes))
         .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
+        .layer(middleware::from_fn_with_state(watched, telemetry::observe))
         .with_state(Arc::clone(app))
 }
 
@@ -152,31 +156,4 @@ async fn unknown_url(method: Method, uri: Uri) -> ApiError {
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     ApiError::MethodNotAllowed { method: method.to_string(), path: uri.path().to_owned() }
-}
-
-/// Counts and logs every answer: when its headers are ready, so a stream counts as what it began with. Bodies are
-/// never logged.
-async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = known_method(request.method());
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await;
-    let status = response.status().as_u16();
-    tracing::info!(method, route, status, elapsed_s = seconds(started.elapsed()), "answered");
-    app.metrics.requests.get_or_create(&RequestLabels { method, route, status }).inc();
-    response
-}
-
-/// Clients may invent methods; labels must not grow with them.
-fn known_method(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        Method::PATCH => "PATCH",
-        _ => "other",
-    }
 }

@@ -14,6 +14,7 @@ use crate::{
     caller::Client,
     error::ApiError,
     metrics::{Metrics, seconds},
+    telemetry::Journey,
 };
 use edgelm_engine::GenerateOptions;
 use queue::Queue;
@@ -45,6 +46,8 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Instant>,
     /// Where to say how many prompt tokens did not have to be computed, before the first event.
     pub(crate) cached_tokens: Arc<AtomicUsize>,
+    /// Where to note how far it is.
+    pub(crate) journey: Arc<Journey>,
     /// Unbounded, so that a slow reader cannot hold up the engine; the context length bounds what it can pile up.
     pub(crate) events: UnboundedSender<Event>,
 }

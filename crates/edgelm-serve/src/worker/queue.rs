@@ -71,6 +71,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Journey;
     use std::time::Instant;
     use tokio::sync::mpsc::unbounded_channel;
 
@@ -85,6 +86,7 @@ mod tests {
             priority,
             deadline: None,
             cached_tokens: std::sync::Arc::default(),
+            journey: Journey::begin(std::sync::Arc::default(), None, "POST", "/".to_owned(), None),
             events: unbounded_channel().0,
         }
     }

@@ -266,6 +266,7 @@ impl<'a> Schedule<'a> {
     fn insert(&mut self, job: Job) -> usize {
         let waiting = || Choice { state: State::Waiting, held_back: VecDeque::new(), generated: 0, last_token: None };
         let metrics = &self.shared.metrics;
+        job.journey.started();
         metrics.queue_time.observe(seconds(job.received.elapsed()));
         metrics.prompt_tokens.inc_by(u64::try_from(job.prompt.len()).unwrap_or(u64::MAX));
         let choices = job.choices.iter().map(|_| waiting()).collect();
@@ -362,6 +363,7 @@ impl<'a> Schedule<'a> {
         if choice == 0 && active.first_token.is_none() && !(progress.pieces.is_empty() && progress.finished.is_none()) {
             let cached = self.lanes.cached_tokens(lane);
             active.job.cached_tokens.store(cached, Ordering::Relaxed);
+            active.job.journey.prompt_done(cached);
             metrics.prefix(active.job.prompt.len(), cached);
             active.first_token = Some(Instant::now());
         }
@@ -376,6 +378,7 @@ impl<'a> Schedule<'a> {
                     None => metrics.time_to_first_token.observe(seconds(now - active.job.received)),
                     Some(before) => metrics.inter_token.observe(seconds(now - before)),
                 }
+                active.job.journey.token();
                 metrics.generated_tokens.inc();
             }
             let logprob = token_logprob(self.backend, piece);
