@@ -29,3 +29,4 @@ pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;
 pub use server::{ServerConfig, serve, serve_loading};
 pub use signals::shutdown_signal;
+pub use telemetry::ACCESS_LINES;

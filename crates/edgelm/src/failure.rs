@@ -7,6 +7,7 @@ use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
 use edgelm_onnx::OnnxError;
 use edgelm_ort::OrtError;
+use edgelm_serve::audit::AuditError;
 use std::process::ExitCode;
 
 /// A combination of arguments that has no meaning (exit status 2).
@@ -113,6 +114,13 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     }
     if let Some(error) = cause.downcast_ref::<HubError>() {
         return error.hint();
+    }
+    match cause.downcast_ref() {
+        Some(AuditError::Broken { .. }) => {
+            return Some("keep the log's files as evidence (`edgelm audit verify` tells all), and begin a new log");
+        }
+        Some(AuditError::Key { .. }) => return Some("make one with `edgelm keys new --signing --out F`"),
+        _ => {}
     }
     if let Some(OnnxError::Context { .. }) = cause.downcast_ref() {
         return Some("--onnx-ctx says how many positions the graph is to have");

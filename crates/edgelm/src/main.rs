@@ -17,7 +17,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = options::Cli::parse();
-    output::start_logging(&cli.global);
+    // A server says how its lines look.
+    if !matches!(cli.command, options::Command::Serve(_)) {
+        output::start_logging(&cli.global, output::LogFormat::Text, None);
+    }
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => failure::report(&error),

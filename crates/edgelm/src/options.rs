@@ -1,6 +1,7 @@
 //! The command line, as CONTRACT.md and `--help` have it. What a command does is in `commands/`.
 
 use crate::commands::{
+    audit::AuditArgs,
     bench::BenchArgs,
     compress::CompressArgs,
     demo::DemoArgs,
@@ -94,6 +95,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// HTTP server with the APIs of OpenAI, Ollama and Anthropic
     Serve(ServeArgs),
-    /// Keys of a server's API
+    /// Keys of a server's API, and keys that sign
     Keys(KeysArgs),
+    /// Audit logs of servers
+    Audit(AuditArgs),
 }

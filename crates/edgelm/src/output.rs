@@ -3,22 +3,47 @@
 use crate::options::Global;
 use std::io::{IsTerminal, Write};
 
-/// Logs go to stderr; `RUST_LOG` wins over `-v` and `-q`.
-pub fn start_logging(global: &Global) {
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// One JSON object per line, with the time.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is neither text nor json")),
+        }
+    }
+}
+
+/// Logs go to stderr; `RUST_LOG` wins over `-v` and `-q`. `also`: a further filter where nothing else was asked for.
+pub fn start_logging(global: &Global, format: LogFormat, also: Option<&str>) {
     let default = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, _) => "debug",
+        (true, _) => "error".to_owned(),
+        (false, 0) => also.map_or_else(|| "warn".to_owned(), |also| format!("warn,{also}")),
+        (false, 1) => "info".to_owned(),
+        (false, _) => "debug".to_owned(),
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let is_colored = !plain && std::io::stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let logs = logs.with_ansi(is_colored).without_time().with_target(false);
     // Fails only if a logger is already there.
-    let _ = logs.try_init();
+    let _ = match format {
+        LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+        LogFormat::Text => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let is_colored = !plain && std::io::stderr().is_terminal();
+            logs.with_ansi(is_colored).without_time().with_target(false).try_init()
+        }
+    };
 }
 
 /// Writes one JSON document.

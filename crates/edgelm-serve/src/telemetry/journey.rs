@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// Routes that say something about the server and do no work for anybody: they have no audit record.
@@ -30,7 +30,6 @@ pub(crate) struct Journey {
     pub(crate) route: String,
     address: Option<IpAddr>,
     pub(crate) received: Instant,
-    pub(crate) arrived: SystemTime,
     steps: Mutex<Steps>,
 }
 
@@ -81,7 +80,6 @@ impl Journey {
             route,
             address,
             received: Instant::now(),
-            arrived: SystemTime::now(),
             steps: Mutex::default(),
         })
     }
@@ -243,5 +241,6 @@ impl Journey {
     }
 }
 
-/// Target of access lines, for filters.
-pub(crate) const ACCESS: &str = "edgelm_serve::access";
+const ACCESS: &str = "edgelm_serve::access";
+/// A filter of logs that lets access lines through.
+pub const ACCESS_LINES: &str = "edgelm_serve::access=info";

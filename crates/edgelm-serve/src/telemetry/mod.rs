@@ -4,6 +4,7 @@
 mod journey;
 mod watch;
 
+pub use journey::ACCESS_LINES;
 pub(crate) use journey::Journey;
 pub(crate) use watch::observe;
 

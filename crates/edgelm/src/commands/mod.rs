@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+pub mod audit;
 pub mod bench;
 pub mod compress;
 pub mod demo;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = &cli.global;
     match cli.command {
+        Command::Audit(args) => return audit::run(args, global),
         Command::Demo(args) => demo::run(args, global)?,
         Command::Inspect(args) => inspect::run(args, global)?,
         Command::Pull(args) => pull::run(args, global)?,

@@ -1,6 +1,7 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 mod budget;
+mod observe;
 
 use crate::{adapters, commands::run::parse_kv, machine, options::Global, output, resolve};
 use anyhow::Context;
@@ -55,6 +56,8 @@ pub struct ServeArgs {
     /// Seconds after which a pass over the weights is taken to hang
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
+    #[command(flatten)]
+    observe: observe::ObserveArgs,
 }
 
 fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
@@ -73,6 +76,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
+    args.observe.start_logging(global);
     let api_keys = match &args.api_key_file {
         Some(path) => ApiKeys::from_file(path)?,
         None => ApiKeys::default(),
@@ -87,6 +91,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         request_time: args.request_timeout,
         request_tokens: args.max_tokens,
         pass_limit: args.pass_limit,
+        audit: args.observe.audit(global)?,
         ..Default::default()
     };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.

@@ -1,0 +1,66 @@
+//! What a server says about itself: logs and the audit log.
+
+use super::parse_seconds;
+use crate::{
+    options::Global,
+    output::{self, LogFormat},
+};
+use clap::Args;
+use edgelm_compress::parse_size;
+use edgelm_serve::audit::{AuditConfig, Fsync, LogConfig, OnFailure, SigningKey};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+#[derive(Args)]
+pub struct ObserveArgs {
+    /// Log lines on stderr as text, or as one JSON object each with the time
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    log_format: LogFormat,
+    /// Keep an audit log: one hash-chained record per request, in F and F.000000 … when it is full
+    #[arg(long, value_name = "F")]
+    audit_log: Option<PathBuf>,
+    /// Sign the audit log's checkpoints with this key (`keys new --signing`)
+    #[arg(long, value_name = "F", requires = "audit_log")]
+    audit_key: Option<PathBuf>,
+    /// Record prompts and answers too
+    #[arg(long, requires = "audit_log")]
+    audit_content: bool,
+    /// While the audit log cannot be written, refuse requests, or answer them and count what was lost
+    #[arg(long, value_name = "refuse|continue", default_value = "refuse", requires = "audit_log")]
+    audit_on_failure: OnFailure,
+    /// Force the audit log to the disk with every record, with checkpoints, or never
+    #[arg(long, value_name = "record|checkpoint|never", default_value = "checkpoint", requires = "audit_log")]
+    audit_fsync: Fsync,
+    /// Begin a new audit file at this size
+    #[arg(long, value_name = "S", default_value = "64MiB", value_parser = parse_size, requires = "audit_log")]
+    audit_rotate: u64,
+    /// Records between checkpoints of the audit log
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    audit_checkpoint_records: u64,
+    /// Seconds after which records get a checkpoint
+    #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
+    audit_checkpoint_interval: Duration,
+}
+
+impl ObserveArgs {
+    /// Logs, with a line per request.
+    pub(super) fn start_logging(&self, global: &Global) {
+        output::start_logging(global, self.log_format, Some(edgelm_serve::ACCESS_LINES));
+    }
+
+    /// The audit log that is asked for.
+    pub(super) fn audit(&self, global: &Global) -> anyhow::Result<Option<AuditConfig>> {
+        let Some(path) = &self.audit_log else { return Ok(None) };
+        let key = self.audit_key.as_ref().map(|path| SigningKey::read(path).map(Arc::new)).transpose()?;
+        if key.is_none() {
+            global.note("without --audit-key, whoever can write the audit log can also compute it anew");
+        }
+        let log = LogConfig { path: path.clone(), key, rotate_bytes: self.audit_rotate, fsync: self.audit_fsync };
+        Ok(Some(AuditConfig {
+            log,
+            checkpoint_records: self.audit_checkpoint_records,
+            checkpoint_interval: self.audit_checkpoint_interval,
+            on_failure: self.audit_on_failure,
+            with_content: self.audit_content,
+        }))
+    }
+}
