@@ -59,6 +59,14 @@ pub enum ServeError {
     /// The engine thread could not be started.
     #[error("cannot start the engine thread")]
     Thread(#[source] io::Error),
+    /// Traces cannot be sent there.
+    #[error("traces cannot be sent to `{endpoint}`: {what}")]
+    Traces {
+        /// As configured.
+        endpoint: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The audit log cannot be kept.
     #[error(transparent)]
     Audit(#[from] AuditError),

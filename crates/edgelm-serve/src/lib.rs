@@ -12,6 +12,7 @@ mod api;
 pub mod audit;
 mod backend;
 mod caller;
+mod dashboard;
 mod encoding;
 mod error;
 mod metrics;

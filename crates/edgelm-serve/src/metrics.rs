@@ -3,7 +3,7 @@
 //! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
 //! is our own.
 
-use crate::worker::StopReason;
+use crate::{telemetry::Machine, worker::StopReason};
 use edgelm_engine::KvMemory;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -16,7 +16,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use std::{fmt, sync::atomic::AtomicU64, time::Duration};
+use std::{fmt, path::Path, sync::atomic::AtomicU64, time::Duration};
 
 /// Content type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -198,6 +198,7 @@ impl Metrics {
         registry.register("engine_panics", "Requests that crashed the engine", self.engine_panics.clone());
         registry.register("engine_stalls", "Passes that took longer than the limit", self.stalls.clone());
         self.audit.register(registry);
+        registry.register_collector(Box::new(Machine::new(Path::new("/"), self.generated_tokens.clone())));
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         self
     }

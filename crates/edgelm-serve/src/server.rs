@@ -3,11 +3,11 @@
 use crate::{
     ApiKeys, Origin, ServeError,
     api::{self, App},
-    audit::{Audit, AuditConfig, Entry},
+    audit::{Audit, AuditConfig},
     backend::Backend,
     metrics::Metrics,
     service::{Limits, Service},
-    telemetry::Telemetry,
+    telemetry::{Telemetry, Traces},
     worker::WorkerConfig,
 };
 use std::{
@@ -54,6 +54,8 @@ pub struct ServerConfig {
     pub drain: Duration,
     /// The audit log, if one is kept.
     pub audit: Option<AuditConfig>,
+    /// Collector that traces are sent to, by OTLP over gRPC: `http://host:4317`.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -72,6 +74,7 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),
             audit: None,
+            otlp_endpoint: None,
         }
     }
 }
@@ -108,14 +111,31 @@ pub async fn serve_loading(
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let bind_error = |source| ServeError::Bind { address: config.address(), source };
-    let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
-    let address = listener.local_addr().map_err(bind_error)?;
     let metrics = Arc::new(Metrics::new());
     // Closed when this ends: behind all requests.
     let audit = config.audit.clone().map(|config| Audit::start(config, metrics.audit.clone())).transpose()?;
     let records = audit.as_ref().map(Audit::state);
-    let app = Arc::new(App::new(&config, Arc::clone(&metrics), Telemetry::new(records.clone())));
+    let traces = config.otlp_endpoint.as_deref().map(Traces::start).transpose()?;
+    let telemetry = Arc::new(Telemetry::new(records, traces));
+    let ended = live(config, load, shutdown, on_ready, metrics, Arc::clone(&telemetry)).await;
+    // An error means that the runtime ends too.
+    let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
+    ended
+}
+
+/// From binding to the end.
+async fn live(
+    config: ServerConfig,
+    load: impl FnOnce() -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
+    on_ready: impl FnOnce(SocketAddr),
+    metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
+) -> Result<(), ServeError> {
+    let bind_error = |source| ServeError::Bind { address: config.address(), source };
+    let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
+    let address = listener.local_addr().map_err(bind_error)?;
+    let app = Arc::new(App::new(&config, Arc::clone(&metrics), Arc::clone(&telemetry)));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
@@ -143,9 +163,7 @@ pub async fn serve_loading(
         loaded = &mut loading => {
             let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
             let backend = loaded.map_err(ServeError::Load)?;
-            if let Some(records) = &records {
-                records.record(Entry::event("model_loaded", &*backend, None));
-            }
+            telemetry.event("model_loaded", &*backend, None);
             let limits = Limits { time: config.request_time, tokens: config.request_tokens };
             let worker = WorkerConfig { parallel: config.parallel.max(1), pass_limit: config.pass_limit };
             app.start(Service::new(backend, config.queue, limits, worker, metrics)?);

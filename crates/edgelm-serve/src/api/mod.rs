@@ -55,11 +55,11 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>, telemetry: Arc<Telemetry>) -> Self {
         Self {
             service: OnceLock::new(),
             metrics,
-            telemetry: Arc::new(telemetry),
+            telemetry,
             body_limit_bytes: config.body_limit_bytes,
             body_timeout: config.body_timeout,
         }

@@ -10,15 +10,18 @@ use crate::{
     service::random,
     worker::StopReason,
 };
+use opentelemetry::trace::SpanContext;
 use sha2::{Digest, Sha256};
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Routes that say something about the server and do no work for anybody: they have no audit record.
-const ABOUT: [&str; 3] = ["/", "/health", "/metrics"];
+const ABOUT: [&str; 4] = ["/", "/health", "/metrics", "/openapi.json"];
+/// And these, with all below.
+const DASHBOARD: &str = "/dashboard";
 
 /// A request. Filled in by whoever learns something about it.
 pub(crate) struct Journey {
@@ -30,6 +33,9 @@ pub(crate) struct Journey {
     pub(crate) route: String,
     address: Option<IpAddr>,
     pub(crate) received: Instant,
+    pub(crate) arrived: SystemTime,
+    /// The client's span.
+    pub(crate) parent: Option<SpanContext>,
     steps: Mutex<Steps>,
 }
 
@@ -72,16 +78,23 @@ impl Journey {
         method: &'static str,
         route: String,
         address: Option<IpAddr>,
+        parent: Option<SpanContext>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let journey = Arc::new(Self {
             telemetry,
             id: id.unwrap_or_else(|| format!("req-{:016x}", random())),
             method,
             route,
             address,
             received: Instant::now(),
+            arrived: SystemTime::now(),
+            parent,
             steps: Mutex::default(),
-        })
+        });
+        if journey.is_work() {
+            journey.telemetry.live.begun(&journey);
+        }
+        journey
     }
 
     pub(crate) fn steps(&self) -> MutexGuard<'_, Steps> {
@@ -95,7 +108,7 @@ impl Journey {
 
     /// Whether the request asks for work, not about the server.
     pub(crate) fn is_work(&self) -> bool {
-        !ABOUT.contains(&self.route.as_str())
+        !ABOUT.contains(&self.route.as_str()) && !self.route.starts_with(DASHBOARD)
     }
 
     /// Who asks, where that is more than an address.
@@ -183,7 +196,7 @@ impl Journey {
         self.telemetry.ended(self, &Ended { status, result, took: self.received.elapsed(), steps });
     }
 
-    fn client(&self, steps: &Steps) -> String {
+    pub(super) fn client(&self, steps: &Steps) -> String {
         let address = || self.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         steps.client.clone().unwrap_or_else(address)
     }
@@ -202,6 +215,7 @@ impl Journey {
                     route = self.route,
                     status = ended.status,
                     result = ended.result,
+                    trace_id = self.parent.as_ref().map(|parent| parent.trace_id().to_string()),
                     model = steps.model,
                     prompt_tokens = steps.prompt_tokens,
                     cached_tokens = steps.cached_tokens,

@@ -1,15 +1,22 @@
-//! What the server says about its requests: access lines, audit records, the live view. All of it comes from one [`Journey`]
+//! What the server says about its requests: access lines, audit records, traces, the live view. All of it comes from one [`Journey`]
 //! per request, so that it agrees.
 
 mod journey;
+mod live;
+mod machine;
+mod traces;
 mod watch;
 
 pub use journey::ACCESS_LINES;
 pub(crate) use journey::Journey;
+pub(crate) use live::{Live, Summary};
+pub(crate) use machine::Machine;
+pub(crate) use traces::Traces;
 pub(crate) use watch::observe;
 
 use crate::{
     audit::{AuditState, Entry},
+    backend::Backend,
     error::ApiError,
 };
 use journey::Ended;
@@ -19,16 +26,37 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(crate) struct Telemetry {
     audit: Option<Arc<AuditState>>,
+    traces: Option<Traces>,
+    pub(crate) live: Live,
 }
 
 impl Telemetry {
-    pub(crate) fn new(audit: Option<Arc<AuditState>>) -> Self {
-        Self { audit }
+    pub(crate) fn new(audit: Option<Arc<AuditState>>, traces: Option<Traces>) -> Self {
+        Self { audit, traces, live: Live::default() }
     }
 
     /// An error while requests cannot be recorded but have to be.
     pub(crate) fn check(&self) -> Result<(), ApiError> {
         self.audit.as_ref().map_or(Ok(()), |audit| audit.check())
+    }
+
+    /// Something happened to a model: for the audit log.
+    pub(crate) fn event(&self, event: &'static str, backend: &dyn Backend, detail: Option<String>) {
+        if let Some(audit) = &self.audit {
+            audit.record(Entry::event(event, backend, detail));
+        }
+    }
+
+    /// Sends what is left. Blocks for a few seconds at most.
+    pub(crate) fn stop(&self) {
+        if let Some(traces) = &self.traces {
+            traces.stop();
+        }
+    }
+
+    /// The audit log, if one is kept.
+    pub(crate) fn audit(&self) -> Option<&AuditState> {
+        self.audit.as_deref()
     }
 
     /// Whether prompts and answers are kept until the request's end.
@@ -39,6 +67,10 @@ impl Telemetry {
     /// A request is over.
     fn ended(&self, journey: &Journey, ended: &Ended) {
         journey.log(ended);
+        self.live.ended(journey, ended);
+        if let Some(traces) = self.traces.as_ref().filter(|_| journey.is_work()) {
+            traces.ended(journey, ended);
+        }
         if let Some(audit) = self.audit.as_ref().filter(|_| journey.is_work()) {
             audit.record(Entry::Request(Box::new(journey.record(ended))));
         }

@@ -1,6 +1,6 @@
 //! Follows every request: from its headers to the last byte of its answer, however that comes about.
 
-use super::{Journey, Telemetry};
+use super::{Journey, Telemetry, traces};
 use crate::{
     error::ApiError,
     metrics::{Metrics, RequestLabels},
@@ -35,7 +35,9 @@ pub(crate) async fn observe(
     let method = known_method(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let journey = Journey::begin(telemetry, request_id(request.headers()), method, route.clone(), address);
+    let parent = request.headers().get("traceparent").and_then(|value| traces::parent(value.to_str().ok()?));
+    let id = request_id(request.headers());
+    let journey = Journey::begin(telemetry, id, method, route.clone(), address, parent);
     request.extensions_mut().insert(Arc::clone(&journey));
     let id = HeaderValue::from_str(&journey.id);
     // From here on: also where the client goes away before there is an answer.

@@ -86,7 +86,7 @@ mod tests {
             priority,
             deadline: None,
             cached_tokens: std::sync::Arc::default(),
-            journey: Journey::begin(std::sync::Arc::default(), None, "POST", "/".to_owned(), None),
+            journey: Journey::begin(std::sync::Arc::default(), None, "POST", "/".to_owned(), None, None),
             events: unbounded_channel().0,
         }
     }
