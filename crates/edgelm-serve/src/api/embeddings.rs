@@ -6,10 +6,7 @@ use super::{
     fields::{Fields, items, wrong_type},
     parameters::labels,
 };
-use crate::{
-    error::ApiError,
-    service::{Service, Target},
-};
+use crate::{caller::Caller, error::ApiError, models::Lease};
 use axum::{Json, extract::State};
 use edgelm_engine::{Pooling, unit_length};
 use serde_json::{Value, json};
@@ -32,13 +29,14 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(self, service: &Service, target: Target) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(super) async fn run(self, lease: &Lease) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
-        let width = service.backend.description().hidden_size;
+        let width = lease.backend().description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
             let what = format!("{dimensions} values were asked for, the model has {width}");
             return Err(ApiError::invalid("dimensions", what));
         }
+        let adapter = lease.adapter.clone();
         let embed = move |backend: &dyn crate::Backend| {
             let (mut vectors, mut total) = (Vec::with_capacity(self.inputs.len()), 0);
             for input in &self.inputs {
@@ -47,7 +45,7 @@ impl Embed {
                     tokens.truncate(backend.context());
                 }
                 total += tokens.len();
-                let vector = backend.embed(&tokens, self.pooling, target.adapter.clone())?;
+                let vector = backend.embed(&tokens, self.pooling, adapter.clone())?;
                 vectors.push(match self.dimensions {
                     None => vector,
                     Some(kept) => {
@@ -58,7 +56,7 @@ impl Embed {
             }
             Ok((vectors, total))
         };
-        service.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
+        lease.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
     }
 }
 
@@ -115,11 +113,15 @@ impl Request {
 }
 
 /// Embeds texts.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let lease = app.lease(&fields, &caller).await?;
     let Request { model, embed, encoding } = Request::parse(&mut fields)?;
-    let target = service.target(&model)?;
-    let (vectors, tokens) = embed.run(service, target).await?;
+    let model = lease.answers_for(model);
+    let (vectors, tokens) = embed.run(&lease).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

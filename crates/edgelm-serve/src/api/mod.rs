@@ -25,9 +25,11 @@ pub(crate) use parameters::{Parameters, Wanted};
 use crate::{
     ServerConfig,
     access::{self, Scope},
+    caller::Caller,
     error::ApiError,
     metrics::{Metrics, RequestLabels, seconds},
-    service::Service,
+    models::{Lease, Models},
+    notes,
 };
 use axum::{
     Router,
@@ -38,43 +40,37 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use fields::Fields;
 use serde_json::Value;
 use std::{
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 /// What every handler sees.
 pub(crate) struct App {
-    service: OnceLock<Service>,
+    models: Arc<Models>,
     metrics: Arc<Metrics>,
     body_limit_bytes: usize,
     body_timeout: Duration,
 }
 
 impl App {
-    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>) -> Self {
-        Self {
-            service: OnceLock::new(),
-            metrics,
-            body_limit_bytes: config.body_limit_bytes,
-            body_timeout: config.body_timeout,
-        }
+    pub(crate) fn new(config: &ServerConfig, models: Arc<Models>, metrics: Arc<Metrics>) -> Self {
+        Self { models, metrics, body_limit_bytes: config.body_limit_bytes, body_timeout: config.body_timeout }
     }
 
-    /// The model is there. Only the first call counts.
-    pub(crate) fn start(&self, service: Service) {
-        self.service.get_or_init(|| service);
+    /// The model that a request names in `model` (without one, the main model), loaded if need be, until the request's
+    /// `timeout`. Both fields stay, to be checked with the others.
+    pub(crate) async fn lease(&self, fields: &Fields, caller: &Caller) -> Result<Lease, ApiError> {
+        let id = fields.peek("model");
+        self.lease_by(id.as_str(), fields, caller).await
     }
 
-    pub(crate) fn stop(&self) {
-        if let Some(service) = self.service.get() {
-            service.stop();
-        }
-    }
-
-    fn service(&self) -> Result<&Service, ApiError> {
-        self.service.get().ok_or(ApiError::Loading)
+    /// The same where the model's id is another than the field says.
+    async fn lease_by(&self, id: Option<&str>, fields: &Fields, caller: &Caller) -> Result<Lease, ApiError> {
+        let time = fields.peek("timeout").as_f64().and_then(|time| Duration::try_from_secs_f64(time).ok());
+        self.models.lease(id, time.and_then(|time| caller.received.checked_add(time))).await
     }
 }
 
@@ -125,6 +121,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes))
+        .layer(middleware::from_fn(notes::collect))
         .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
         .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
         .with_state(Arc::clone(app))

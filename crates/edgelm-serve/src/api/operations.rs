@@ -30,10 +30,26 @@ const PAGE: &str = concat!(
     "POST /generate             a prompt in, a text out; also /tokenize, /detokenize\n",
 );
 
-/// `GET /health`: whether requests can be answered. 503 while the model loads, and while the engine hangs.
+/// `GET /health`: whether requests can be answered. 503 while the main model loads, and while an engine hangs; `degraded`
+/// where a model could not be loaded, or only from a lesser artifact.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    app.service()?.check_alive()?;
-    Ok(Json(json!({"status": "ok"})).into_response())
+    let mut models = Vec::new();
+    let mut is_degraded = false;
+    for entry in app.models.entries()? {
+        let status = entry.status();
+        status.alive?;
+        let is_lesser = status.is_loaded && status.artifact > 0;
+        is_degraded |= is_lesser || status.load_error.is_some();
+        let mut model = json!({"id": entry.id, "state": status.phase, "artifact": status.artifact_name});
+        if is_lesser {
+            model["fallback"] = true.into();
+        }
+        if let Some(error) = status.load_error {
+            model["error"] = error.into();
+        }
+        models.push(model);
+    }
+    Ok(Json(json!({"status": if is_degraded { "degraded" } else { "ok" }, "models": models})).into_response())
 }
 
 /// `GET /metrics`.
