@@ -4,7 +4,7 @@ use edgelm_engine::{
     Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
     Pooling, Progress,
 };
-use edgelm_model::{Checkpoint, GenerationConfig, Message};
+use edgelm_model::{Checkpoint, GenerationConfig, Message, ModelError};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -120,8 +120,6 @@ pub struct Description {
     pub format: String,
     /// Width of the states, and so of embeddings.
     pub hidden_size: usize,
-    /// Of the model's files: `sha256:` and 64 hexadecimal digits.
-    pub digest: Option<String>,
     /// Source of the chat template, if there is one.
     pub chat_template: Option<String>,
 }
@@ -161,15 +159,8 @@ impl ModelBackend {
         let text = tokenizer.decode(&ids, false)?;
         let tokens = Batch::new(&model, options.clone())?.capacity();
         let kv_limit = options.kv_budget.zip(tokens).map(|(budget_bytes, tokens)| KvLimit { budget_bytes, tokens });
-        let about = describe(&model)?;
+        let about = describe(model.checkpoint())?;
         Ok(Self { model, name, adapters, options, about, kv_limit, anchor: (ids, text) })
-    }
-
-    /// With the digest of the model's files, for listings and records.
-    #[must_use]
-    pub fn with_digest(mut self, digest: String) -> Self {
-        self.about.digest = Some(digest);
-        self
     }
 }
 
@@ -235,16 +226,18 @@ impl Backend for ModelBackend {
     }
 }
 
-fn describe(model: &Model) -> Result<Description, EngineError> {
-    let checkpoint = model.checkpoint();
+/// What listings say of a model. Reads no weights.
+///
+/// # Errors
+/// A chat template that cannot be read.
+pub fn describe(checkpoint: &Checkpoint) -> Result<Description, ModelError> {
     Ok(Description {
         architecture: checkpoint.config().arch.name.to_owned(),
         parameters: checkpoint.parameters(),
         size_bytes: checkpoint.file_bytes(),
         format: main_format(checkpoint),
         hidden_size: checkpoint.config().hidden_size,
-        digest: None,
-        chat_template: model.chat_template()?.map(|template| template.source().to_owned()),
+        chat_template: checkpoint.chat_template()?.map(|template| template.source().to_owned()),
     })
 }
 

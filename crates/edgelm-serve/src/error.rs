@@ -107,6 +107,8 @@ pub(crate) enum ApiError {
     DeadlineExceeded,
     #[error("the engine hangs")]
     Stalled,
+    #[error("the model `{model}` cannot be had now")]
+    ModelUnavailable { model: String, retry_after_s: u64 },
     #[error("no route for {method} {path}")]
     UnknownUrl { method: String, path: String },
     #[error("{method} is not allowed on {path}")]
@@ -185,6 +187,7 @@ impl ApiError {
             Self::KvBudget { .. } => (StatusCode::BAD_REQUEST, REQUEST, "kv_budget_exceeded"),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded"),
             Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "stalled"),
+            Self::ModelUnavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "model_unavailable"),
             Self::UnknownUrl { .. } => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, REQUEST, "invalid_api_key"),
@@ -209,7 +212,7 @@ impl ApiError {
             | Self::InvalidValue { param, .. }
             | Self::UnsupportedParameter { param, .. }
             | Self::UnknownParameter { param } => Some(param),
-            Self::ModelNotFound { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::ModelUnavailable { .. } => Some("model"),
             Self::ContextLength { param, .. } | Self::KvBudget { param, .. } => Some(param),
             _ => None,
         }
@@ -249,7 +252,7 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
-            Self::QueueFull { retry_after_s, .. } => {
+            Self::QueueFull { retry_after_s, .. } | Self::ModelUnavailable { retry_after_s, .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
             }
             Self::Loading | Self::AuditUnavailable => {

@@ -1,4 +1,4 @@
-//! HTTP server with the APIs of OpenAI, Ollama and Anthropic, in front of one model.
+//! HTTP server with the APIs of OpenAI, Ollama and Anthropic, in front of one or several models.
 //!
 //! Separate because nothing below may know about HTTP, and because everything a client sends is untrusted: requests are
 //! read strictly (a field is honoured or refused, never ignored), checked against the model, admitted into a bounded
@@ -16,18 +16,24 @@ mod dashboard;
 mod encoding;
 mod error;
 mod metrics;
+mod models;
+mod notes;
+mod plan;
 mod server;
 mod service;
 mod signals;
 mod stream;
 mod telemetry;
 mod tools;
+mod turns;
 mod worker;
 
 pub use access::{ApiKeys, NewKey, Origin, Scope};
 pub use api::check_request;
-pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
+pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend, describe};
 pub use error::ServeError;
-pub use server::{ServerConfig, serve, serve_loading};
+pub use models::{About, Artifact, BoxError, KeepAlive, MemoryPlan, ModelSpec, PlanError, Room};
+pub use plan::{Limit, Limits, Need};
+pub use server::{ServerConfig, serve, serve_models};
 pub use signals::shutdown_signal;
 pub use telemetry::ACCESS_LINES;

@@ -16,7 +16,12 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use std::{fmt, path::Path, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
 
 /// Content type of [`Metrics::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -33,6 +38,39 @@ pub(crate) struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FinishLabels {
     finished_reason: &'static str,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model_name: String,
+}
+
+/// A model, and what took its place: another model, or a lesser artifact of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FallbackLabels {
+    model_name: String,
+    by: String,
+}
+
+/// A worker's part of a gauge that all workers share: what it last set is taken back with the next value.
+#[derive(Default)]
+pub(crate) struct Part(AtomicI64);
+
+impl Part {
+    pub(crate) fn set(&self, gauge: &Gauge, value: i64) {
+        gauge.inc_by(value - self.0.swap(value, Ordering::Relaxed));
+    }
+}
+
+/// A worker's parts of the gauges that add up over models.
+#[derive(Default)]
+pub(crate) struct Parts {
+    pub(crate) waiting: Part,
+    pub(crate) running: Part,
+    used: Part,
+    kept: Part,
+    budget: Part,
 }
 
 /// All metrics of one server.
@@ -63,6 +101,10 @@ pub(crate) struct Metrics {
     kv_used_bytes: Gauge,
     kv_kept_bytes: Gauge,
     kv_budget_bytes: Gauge,
+    models_loaded: Family<ModelLabels, Gauge>,
+    model_loads: Family<ModelLabels, Counter>,
+    model_load_failures: Family<ModelLabels, Counter>,
+    model_fallbacks: Family<FallbackLabels, Counter>,
     pub(crate) audit: AuditMetrics,
 }
 
@@ -116,6 +158,10 @@ impl Metrics {
             kv_used_bytes: Gauge::default(),
             kv_kept_bytes: Gauge::default(),
             kv_budget_bytes: Gauge::default(),
+            models_loaded: Family::default(),
+            model_loads: Family::default(),
+            model_load_failures: Family::default(),
+            model_fallbacks: Family::default(),
             audit: AuditMetrics::default(),
         };
         metrics.ready.set(1);
@@ -200,6 +246,18 @@ impl Metrics {
         self.audit.register(registry);
         registry.register_collector(Box::new(Machine::new(Path::new("/"), self.generated_tokens.clone())));
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
+        registry.register("model_loaded", "1 while a model is loaded", self.models_loaded.clone());
+        registry.register("model_loads", "Times that a model was loaded", self.model_loads.clone());
+        registry.register(
+            "model_load_failures",
+            "Artifacts of a model that could not be loaded",
+            self.model_load_failures.clone(),
+        );
+        registry.register(
+            "model_fallbacks",
+            "Loads of a lesser artifact and requests that another model answered",
+            self.model_fallbacks.clone(),
+        );
         self
     }
 
@@ -210,13 +268,40 @@ impl Metrics {
         self.pass_time.observe(seconds(took));
     }
 
-    /// Memory for keys and values.
-    pub(crate) fn memory(&self, memory: &KvMemory) {
+    /// Memory for keys and values of one model.
+    pub(crate) fn memory(&self, parts: &Parts, memory: &KvMemory) {
         let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.kv_used_bytes.set(bytes(memory.used_bytes));
-        self.kv_kept_bytes.set(bytes(memory.kept_bytes));
-        self.kv_budget_bytes.set(bytes(memory.budget_bytes.unwrap_or(0)));
-        self.kv_usage.set(memory.budget_bytes.map_or(0.0, |budget| memory.used_bytes as f64 / budget as f64));
+        parts.used.set(&self.kv_used_bytes, bytes(memory.used_bytes));
+        parts.kept.set(&self.kv_kept_bytes, bytes(memory.kept_bytes));
+        parts.budget.set(&self.kv_budget_bytes, bytes(memory.budget_bytes.unwrap_or(0)));
+        let (used, budget) = (self.kv_used_bytes.get(), self.kv_budget_bytes.get());
+        self.kv_usage.set(if budget > 0 { used as f64 / budget as f64 } else { 0.0 });
+    }
+
+    /// A worker ends: nothing of it is left in the gauges.
+    pub(crate) fn withdraw(&self, parts: &Parts) {
+        parts.waiting.set(&self.waiting, 0);
+        parts.running.set(&self.running, 0);
+        self.memory(parts, &KvMemory { used_bytes: 0, kept_bytes: 0, budget_bytes: None });
+    }
+
+    /// A model comes or goes.
+    pub(crate) fn loaded(&self, model: &str, is_loaded: bool) {
+        let labels = ModelLabels { model_name: model.to_owned() };
+        self.models_loaded.get_or_create(&labels).set(i64::from(is_loaded));
+        if is_loaded {
+            self.model_loads.get_or_create(&labels).inc();
+        }
+    }
+
+    /// An artifact of a model could not be loaded.
+    pub(crate) fn load_failed(&self, model: &str) {
+        self.model_load_failures.get_or_create(&ModelLabels { model_name: model.to_owned() }).inc();
+    }
+
+    /// Something else is used in place of a model, or of its artifact.
+    pub(crate) fn fell_back(&self, model: &str, by: &str) {
+        self.model_fallbacks.get_or_create(&FallbackLabels { model_name: model.to_owned(), by: by.to_owned() }).inc();
     }
 
     /// A prompt, and how much of it was kept.

@@ -6,24 +6,17 @@ use crate::{
     audit::{Audit, AuditConfig},
     backend::Backend,
     metrics::Metrics,
-    service::{Limits, Service},
+    models::{KeepAlive, ModelSpec, Models},
     telemetry::{Telemetry, Traces},
-    worker::WorkerConfig,
 };
 use std::{
-    error::Error,
     future::{Future, IntoFuture},
     net::SocketAddr,
     pin::pin,
     sync::Arc,
-    thread,
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 /// How a server is set up.
 #[derive(Debug, Clone)]
@@ -38,8 +31,16 @@ pub struct ServerConfig {
     pub cors_origins: Vec<Origin>,
     /// Generations that run at once, sharing every pass over the weights.
     pub parallel: usize,
-    /// Requests that may wait behind the running ones.
+    /// Requests of each model that may wait behind the running ones.
     pub queue: usize,
+    /// Memory for all models together. `None` = what the machine and the limits of the process leave.
+    pub memory_bytes: Option<u64>,
+    /// How long a model stays loaded that nobody uses, unless a request says otherwise.
+    pub keep_alive: KeepAlive,
+    /// Load all models at the start, not only the first.
+    pub preload: bool,
+    /// Id of the model that answers for one that cannot be had.
+    pub fallback: Option<String>,
     /// Time that a request may take from its arrival; it may ask for less. `None` = any.
     pub request_time: Option<Duration>,
     /// Tokens that a request may have generated per choice. `None` = as many as fit.
@@ -67,6 +68,10 @@ impl Default for ServerConfig {
             cors_origins: Vec::new(),
             parallel: 8,
             queue: 32,
+            memory_bytes: None,
+            keep_alive: KeepAlive::Forever,
+            preload: false,
+            fallback: None,
             request_time: None,
             request_tokens: None,
             pass_limit: Duration::from_secs(60),
@@ -97,17 +102,19 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    serve_loading(config, move || Ok(backend), shutdown, on_ready).await
+    let spec = ModelSpec::ready(backend, config.parallel);
+    serve_models(config, vec![spec], shutdown, on_ready).await
 }
 
-/// As [`serve`], but binds first and loads the model on a thread of its own: until that is done, `/health` answers 503
-/// and so does every request for the model. `on_ready` is called when the model is there.
+/// As [`serve`], for models that are loaded here: binds first and loads the first model (all with `config.preload`) on a thread
+/// of its own; until that is done, `/health` answers 503 and so does every request. `on_ready` is called then. The others are
+/// loaded when they are asked for.
 ///
 /// # Errors
-/// Those of [`serve`], and what `load` fails with.
-pub async fn serve_loading(
+/// Those of [`serve`], and what loading at the start fails with.
+pub async fn serve_models(
     config: ServerConfig,
-    load: impl FnOnce() -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> + Send + 'static,
+    models: Vec<ModelSpec>,
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
@@ -117,7 +124,7 @@ pub async fn serve_loading(
     let records = audit.as_ref().map(Audit::state);
     let traces = config.otlp_endpoint.as_deref().map(Traces::start).transpose()?;
     let telemetry = Arc::new(Telemetry::new(records, traces));
-    let ended = live(config, load, shutdown, on_ready, metrics, Arc::clone(&telemetry)).await;
+    let ended = live(config, models, shutdown, on_ready, metrics, Arc::clone(&telemetry)).await;
     // An error means that the runtime ends too.
     let _ = tokio::task::spawn_blocking(move || telemetry.stop()).await;
     ended
@@ -126,7 +133,7 @@ pub async fn serve_loading(
 /// From binding to the end.
 async fn live(
     config: ServerConfig,
-    load: impl FnOnce() -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> + Send + 'static,
+    models: Vec<ModelSpec>,
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
     metrics: Arc<Metrics>,
@@ -135,7 +142,8 @@ async fn live(
     let bind_error = |source| ServeError::Bind { address: config.address(), source };
     let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
     let address = listener.local_addr().map_err(bind_error)?;
-    let app = Arc::new(App::new(&config, Arc::clone(&metrics), Arc::clone(&telemetry)));
+    let models = Arc::new(Models::new(models, &config, Arc::clone(&metrics), Arc::clone(&telemetry)));
+    let app = Arc::new(App::new(&config, Arc::clone(&models), metrics, telemetry));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
@@ -148,26 +156,10 @@ async fn live(
     let mut shutdown = pin!(shutdown);
     let listen_error = |source| ServeError::Listen { address, source };
 
-    // A plain thread: the runtime would wait for a blocking task, and a shutdown while loading must not.
-    let (loaded, mut loading) = oneshot::channel();
-    thread::Builder::new()
-        .name("edgelm-load".to_owned())
-        .spawn(move || {
-            // An error means that the server ended before the model was there.
-            let _ = loaded.send(load());
-        })
-        .map_err(ServeError::Thread)?;
     tokio::select! {
         ended = &mut server => return ended.map_err(listen_error),
         () = &mut shutdown => return Ok(()),
-        loaded = &mut loading => {
-            let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
-            let backend = loaded.map_err(ServeError::Load)?;
-            telemetry.event("model_loaded", &*backend, None);
-            let limits = Limits { time: config.request_time, tokens: config.request_tokens };
-            let worker = WorkerConfig { parallel: config.parallel.max(1), pass_limit: config.pass_limit };
-            app.start(Service::new(backend, config.queue, limits, worker, metrics)?);
-        }
+        started = models.start(config.preload) => started.map_err(ServeError::Load)?,
     }
     on_ready(address);
 
@@ -181,7 +173,7 @@ async fn live(
         return ended.map_err(listen_error);
     }
     tracing::warn!(drain_s = config.drain.as_secs(), "requests are still running after the drain time; stopping them");
-    app.stop();
+    models.stop();
     // Enough for the last error to reach its client; a connection that takes longer is cut.
     timeout(LAST_WORDS, &mut server).await.unwrap_or(Ok(())).map_err(listen_error)
 }

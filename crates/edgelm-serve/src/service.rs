@@ -8,10 +8,12 @@ use crate::{
     caller::Caller,
     error::ApiError,
     metrics::Metrics,
+    models::Lease,
     telemetry::Journey,
+    turns::Turns,
     worker::{Event, Job, StopReason, Worker, WorkerConfig},
 };
-use edgelm_engine::{EngineError, GenerateOptions, LoadedAdapter};
+use edgelm_engine::{EngineError, GenerateOptions};
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
@@ -24,9 +26,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// A loaded model behind its queue.
 pub(crate) struct Service {
-    pub(crate) backend: Arc<dyn Backend>,
-    /// Unix time of loading, `created` in `/v1/models`.
-    pub(crate) created: u64,
+    backend: Arc<dyn Backend>,
     admission: Admission,
     worker: Worker,
     limits: Limits,
@@ -42,15 +42,6 @@ pub(crate) struct Limits {
     pub(crate) tokens: Option<usize>,
 }
 
-/// What a request chose as its model.
-#[derive(Debug)]
-#[must_use = "an adapter that is not used is an answer of the wrong model"]
-pub(crate) struct Target {
-    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
-    /// The adapter's name in requests.
-    pub(crate) adapter_id: Option<String>,
-}
-
 /// A request in the queue or running. Dropping it cancels it.
 pub(crate) struct Run {
     events: UnboundedReceiver<Event>,
@@ -59,6 +50,7 @@ pub(crate) struct Run {
     cached_tokens: Arc<AtomicUsize>,
     journey: Arc<Journey>,
     _slot: Slot,
+    _lease: Lease,
 }
 
 impl Run {
@@ -85,23 +77,22 @@ impl Run {
 }
 
 impl Service {
-    /// With so many requests that may wait.
+    /// Starts the engine. `admission` outlives it: requests wait there for the model itself too.
     pub(crate) fn new(
         backend: Arc<dyn Backend>,
-        queue: usize,
+        admission: Admission,
         limits: Limits,
         config: WorkerConfig,
+        turns: Arc<Turns>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
-        let worker = Worker::start(Arc::clone(&backend), config, metrics)?;
-        Ok(Self {
-            backend,
-            created: unix_now(),
-            admission: Admission::new(config.parallel, queue),
-            worker,
-            limits,
-            beside: tokio::sync::Mutex::default(),
-        })
+        let worker = Worker::start(Arc::clone(&backend), config, turns, metrics)?;
+        Ok(Self { backend, admission, worker, limits, beside: tokio::sync::Mutex::default() })
+    }
+
+    /// The model.
+    pub(crate) fn backend(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.backend)
     }
 
     /// An error where the engine hangs.
@@ -112,83 +103,6 @@ impl Service {
     /// Cancels everything.
     pub(crate) fn stop(&self) {
         self.worker.stop();
-    }
-
-    /// `model` must be ours, or one of its adapters.
-    pub(crate) fn target(&self, model: &str) -> Result<Target, ApiError> {
-        if model == self.backend.name() {
-            return Ok(Target { adapter: None, adapter_id: None });
-        }
-        let adapters = self.backend.adapters();
-        if let Some((id, adapter)) = adapters.iter().find(|(id, _)| id == model) {
-            return Ok(Target { adapter: Some(Arc::clone(adapter)), adapter_id: Some(id.clone()) });
-        }
-        let ids: Vec<_> = [self.backend.name()].into_iter().chain(adapters.iter().map(|(id, _)| id.as_str())).collect();
-        Err(ApiError::ModelNotFound { model: model.to_owned(), available: ids.join("`, `") })
-    }
-
-    /// Takes a slot, makes the prompt on a blocking thread, checks that it fits and queues it. `prompt_param` names the
-    /// request field that the prompt comes from.
-    pub(crate) async fn start(
-        &self,
-        caller: Caller,
-        target: Target,
-        parameters: &Parameters,
-        prompt_param: &'static str,
-        prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
-    ) -> Result<Run, ApiError> {
-        caller.journey.check()?;
-        self.check_alive()?;
-        caller.journey.of_model(&*self.backend, target.adapter_id.as_deref());
-        let slot = self.admission.admit(self.worker.retry_after_s())?;
-        let backend = Arc::clone(&self.backend);
-        let constraint = parameters.constraint.clone();
-        let prepare = move || {
-            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
-            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
-            Ok((prompt, grammar))
-        };
-        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
-        caller.journey.of_prompt(&*self.backend, &prompt);
-        self.check_prompt(&prompt, prompt_param)?;
-        let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
-        let seed = parameters.seed.unwrap_or_else(random);
-        let choices: Vec<GenerateOptions> = (0..parameters.n)
-            .map(|choice| {
-                let mut options = parameters.options.clone();
-                options.max_tokens = Some(max_new);
-                options.adapter = target.adapter.clone();
-                options.constraint = grammar.clone();
-                options.sampling.seed = seed.wrapping_add(choice);
-                options
-            })
-            .collect();
-        let (events, receiver) = unbounded_channel();
-        let cached_tokens = Arc::default();
-        let run = Run {
-            events: receiver,
-            prompt_tokens: prompt.len(),
-            choices: choices.len(),
-            cached_tokens: Arc::clone(&cached_tokens),
-            journey: Arc::clone(&caller.journey),
-            _slot: slot,
-        };
-        // The shorter of the two; a time too long to have an end has none.
-        let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received, journey } = caller;
-        self.worker.push(Job {
-            prompt,
-            prompt_param,
-            choices,
-            received,
-            client,
-            priority: parameters.priority,
-            deadline: time.and_then(|time| received.checked_add(time)),
-            cached_tokens,
-            journey,
-            events,
-        });
-        Ok(run)
     }
 
     /// Runs something short on a blocking thread.
@@ -203,16 +117,22 @@ impl Service {
     /// Runs the model beside the engine thread, one such work at a time. Takes a slot as generating does.
     pub(crate) async fn beside<T: Send + 'static>(
         &self,
-        caller: &Caller,
-        target: &Target,
         work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        caller.journey.check()?;
         self.check_alive()?;
-        caller.journey.of_model(&*self.backend, target.adapter_id.as_deref());
-        let _slot = self.admission.admit(self.worker.retry_after_s())?;
+        let _slot = self.admit()?;
         let _turn = self.beside.lock().await;
-        self.prepare(work).await
+        let turn = self.worker.turn();
+        self.prepare(move |backend| {
+            let _turn = turn();
+            work(backend)
+        })
+        .await
+    }
+
+    /// A place in the queue.
+    pub(crate) fn admit(&self) -> Result<Slot, ApiError> {
+        self.admission.admit(self.worker.retry_after_s())
     }
 
     fn check_prompt(&self, prompt: &[u32], param: &'static str) -> Result<(), ApiError> {
@@ -252,6 +172,70 @@ impl Service {
             }
             _ => Ok(max_new),
         }
+    }
+}
+
+impl Lease {
+    /// Takes a slot, makes the prompt on a blocking thread, checks that it fits and queues it. `prompt_param` names the
+    /// request field that the prompt comes from.
+    pub(crate) async fn start(
+        mut self,
+        caller: Caller,
+        parameters: &Parameters,
+        prompt_param: &'static str,
+        prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
+    ) -> Result<Run, ApiError> {
+        self.check_alive()?;
+        let slot = self.take_slot()?;
+        let backend = self.backend();
+        let constraint = parameters.constraint.clone();
+        let prepare = move || {
+            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
+            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
+            Ok((prompt, grammar))
+        };
+        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
+        caller.journey.of_prompt(&*self.backend(), &prompt);
+        self.check_prompt(&prompt, prompt_param)?;
+        let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
+        let seed = parameters.seed.unwrap_or_else(random);
+        let choices: Vec<GenerateOptions> = (0..parameters.n)
+            .map(|choice| {
+                let mut options = parameters.options.clone();
+                options.max_tokens = Some(max_new);
+                options.adapter = self.adapter.clone();
+                options.constraint = grammar.clone();
+                options.sampling.seed = seed.wrapping_add(choice);
+                options
+            })
+            .collect();
+        let (events, receiver) = unbounded_channel();
+        let cached_tokens = Arc::default();
+        let (prompt_tokens, choice_count) = (prompt.len(), choices.len());
+        // The shorter of the two; a time too long to have an end has none.
+        let time = parameters.timeout.into_iter().chain(self.limits.time).min();
+        let Caller { client, received, journey } = caller;
+        self.worker.push(Job {
+            prompt,
+            prompt_param,
+            choices,
+            received,
+            client,
+            priority: parameters.priority,
+            deadline: time.and_then(|time| received.checked_add(time)),
+            cached_tokens: Arc::clone(&cached_tokens),
+            journey: Arc::clone(&journey),
+            events,
+        });
+        Ok(Run {
+            events: receiver,
+            prompt_tokens,
+            choices: choice_count,
+            cached_tokens,
+            journey,
+            _slot: slot,
+            _lease: self,
+        })
     }
 }
 

@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::{Fake, Running, client, events, eventually, read};
-use edgelm_serve::{Backend, ServeError, ServerConfig, serve, serve_loading};
+use common::{Fake, Running, Stock, client, events, eventually, read};
+use edgelm_serve::{Backend, ServeError, ServerConfig, serve, serve_models};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use std::{
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -165,12 +165,14 @@ async fn a_loading_server_says_so() {
     let config = ServerConfig { port, ..ServerConfig::default() };
     let (go, gone) = mpsc::channel();
     let (ready, is_ready) = oneshot::channel();
+    let gone = Mutex::new(gone);
     let load = move || {
-        gone.recv().unwrap();
+        gone.lock().unwrap().recv().unwrap();
         Ok(Arc::new(Fake::default()) as Arc<dyn Backend>)
     };
+    let models = vec![Stock::new(1, load).spec("org/fake-1")];
     let server =
-        tokio::spawn(serve_loading(config, load, std::future::pending(), |address| ready.send(address).unwrap()));
+        tokio::spawn(serve_models(config, models, std::future::pending(), |address| ready.send(address).unwrap()));
     let client = client();
     let get = |path: &str| client.get(format!("http://127.0.0.1:{port}{path}"));
     while get("/health").send().await.is_err() {
@@ -194,7 +196,8 @@ async fn a_shutdown_does_not_wait_for_loading() {
     };
     let config = ServerConfig { port: 0, ..ServerConfig::default() };
     let shutdown = tokio::time::sleep(Duration::from_millis(50));
-    let ended = tokio::time::timeout(Duration::from_secs(5), serve_loading(config, load, shutdown, |_| ())).await;
+    let models = vec![Stock::new(1, load).spec("a")];
+    let ended = tokio::time::timeout(Duration::from_secs(5), serve_models(config, models, shutdown, |_| ())).await;
     assert!(matches!(ended, Ok(Ok(()))));
 }
 
@@ -213,9 +216,9 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 
 #[tokio::test]
 async fn what_keeps_a_server_from_starting_is_named() {
-    let error = serve_loading(
+    let error = serve_models(
         ServerConfig { port: 0, ..ServerConfig::default() },
-        || Err("no such file".into()),
+        vec![Stock::new(1, || Err("no such file".into())).spec("a")],
         std::future::pending(),
         |_| panic!("not ready"),
     )

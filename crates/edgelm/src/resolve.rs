@@ -4,9 +4,13 @@ use crate::{options::Global, progress};
 use anyhow::{Context, bail};
 use edgelm_fleet::hub;
 use edgelm_model::{Checkpoint, Embedded, Texts};
+use sha2::{Digest, Sha256};
 use std::{
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
+    time::UNIX_EPOCH,
 };
 
 /// The small model compiled into the binary.
@@ -34,6 +38,88 @@ pub fn texts(model: &str, global: &Global) -> anyhow::Result<Texts> {
         return Ok(Texts::open_embedded("demo", DEMO));
     }
     Ok(Texts::open(&path(model, global)?)?)
+}
+
+/// SHA-256 of what MODEL is made of, in hexadecimal: of a file its own, of several files that of the lines
+/// `<digest>  <name>` in order of their names.
+pub fn digest(model: &str, global: &Global) -> anyhow::Result<String> {
+    if model == "demo" {
+        return Ok(list_digest(DEMO.iter().map(|(name, bytes)| ((*name).to_owned(), hex(&Sha256::digest(bytes))))));
+    }
+    let path = path(model, global)?;
+    let files = files(&path)?;
+    if let [file] = &files[..] {
+        return file_digest(file);
+    }
+    let mut digests = Vec::new();
+    for file in &files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        digests.push((name, file_digest(file)?));
+    }
+    Ok(list_digest(digests.into_iter()))
+}
+
+/// When the newest of a model's files was changed, as Unix time; 0 where nobody knows.
+pub fn modified(model: &str, global: &Global) -> u64 {
+    let newest = |path: PathBuf| {
+        let times = files(&path).ok()?.into_iter().filter_map(|file| file.metadata().ok()?.modified().ok());
+        times.max()?.duration_since(UNIX_EPOCH).ok()
+    };
+    match model {
+        "demo" => 0,
+        _ => path(model, global).ok().and_then(newest).map_or(0, |since| since.as_secs()),
+    }
+}
+
+/// The files of a model, in order of their names: those of a folder, all parts of a split file.
+fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let folder = match path.is_dir() {
+        true => path,
+        false => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_part = |other: &str| match name.split_once("-00001-of-") {
+        Some((stem, end)) => other.starts_with(stem) && other.ends_with(end),
+        None => other == name,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))? {
+        let file = entry?.path();
+        let other = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if file.is_file() && (path.is_dir() || is_part(&other)) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn file_digest(path: &Path) -> anyhow::Result<String> {
+    let read = || {
+        let mut hasher = Sha256::new();
+        let mut file = File::open(path)?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                return Ok::<_, std::io::Error>(hex(&hasher.finalize()));
+            }
+            hasher.update(&buffer[..count]);
+        }
+    };
+    read().with_context(|| format!("cannot read `{}`", path.display()))
+}
+
+fn list_digest(files: impl Iterator<Item = (String, String)>) -> String {
+    let mut hasher = Sha256::new();
+    for (name, digest) in files {
+        hasher.update(format!("{digest}  {name}\n"));
+    }
+    hex(&hasher.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The file or folder that MODEL means, downloaded if need be.

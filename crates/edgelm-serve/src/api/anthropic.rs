@@ -83,10 +83,10 @@ impl Request {
 }
 
 /// A request to count, checked.
-pub(crate) fn count_request(fields: &mut Fields, backend: &dyn Backend) -> Result<(String, Conversation), ApiError> {
-    let counted = conversation(fields, backend)?;
+pub(crate) fn count_request(fields: &mut Fields, backend: &dyn Backend) -> Result<Conversation, ApiError> {
+    let (_, conversation) = conversation(fields, backend)?;
     fields.finish_but(REFUSED)?;
-    Ok(counted)
+    Ok(conversation)
 }
 
 /// What makes the prompt, which is also what is counted.
@@ -257,13 +257,13 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let service = app.service()?;
-    let request = Request::parse(&mut fields, &*service.backend)?;
-    let target = service.target(&request.model)?;
+    let lease = app.lease(&fields, &caller).await?;
+    let request = Request::parse(&mut fields, &*lease.backend())?;
     let Request { model, conversation, parameters, stops, is_streaming } = request;
+    let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
+    let answers = Answers::new(lease.start(caller, &parameters, "messages", prompt).await?, reading);
     if is_streaming {
         return Ok(events(answers, Stream { model, blocks: 0, in_text: false }));
     }
@@ -285,11 +285,14 @@ pub(super) async fn create(
 }
 
 /// Counts the prompt's tokens, as `create` would make it.
-pub(super) async fn count_tokens(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
-    let (model, conversation) = count_request(&mut fields, &*service.backend)?;
-    let _ = service.target(&model)?;
-    let tokens = service.prepare(move |backend| conversation.prompt(backend)).await?;
+pub(super) async fn count_tokens(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let lease = app.lease(&fields, &caller).await?;
+    let conversation = count_request(&mut fields, &*lease.backend())?;
+    let tokens = lease.prepare(move |backend| conversation.prompt(backend)).await?;
     let tokens = tokens.map_err(|error| ApiError::from_engine(&error, "messages"))?;
     Ok(Json(json!({"input_tokens": tokens.len()})))
 }

@@ -69,12 +69,12 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let service = app.service()?;
-    let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
-    let target = service.target(&model)?;
+    let lease = app.lease(&fields, &caller).await?;
+    let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*lease.backend())?;
+    let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
+    let answers = Answers::new(lease.start(caller, &parameters, "messages", prompt).await?, reading);
     Ok(match streaming {
         Some(Streaming { include_usage }) => {
             let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);

@@ -72,15 +72,15 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let service = app.service()?;
-    let Request { model, prompt, echo, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
-    let target = service.target(&model)?;
+    let lease = app.lease(&fields, &caller).await?;
+    let Request { model, prompt, echo, parameters, streaming } = Request::parse(&mut fields, &*lease.backend())?;
+    let model = lease.answers_for(model);
     let text = match echo {
-        true => prompt.text(&*service.backend).map_err(|error| ApiError::from_engine(&error, "prompt"))?,
+        true => prompt.text(&*lease.backend()).map_err(|error| ApiError::from_engine(&error, "prompt"))?,
         false => String::new(),
     };
     let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
-    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
+    let answers = Answers::new(lease.start(caller, &parameters, "prompt", tokens).await?, Reading::default());
     let top = parameters.options.logprobs.unwrap_or(0);
     let envelope = Envelope::new("cmpl", "text_completion", &model);
     Ok(match streaming {

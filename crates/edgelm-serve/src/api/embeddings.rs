@@ -6,12 +6,7 @@ use super::{
     fields::{Fields, items, wrong_type},
     parameters::labels,
 };
-use crate::{
-    caller::Caller,
-    encoding::base64,
-    error::ApiError,
-    service::{Service, Target},
-};
+use crate::{caller::Caller, encoding::base64, error::ApiError, models::Lease};
 use axum::{Json, extract::State};
 use edgelm_engine::{Pooling, unit_length};
 use serde_json::{Value, json};
@@ -34,19 +29,14 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(
-        self,
-        service: &Service,
-        caller: &Caller,
-        target: Target,
-    ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(super) async fn run(self, caller: &Caller, lease: &Lease) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
-        let width = service.backend.description().hidden_size;
+        let width = lease.backend().description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
             let what = format!("{dimensions} values were asked for, the model has {width}");
             return Err(ApiError::invalid("dimensions", what));
         }
-        let (journey, adapter) = (Arc::clone(&caller.journey), target.adapter.clone());
+        let (journey, adapter) = (Arc::clone(&caller.journey), lease.adapter.clone());
         let embed = move |backend: &dyn crate::Backend| {
             let (mut vectors, mut all) = (Vec::with_capacity(self.inputs.len()), Vec::new());
             for input in &self.inputs {
@@ -67,7 +57,7 @@ impl Embed {
             journey.of_prompt(backend, &all);
             Ok((vectors, all.len()))
         };
-        service.beside(caller, &target, embed).await?.map_err(|error| ApiError::from_engine(&error, param))
+        lease.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
     }
 }
 
@@ -129,10 +119,10 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
+    let lease = app.lease(&fields, &caller).await?;
     let Request { model, embed, encoding } = Request::parse(&mut fields)?;
-    let target = service.target(&model)?;
-    let (vectors, tokens) = embed.run(service, &caller, target).await?;
+    let model = lease.answers_for(model);
+    let (vectors, tokens) = embed.run(&caller, &lease).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

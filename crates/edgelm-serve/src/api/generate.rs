@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 /// A request, checked.
 pub(crate) struct Request {
-    model: Option<String>,
     prompt: Prompt,
     parameters: Parameters,
     is_streaming: bool,
@@ -32,7 +31,7 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<Self, ApiError> {
-        let model = fields.string("model")?;
+        fields.string("model")?;
         let prompt = Prompt::parse("prompt", fields.required("prompt")?)?;
         let parameters = Parameters::openai(fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
         if parameters.n != 1 {
@@ -42,7 +41,7 @@ impl Request {
         let is_streaming = fields.boolean("stream")?.unwrap_or(false);
         fields.refuse(&[("logprobs", super::fields::never)])?;
         fields.finish_but(REFUSED)?;
-        Ok(Self { model, prompt, parameters, is_streaming })
+        Ok(Self { prompt, parameters, is_streaming })
     }
 }
 
@@ -52,11 +51,10 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let service = app.service()?;
-    let Request { model, prompt, parameters, is_streaming } = Request::parse(&mut fields, &*service.backend)?;
-    let target = service.target(model.as_deref().unwrap_or(service.backend.name()))?;
+    let lease = app.lease(&fields, &caller).await?;
+    let Request { prompt, parameters, is_streaming } = Request::parse(&mut fields, &*lease.backend())?;
     let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
-    let answers = Answers::new(service.start(caller, target, &parameters, "prompt", tokens).await?, Reading::default());
+    let answers = Answers::new(lease.start(caller, &parameters, "prompt", tokens).await?, Reading::default());
     if is_streaming {
         return Ok(events(answers, Stream));
     }

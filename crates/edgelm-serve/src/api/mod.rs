@@ -25,9 +25,12 @@ pub(crate) use parameters::{Parameters, Wanted};
 use crate::{
     ServerConfig,
     access::{self, Scope},
+    caller::Caller,
+    dashboard,
     error::ApiError,
     metrics::Metrics,
-    service::Service,
+    models::{Lease, Models},
+    notes,
     telemetry::{self, Telemetry},
 };
 use axum::{
@@ -39,15 +42,16 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use fields::Fields;
 use serde_json::Value;
 use std::{
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
 /// What every handler sees.
 pub(crate) struct App {
-    service: OnceLock<Service>,
+    models: Arc<Models>,
     metrics: Arc<Metrics>,
     telemetry: Arc<Telemetry>,
     body_limit_bytes: usize,
@@ -55,29 +59,39 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: &ServerConfig, metrics: Arc<Metrics>, telemetry: Arc<Telemetry>) -> Self {
-        Self {
-            service: OnceLock::new(),
-            metrics,
-            telemetry,
-            body_limit_bytes: config.body_limit_bytes,
-            body_timeout: config.body_timeout,
-        }
+    pub(crate) fn new(
+        config: &ServerConfig,
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        Self { models, metrics, telemetry, body_limit_bytes: config.body_limit_bytes, body_timeout: config.body_timeout }
     }
 
-    /// The model is there. Only the first call counts.
-    pub(crate) fn start(&self, service: Service) {
-        self.service.get_or_init(|| service);
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
-    pub(crate) fn stop(&self) {
-        if let Some(service) = self.service.get() {
-            service.stop();
-        }
+    /// What there is to know of each model, for people.
+    pub(crate) fn about_models(&self) -> Result<Vec<Value>, ApiError> {
+        Ok(self.models.entries()?.iter().map(|entry| models::summary(entry)).collect())
     }
 
-    fn service(&self) -> Result<&Service, ApiError> {
-        self.service.get().ok_or(ApiError::Loading)
+    /// The model that a request names in `model` (without one, the main model), loaded if need be, until the request's
+    /// `timeout`. Both fields stay, to be checked with the others.
+    pub(crate) async fn lease(&self, fields: &Fields, caller: &Caller) -> Result<Lease, ApiError> {
+        let id = fields.peek("model");
+        self.lease_by(id.as_str(), fields, caller).await
+    }
+
+    /// The same where the model's id is another than the field says.
+    async fn lease_by(&self, id: Option<&str>, fields: &Fields, caller: &Caller) -> Result<Lease, ApiError> {
+        let time = fields.peek("timeout").as_f64().and_then(|time| Duration::try_from_secs_f64(time).ok());
+        caller.journey.check()?;
+        let lease = self.models.lease(id, time.and_then(|time| caller.received.checked_add(time))).await?;
+        let digest = if self.telemetry.audit().is_some() { lease.digest().await } else { None };
+        caller.journey.of_model(lease.id(), digest, lease.adapter_id.clone());
+        Ok(lease)
     }
 }
 
@@ -117,10 +131,16 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .route("/openapi.json", get(openapi::document))
         .route_layer(key());
     // What shows what all clients do.
-    let admin = Router::new().route("/metrics", get(operations::metrics)).route_layer(of_scope(Scope::Admin));
+    let admin = Router::new()
+        .route("/metrics", get(operations::metrics))
+        .route("/dashboard/state", get(dashboard::state))
+        .route_layer(of_scope(Scope::Admin));
     let origins: Arc<[_]> = config.cors_origins.clone().into();
     Router::new()
-        .route("/", get(operations::page))
+        .route("/", get(dashboard::root))
+        .route("/dashboard", get(dashboard::page))
+        .route("/dashboard/style.css", get(dashboard::style))
+        .route("/dashboard/script.js", get(dashboard::script))
         .route("/health", get(operations::health))
         .merge(guarded)
         .merge(admin)
@@ -129,6 +149,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes))
+        .layer(middleware::from_fn(notes::collect))
         .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
         .layer(middleware::from_fn_with_state(watched, telemetry::observe))
         .with_state(Arc::clone(app))

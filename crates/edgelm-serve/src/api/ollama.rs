@@ -1,7 +1,6 @@
-//! Ollama's API: `/api/chat`, `/api/generate`, embeddings and the listings, for the one model that is served.
+//! Ollama's API: `/api/chat`, `/api/generate`, embeddings and the listings, for the models that are served.
 //!
-//! Answers stream as JSON lines unless a client asks otherwise. The model stays loaded: `keep_alive` is taken, whatever
-//! it says, and changes nothing.
+//! Answers stream as JSON lines unless a client asks otherwise.
 
 use super::{
     App,
@@ -17,7 +16,8 @@ use crate::{
     backend::{Backend, Description},
     caller::Caller,
     error::ApiError,
-    service::{MaxTokens, Service, Target, unix_now},
+    models::{KeepAlive, Lease, Status},
+    service::{MaxTokens, unix_now},
     stream::{Frame, Writer, lines},
     tools::{Call, Tool, Toolbox},
     worker::TokenLogprob,
@@ -67,8 +67,9 @@ pub(crate) struct Request {
     prompt: Source,
     parameters: Parameters,
     is_streaming: bool,
-    /// Nothing is asked: clients load models so.
+    /// Nothing is asked: clients load and unload models so.
     is_empty: bool,
+    keep_alive: Option<KeepAlive>,
 }
 
 /// What to answer.
@@ -88,11 +89,12 @@ impl Request {
         }
         let toolbox = toolbox(fields, backend)?;
         let (mut parameters, is_streaming) = shared(fields, backend)?;
+        let keep_alive = keep_alive(fields)?;
         parameters.use_tools(backend, "tools", toolbox.as_ref())?;
         fields.finish()?;
         let is_empty = messages.is_empty();
         let prompt = Source::Chat(Conversation { messages, toolbox, ..Conversation::default() });
-        Ok(Self { model, prompt, parameters, is_streaming, is_empty })
+        Ok(Self { model, prompt, parameters, is_streaming, is_empty, keep_alive })
     }
 
     /// `/api/generate`.
@@ -105,6 +107,7 @@ impl Request {
             return Err(ApiError::invalid("system", "a `raw` prompt is taken as it is"));
         }
         let (parameters, is_streaming) = shared(fields, backend)?;
+        let keep_alive = keep_alive(fields)?;
         fields.finish_but(&[
             ("context", is_empty),
             ("height", never),
@@ -123,7 +126,7 @@ impl Request {
             let messages = system.into_iter().chain([json!({"role": "user", "content": prompt})]).collect();
             Source::Chat(Conversation { messages, ..Conversation::default() })
         };
-        Ok(Self { model, prompt, parameters, is_streaming, is_empty })
+        Ok(Self { model, prompt, parameters, is_streaming, is_empty, keep_alive })
     }
 }
 
@@ -144,16 +147,21 @@ fn shared(fields: &mut Fields, backend: &dyn Backend) -> Result<(Parameters, boo
         return Err(ApiError::invalid("top_logprobs", "only allowed with `logprobs`: true"));
     }
     parameters.options.logprobs = wanted.then_some(usize::try_from(top).unwrap_or(0));
-    keep_alive(fields)?;
     fields.refuse(&[("think", is_false), ("truncate", is_false), ("shift", is_false)])?;
     Ok((parameters, fields.boolean("stream")?.unwrap_or(true)))
 }
 
-/// A number of seconds or a text such as `5m`. The model stays loaded either way.
-fn keep_alive(fields: &mut Fields) -> Result<(), ApiError> {
-    match fields.take("keep_alive") {
-        None | Some(Value::Number(_) | Value::String(_)) => Ok(()),
-        Some(other) => Err(wrong_type("keep_alive", "a number or a string", &other)),
+/// A number of seconds or a text such as `5m`; below zero means for ever.
+fn keep_alive(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
+    let keep_alive = match fields.take("keep_alive") {
+        None => return Ok(None),
+        Some(Value::Number(seconds)) => seconds.as_f64().and_then(KeepAlive::from_seconds),
+        Some(Value::String(text)) => KeepAlive::parse(&text),
+        Some(other) => return Err(wrong_type("keep_alive", "a number or a string", &other)),
+    };
+    match keep_alive {
+        Some(keep_alive) => Ok(Some(keep_alive)),
+        None => Err(ApiError::invalid("keep_alive", "must be seconds, or a duration such as `5m` or `1h30m`")),
     }
 }
 
@@ -297,8 +305,9 @@ pub(super) async fn chat(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let request = Request::chat(&mut fields, &*app.service()?.backend)?;
-    answer(&app, caller, request, Shape::Chat).await
+    let lease = lease(&app, &fields, &caller).await?;
+    let request = Request::chat(&mut fields, &*lease.backend())?;
+    answer(lease, caller, request, Shape::Chat).await
 }
 
 /// `POST /api/generate`.
@@ -307,19 +316,24 @@ pub(super) async fn generate(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let request = Request::generate(&mut fields, &*app.service()?.backend)?;
-    answer(&app, caller, request, Shape::Generate).await
+    let lease = lease(&app, &fields, &caller).await?;
+    let request = Request::generate(&mut fields, &*lease.backend())?;
+    answer(lease, caller, request, Shape::Generate).await
 }
 
-async fn answer(app: &App, caller: Caller, request: Request, shape: Shape) -> Result<Response, ApiError> {
+async fn answer(lease: Lease, caller: Caller, request: Request, shape: Shape) -> Result<Response, ApiError> {
     let received = caller.received;
-    let service = app.service()?;
-    let target = target(service, &request.model)?;
-    let Request { model, prompt, parameters, is_streaming, is_empty } = request;
+    let load_time = lease.load_time;
+    let Request { model, prompt, parameters, is_streaming, is_empty, keep_alive } = request;
+    let model = lease.answers_for(model);
+    if let Some(keep_alive) = keep_alive {
+        lease.keep_alive(keep_alive);
+    }
     if is_empty {
         let mut done = shape.line(&model, "", &[], &[]);
         done["done"] = true.into();
-        done["done_reason"] = "load".into();
+        let is_end = keep_alive == Some(KeepAlive::For(Duration::ZERO));
+        done["done_reason"] = if is_end { "unload" } else { "load" }.into();
         return Ok(Json(done).into_response());
     }
     let toolbox = match &prompt {
@@ -331,26 +345,31 @@ async fn answer(app: &App, caller: Caller, request: Request, shape: Shape) -> Re
         Source::Chat(conversation) => conversation.prompt(backend),
         Source::Raw(text) => backend.text_prompt(&text),
     };
-    let run = service.start(caller, target, &parameters, param, tokens).await?;
+    let run = lease.start(caller, &parameters, param, tokens).await?;
     let answers = Answers::new(run, Reading { toolbox, stops: Vec::new() });
     if is_streaming {
-        return Ok(lines(answers, Stream { model, shape, received, reason: Reason::Stop }));
+        return Ok(lines(answers, Stream { model, shape, received, load_time, reason: Reason::Stop }));
     }
     let (choices, usage) = answers.whole().await?;
     let mut done = json!({});
     for whole in choices {
         done = shape.line(&model, &whole.text, &whole.calls, &whole.logprobs);
-        finish(&mut done, &whole.end.reason, received, &usage);
+        finish(&mut done, &whole.end.reason, received, load_time, &usage);
     }
     Ok(Json(done).into_response())
 }
 
 /// Ollama's names have tags; a name without one means `latest`.
-fn target(service: &Service, model: &str) -> Result<Target, ApiError> {
-    service.target(model).or_else(|error| match model.strip_suffix(":latest") {
-        Some(name) => service.target(name),
-        None => Err(error),
-    })
+fn known<'a>(app: &App, model: &'a str) -> &'a str {
+    match model.strip_suffix(":latest") {
+        Some(name) if app.models.find(model).is_err() => name,
+        _ => model,
+    }
+}
+
+async fn lease(app: &App, fields: &Fields, caller: &Caller) -> Result<Lease, ApiError> {
+    let id = fields.peek("model");
+    app.lease_by(id.as_str().map(|id| known(app, id)), fields, caller).await
 }
 
 /// The two forms of a line.
@@ -381,15 +400,14 @@ impl Shape {
     }
 }
 
-fn finish(line: &mut Value, reason: &Reason, received: Instant, usage: &Usage) {
+fn finish(line: &mut Value, reason: &Reason, received: Instant, load_time: Duration, usage: &Usage) {
     let now = Instant::now();
     let first = usage.first_token.unwrap_or(now);
     let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     line["done"] = true.into();
     line["done_reason"] = if *reason == Reason::Length { "length" } else { "stop" }.into();
     line["total_duration"] = nanos(now - received).into();
-    // The model was there already.
-    line["load_duration"] = 0.into();
+    line["load_duration"] = nanos(load_time).into();
     line["prompt_eval_count"] = usage.prompt_tokens.into();
     line["prompt_eval_duration"] = nanos(first.saturating_duration_since(usage.begin)).into();
     line["eval_count"] = usage.completion_tokens.into();
@@ -400,6 +418,7 @@ struct Stream {
     model: String,
     shape: Shape,
     received: Instant,
+    load_time: Duration,
     reason: Reason,
 }
 
@@ -418,7 +437,7 @@ impl Writer for Stream {
 
     fn close(&mut self, usage: &Usage) -> Vec<Frame> {
         let mut line = self.shape.line(&self.model, "", &[], &[]);
-        finish(&mut line, &self.reason, self.received, usage);
+        finish(&mut line, &self.reason, self.received, self.load_time, usage);
         vec![Frame::data(&line)]
     }
 
@@ -428,7 +447,7 @@ impl Writer for Stream {
 }
 
 /// A request for embeddings, checked. `is_old` is `/api/embeddings`, which takes one text.
-pub(crate) fn embed_request(fields: &mut Fields, is_old: bool) -> Result<(String, Embed), ApiError> {
+pub(crate) fn embed_request(fields: &mut Fields, is_old: bool) -> Result<(String, Embed, Option<KeepAlive>), ApiError> {
     let model = fields.required_string("model")?;
     let param = if is_old { "prompt" } else { "input" };
     let inputs = texts(param, fields.required(param)?)?;
@@ -440,13 +459,30 @@ pub(crate) fn embed_request(fields: &mut Fields, is_old: bool) -> Result<(String
         dimensions = fields.count("dimensions", 1)?;
         truncate = fields.boolean("truncate")?.unwrap_or(false);
     }
-    keep_alive(fields)?;
+    let keep_alive = keep_alive(fields)?;
     if let Some(mut options) = fields.inner("options")? {
         // Nothing is sampled.
         options.finish_but(REFUSED_OPTIONS)?;
     }
     fields.finish()?;
-    Ok((model, Embed { param, inputs, pooling: Pooling::Last, dimensions, truncate }))
+    Ok((model, Embed { param, inputs, pooling: Pooling::Last, dimensions, truncate }, keep_alive))
+}
+
+async fn embed_lease(
+    app: &App,
+    caller: &Caller,
+    fields: &mut Fields,
+    is_old: bool,
+) -> Result<(Lease, String, Embed), ApiError> {
+    // Read first: a request that is wrong loads no model.
+    let id = fields.peek("model");
+    let (model, embed, keep_alive) = embed_request(fields, is_old)?;
+    let lease = app.lease_by(id.as_str().map(|id| known(app, id)), fields, caller).await?;
+    if let Some(keep_alive) = keep_alive {
+        lease.keep_alive(keep_alive);
+    }
+    let model = lease.answers_for(model);
+    Ok((lease, model, embed))
 }
 
 /// `POST /api/embed`.
@@ -455,17 +491,14 @@ pub(super) async fn embed(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let begin = Instant::now();
-    let service = app.service()?;
-    let (model, embed) = embed_request(&mut fields, false)?;
-    let target = target(service, &model)?;
-    let (vectors, tokens) = embed.run(service, &caller, target).await?;
-    let nanos = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let (lease, model, embed) = embed_lease(&app, &caller, &mut fields, false).await?;
+    let (vectors, tokens) = embed.run(&caller, &lease).await?;
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     Ok(Json(json!({
         "model": model,
         "embeddings": vectors,
-        "total_duration": nanos,
-        "load_duration": 0,
+        "total_duration": nanos(caller.received.elapsed()),
+        "load_duration": nanos(lease.load_time),
         "prompt_eval_count": tokens,
     })))
 }
@@ -476,10 +509,8 @@ pub(super) async fn embeddings(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
-    let (model, embed) = embed_request(&mut fields, true)?;
-    let target = target(service, &model)?;
-    let (vectors, _) = embed.run(service, &caller, target).await?;
+    let (lease, _, embed) = embed_lease(&app, &caller, &mut fields, true).await?;
+    let (vectors, _) = embed.run(&caller, &lease).await?;
     Ok(Json(json!({"embedding": vectors.into_iter().next()})))
 }
 
@@ -488,32 +519,44 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// `GET /api/tags`: the model and its adapters.
+/// `GET /api/tags`: the models and their adapters, loaded or not.
 pub(super) async fn tags(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
-    let adapters = service.backend.adapters().iter().map(|(id, _)| id.as_str());
-    let models: Vec<Value> =
-        [service.backend.name()].into_iter().chain(adapters).map(|id| listing(service, id)).collect();
+    let mut models = Vec::new();
+    for entry in app.models.entries()? {
+        let (status, digest) = (entry.status(), entry.digest().await);
+        models.extend(entry.ids().map(|id| listing(&status, digest.as_deref(), id)));
+    }
     Ok(Json(json!({"models": models})))
 }
 
 /// `GET /api/ps`: the models that are loaded.
 pub(super) async fn ps(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
-    let mut listing = listing(service, service.backend.name());
-    listing["size_vram"] = 0.into();
-    listing["context_length"] = service.backend.context().into();
-    // It stays: a hundred years are for ever to a client.
-    listing["expires_at"] = rfc3339(unix_now() + 100 * 365 * 86_400, 0).into();
-    Ok(Json(json!({"models": [listing]})))
+    let mut models = Vec::new();
+    for entry in app.models.entries()? {
+        let status = entry.status();
+        if !status.is_loaded {
+            continue;
+        }
+        let mut listing = listing(&status, entry.digest().await.as_deref(), &entry.id);
+        if status.total_bytes > 0 {
+            listing["size"] = status.total_bytes.into();
+        }
+        listing["size_vram"] = 0.into();
+        listing["context_length"] = status.about.context.into();
+        // A hundred years are for ever to a client.
+        let left = status.expires.map_or(100 * 365 * 86_400, |left| left.as_secs().min(100 * 365 * 86_400));
+        listing["expires_at"] = rfc3339(unix_now() + left, 0).into();
+        models.push(listing);
+    }
+    Ok(Json(json!({"models": models})))
 }
 
-/// `POST /api/show`.
+/// `POST /api/show`. Loads nothing.
 pub(super) async fn show(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
     let model = show_request(&mut fields)?;
-    let _ = target(service, &model)?;
-    let about = service.backend.description();
+    let (entry, _) = app.models.find(known(&app, &model))?;
+    let status = entry.status();
+    let about = &status.about.description;
     let mut capabilities = vec!["completion", "embedding"];
     if about.chat_template.as_deref().is_some_and(|template| crate::tools::Form::of_template(template).is_some()) {
         capabilities.push("tools");
@@ -523,10 +566,10 @@ pub(super) async fn show(State(app): State<Arc<App>>, mut fields: Fields) -> Res
         "general.architecture": architecture,
         "general.parameter_count": about.parameters,
     });
-    info[format!("{architecture}.context_length")] = service.backend.context().into();
+    info[format!("{architecture}.context_length")] = status.about.context.into();
     info[format!("{architecture}.embedding_length")] = about.hidden_size.into();
     Ok(Json(json!({
-        "modified_at": rfc3339(service.created, 0),
+        "modified_at": rfc3339(status.about.modified, 0),
         "details": details(about),
         "template": about.chat_template.clone().unwrap_or_default(),
         "model_info": info,
@@ -542,15 +585,20 @@ pub(crate) fn show_request(fields: &mut Fields) -> Result<String, ApiError> {
     model.or(name).ok_or_else(|| ApiError::MissingParameter { param: "model".to_owned() })
 }
 
-fn listing(service: &Service, id: &str) -> Value {
-    let about = service.backend.description();
-    json!({
+/// Without a digest where the files cannot be read, or there are none.
+fn listing(status: &Status, digest: Option<&str>, id: &str) -> Value {
+    let about = &status.about.description;
+    let mut listing = json!({
         "name": id,
         "model": id,
-        "modified_at": rfc3339(service.created, 0),
+        "modified_at": rfc3339(status.about.modified, 0),
         "size": about.size_bytes,
         "details": details(about),
-    })
+    });
+    if let Some(digest) = digest {
+        listing["digest"] = digest.into();
+    }
+    listing
 }
 
 fn details(about: &Description) -> Value {

@@ -206,13 +206,13 @@ pub(super) async fn create(
     caller: Caller,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let service = app.service()?;
-    let request = Request::parse(&mut fields, &*service.backend)?;
-    let target = service.target(&request.model)?;
+    let lease = app.lease(&fields, &caller).await?;
+    let request = Request::parse(&mut fields, &*lease.backend())?;
     let Request { model, conversation, parameters, is_streaming, echo } = request;
+    let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
-    let mut answers = Answers::new(service.start(caller, target, &parameters, "input", prompt).await?, reading);
+    let mut answers = Answers::new(lease.start(caller, &parameters, "input", prompt).await?, reading);
     let mut writer = Stream::new(&model, echo);
     if is_streaming {
         return Ok(events(answers, writer));

@@ -4,7 +4,7 @@ use super::{
     App, completions::Prompt, conversation::Conversation, conversation::messages, fields::Fields, fields::wrong_type,
     functions::toolbox,
 };
-use crate::{backend::Backend, error::ApiError};
+use crate::{backend::Backend, caller::Caller, error::ApiError};
 use axum::{Json, extract::State};
 use edgelm_engine::EngineError;
 use serde_json::{Value, json};
@@ -19,8 +19,8 @@ pub(crate) enum Request {
 
 impl Request {
     /// vLLM sends `prompt` or `messages`, llama.cpp's server `content`.
-    pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<(Self, Option<String>), ApiError> {
-        let model = fields.string("model")?;
+    pub(crate) fn parse(fields: &mut Fields, backend: &dyn Backend) -> Result<Self, ApiError> {
+        fields.string("model")?;
         let prompt = fields.string("prompt")?;
         let content = fields.string("content")?;
         let chat = fields.take("messages");
@@ -47,17 +47,18 @@ impl Request {
             ("parse_special", |value| value == true),
             ("return_token_strs", super::fields::is_false),
         ])?;
-        Ok((request, model))
+        Ok(request)
     }
 }
 
 /// Ids of a text or a chat.
-pub(super) async fn tokenize(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
-    let (request, model) = Request::parse(&mut fields, &*service.backend)?;
-    if let Some(model) = model {
-        let _ = service.target(&model)?;
-    }
+pub(super) async fn tokenize(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let lease = app.lease(&fields, &caller).await?;
+    let request = Request::parse(&mut fields, &*lease.backend())?;
     let tokenize = move |backend: &dyn Backend| -> Result<Value, EngineError> {
         let encode = |text: &str, special: bool| if special { backend.text_prompt(text) } else { backend.tokens(text) };
         let tokens = match request {
@@ -76,24 +77,25 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, mut fields: Fields) ->
         };
         Ok(json!({"tokens": tokens, "count": tokens.len(), "max_model_len": backend.context()}))
     };
-    let answer = service.prepare(tokenize).await?;
+    let answer = lease.prepare(tokenize).await?;
     Ok(Json(answer.map_err(|error| ApiError::from_engine(&error, "prompt"))?))
 }
 
 /// Text of ids.
-pub(super) async fn detokenize(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let service = app.service()?;
+pub(super) async fn detokenize(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let lease = app.lease(&fields, &caller).await?;
     let tokens = parse_detokenize(&mut fields)?;
-    if let Some(model) = tokens.1 {
-        let _ = service.target(&model)?;
-    }
-    let text = service.backend.text(&tokens.0).map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
+    let text = lease.backend().text(&tokens).map_err(|error| ApiError::invalid("tokens", error.to_string()))?;
     // vLLM's word for the text, and llama.cpp's.
     Ok(Json(json!({"prompt": text, "content": text})))
 }
 
-pub(crate) fn parse_detokenize(fields: &mut Fields) -> Result<(Vec<u32>, Option<String>), ApiError> {
-    let model = fields.string("model")?;
+pub(crate) fn parse_detokenize(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+    fields.string("model")?;
     let value = fields.required("tokens")?;
     let tokens = match value {
         Value::Array(ref all) if all.is_empty() => Vec::new(),
@@ -104,5 +106,5 @@ pub(crate) fn parse_detokenize(fields: &mut Fields) -> Result<(Vec<u32>, Option<
         other => return Err(wrong_type("tokens", "an array of tokens", &other)),
     };
     fields.finish()?;
-    Ok((tokens, model))
+    Ok(tokens)
 }

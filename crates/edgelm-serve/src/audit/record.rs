@@ -1,6 +1,5 @@
 //! What a record can say.
 
-use crate::backend::Backend;
 use serde::Serialize;
 
 /// A record; `kind` is its name.
@@ -39,14 +38,6 @@ pub(crate) enum Entry {
         #[serde(skip_serializing_if = "Option::is_none")]
         signed_time: Option<String>,
     },
-}
-
-impl Entry {
-    /// Something happened to a model.
-    pub(crate) fn event(event: &'static str, backend: &dyn Backend, detail: Option<String>) -> Self {
-        let model_digest = backend.description().digest.clone();
-        Self::Event { event, model: Some(backend.name().to_owned()), model_digest, detail }
-    }
 }
 
 /// Who asked what of which model, and what came of it. What is not known is left out.

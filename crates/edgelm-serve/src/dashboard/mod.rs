@@ -64,7 +64,7 @@ pub(crate) async fn state(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
     let audit = app.telemetry().audit().map(|audit| json!({"failing": audit.is_failing()}));
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "models": app.models(),
+        "models": app.about_models()?,
         "running": running,
         "recent": recent,
         "audit": audit,

@@ -117,11 +117,11 @@ impl Journey {
     }
 
     /// Which model answers.
-    pub(crate) fn of_model(&self, backend: &dyn Backend, adapter: Option<&str>) {
+    pub(crate) fn of_model(&self, id: &str, digest: Option<String>, adapter: Option<String>) {
         let mut steps = self.steps();
-        steps.model = Some(backend.name().to_owned());
-        steps.model_digest.clone_from(&backend.description().digest);
-        steps.adapter = adapter.map(str::to_owned);
+        steps.model = Some(id.to_owned());
+        steps.model_digest = digest.map(|digest| format!("sha256:{digest}"));
+        steps.adapter = adapter;
     }
 
     /// What it is asked.

@@ -16,7 +16,6 @@ pub(crate) use watch::observe;
 
 use crate::{
     audit::{AuditState, Entry},
-    backend::Backend,
     error::ApiError,
 };
 use journey::Ended;
@@ -41,9 +40,10 @@ impl Telemetry {
     }
 
     /// Something happened to a model: for the audit log.
-    pub(crate) fn event(&self, event: &'static str, backend: &dyn Backend, detail: Option<String>) {
+    pub(crate) fn event(&self, event: &'static str, model: &str, digest: Option<String>, detail: Option<String>) {
         if let Some(audit) = &self.audit {
-            audit.record(Entry::event(event, backend, detail));
+            let model_digest = digest.map(|digest| format!("sha256:{digest}"));
+            audit.record(Entry::Event { event, model: Some(model.to_owned()), model_digest, detail });
         }
     }
 

@@ -13,8 +13,9 @@ use crate::{
     backend::Backend,
     caller::Client,
     error::ApiError,
-    metrics::{Metrics, seconds},
+    metrics::{Metrics, Parts, seconds},
     telemetry::Journey,
+    turns::{Account, Turn, Turns},
 };
 use edgelm_engine::GenerateOptions;
 use queue::Queue;
@@ -98,13 +99,17 @@ struct Shared {
     mean_job_ms: AtomicU64,
     watchdog: Watchdog,
     config: WorkerConfig,
+    turns: Arc<Turns>,
+    account: Arc<Account>,
     metrics: Arc<Metrics>,
+    parts: Parts,
 }
 
 impl Worker {
     pub(crate) fn start(
         backend: Arc<dyn Backend>,
         config: WorkerConfig,
+        turns: Arc<Turns>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
         let shared = Arc::new(Shared {
@@ -114,7 +119,10 @@ impl Worker {
             mean_job_ms: AtomicU64::new(0),
             watchdog: Watchdog::default(),
             config,
+            turns,
+            account: Arc::default(),
             metrics,
+            parts: Parts::default(),
         });
         let theirs = Arc::clone(&shared);
         thread::Builder::new()
@@ -145,6 +153,12 @@ impl Worker {
     /// An error while the engine hangs.
     pub(crate) fn check_alive(&self) -> Result<(), ApiError> {
         if self.shared.watchdog.is_stalled() { Err(ApiError::Stalled) } else { Ok(()) }
+    }
+
+    /// A turn at the CPU, for work beside the passes. Blocks.
+    pub(crate) fn turn(&self) -> impl FnOnce() -> Turn + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.turns.take(&shared.account)
     }
 
     /// Whole seconds after which a slot is likely free, 1 to 60: as the jobs before it took, so many at a time.
@@ -189,7 +203,7 @@ impl Shared {
     }
 
     fn show_depth(&self, queue: &Queue) {
-        self.metrics.waiting.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
+        self.parts.waiting.set(&self.metrics.waiting, i64::try_from(queue.len()).unwrap_or(i64::MAX));
     }
 
     /// Whether anybody waits for a job, and it can still be in time. Says so to those who have waited in vain.
@@ -230,6 +244,11 @@ impl Shared {
 
     /// The engine thread: a schedule, and a new one whenever the last is lost.
     fn work(&self, backend: &dyn Backend) {
+        self.schedules(backend);
+        self.metrics.withdraw(&self.parts);
+    }
+
+    fn schedules(&self, backend: &dyn Backend) {
         loop {
             let mut schedule = match backend.lanes() {
                 Ok(lanes) => Schedule::new(self, backend, lanes),
@@ -280,7 +299,9 @@ impl Shared {
         let mut queue = self.queue();
         while !self.stopping.load(Ordering::Relaxed) {
             queue = self.wake.wait_timeout(queue, interval).unwrap_or_else(PoisonError::into_inner).0;
-            if let Some(time) = self.watchdog.newly_stalled(limit) {
+            if let Some((time, turn)) = self.watchdog.newly_stalled(limit) {
+                // Other models must not wait for it.
+                self.turns.revoke(turn);
                 tracing::error!(time_s = seconds(time), "a pass hangs; its requests fail, and no new ones are taken");
                 self.metrics.stalls.inc();
                 self.metrics.ready.set(0);

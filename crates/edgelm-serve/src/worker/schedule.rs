@@ -118,9 +118,11 @@ impl<'a> Schedule<'a> {
             }
             return;
         }
+        let turn = self.shared.turns.take(&self.shared.account);
         let started = Instant::now();
-        self.shared.watchdog.begin(self.active.iter().map(|active| active.job.events.clone()).collect());
+        self.shared.watchdog.begin(turn.number(), self.active.iter().map(|active| active.job.events.clone()).collect());
         self.forward(&plan);
+        drop(turn);
         if self.shared.watchdog.end() {
             tracing::warn!(time_s = seconds(started.elapsed()), "a pass that hung has returned");
             self.shared.metrics.ready.set(1);
@@ -146,8 +148,9 @@ impl<'a> Schedule<'a> {
 
     fn show(&self) {
         let metrics = &self.shared.metrics;
-        metrics.running.set(i64::try_from(self.active.len()).unwrap_or(i64::MAX));
-        metrics.memory(&self.lanes.memory());
+        let parts = &self.shared.parts;
+        parts.running.set(&metrics.running, i64::try_from(self.active.len()).unwrap_or(i64::MAX));
+        metrics.memory(parts, &self.lanes.memory());
     }
 
     /// Running lanes, in order of precedence.

@@ -23,6 +23,7 @@ pub(super) struct Watchdog {
 
 struct Pass {
     since: Instant,
+    turn: u64,
     /// Of the requests in it.
     events: Vec<UnboundedSender<Event>>,
 }
@@ -32,9 +33,9 @@ impl Watchdog {
         self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pass begins, for these requests.
-    pub(super) fn begin(&self, events: Vec<UnboundedSender<Event>>) {
-        *self.lock() = Some(Pass { since: Instant::now(), events });
+    /// A pass begins in this turn, for these requests.
+    pub(super) fn begin(&self, turn: u64, events: Vec<UnboundedSender<Event>>) {
+        *self.lock() = Some(Pass { since: Instant::now(), turn, events });
     }
 
     /// It is over; true where it was taken to hang, so that its requests have failed already.
@@ -47,8 +48,8 @@ impl Watchdog {
         self.stalled.load(Ordering::Relaxed)
     }
 
-    /// How long the pass has taken, once for every pass that takes longer than `limit`. Its requests are told.
-    pub(super) fn newly_stalled(&self, limit: Duration) -> Option<Duration> {
+    /// How long the pass has taken and its turn, once for every pass that takes longer than `limit`. Its requests are told.
+    pub(super) fn newly_stalled(&self, limit: Duration) -> Option<(Duration, u64)> {
         let mut pass = self.lock();
         let current = pass.as_mut()?;
         let time = current.since.elapsed();
@@ -59,6 +60,6 @@ impl Watchdog {
             // An error means that nobody listens any more.
             let _ = events.send(Event::Failed(ApiError::Stalled));
         }
-        Some(time)
+        Some((time, current.turn))
     }
 }

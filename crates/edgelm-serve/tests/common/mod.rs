@@ -7,7 +7,10 @@ use edgelm_engine::{
     Progress,
 };
 use edgelm_model::{GenerationConfig, Message, ModelError};
-use edgelm_serve::{Backend, Description, KvLimit, Lanes, ServeError, ServerConfig, serve};
+use edgelm_serve::{
+    About, Artifact, Backend, BoxError, Description, KvLimit, Lanes, MemoryPlan, ModelSpec, PlanError, Room,
+    ServeError, ServerConfig, serve_models,
+};
 use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
@@ -24,6 +27,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 /// Says "w0 w1 w2 …", one word a token, until `eos_after` words. A prompt is one token per word; the token is the
 /// word's length. Prompts with `panic` in them make a pass panic, those with `hang` make it wait for `release`.
 pub struct Fake {
+    pub name: String,
     pub context: usize,
     pub eos_after: usize,
     /// What a pass takes.
@@ -49,6 +53,7 @@ pub type Pass = Vec<(Vec<u32>, usize)>;
 impl Default for Fake {
     fn default() -> Self {
         Self {
+            name: "org/fake-1".to_owned(),
             context: 64,
             eos_after: 5,
             token_time: Duration::ZERO,
@@ -81,7 +86,7 @@ fn ids(text: &str) -> Vec<u32> {
 
 impl Backend for Fake {
     fn name(&self) -> &str {
-        "org/fake-1"
+        &self.name
     }
     fn adapters(&self) -> &[(String, Arc<LoadedAdapter>)] {
         &self.adapters
@@ -234,6 +239,48 @@ impl Lanes for FakeLanes<'_> {
     }
 }
 
+/// What fakes are loaded from.
+pub struct Stock<F> {
+    pub bytes: u64,
+    pub parallel: usize,
+    load: F,
+}
+
+impl<F: Fn() -> Result<Arc<dyn Backend>, BoxError> + Send + Sync + 'static> Stock<F> {
+    pub fn new(bytes: u64, load: F) -> Self {
+        Self { bytes, parallel: 8, load }
+    }
+
+    pub fn spec(self, id: &str) -> ModelSpec {
+        let about = About { context: 64, ..About::default() };
+        ModelSpec { id: id.to_owned(), adapters: Vec::new(), artifacts: vec![Arc::new(self)], about }
+    }
+}
+
+impl<F: Fn() -> Result<Arc<dyn Backend>, BoxError> + Send + Sync + 'static> Artifact for Stock<F> {
+    fn name(&self) -> &str {
+        "stock"
+    }
+    fn plan(&self, room: &Room) -> Result<MemoryPlan, PlanError> {
+        match room.budget_bytes {
+            Some(left) if left < self.bytes => Err(PlanError::Memory(format!("{} > {left}", self.bytes))),
+            _ => Ok(MemoryPlan {
+                total_bytes: self.bytes,
+                kv_bytes: 0,
+                parallel: self.parallel,
+                is_cramped: false,
+                notes: Vec::new(),
+            }),
+        }
+    }
+    fn load(&self, _: &MemoryPlan) -> Result<Arc<dyn Backend>, BoxError> {
+        (self.load)()
+    }
+    fn digest(&self) -> Result<String, BoxError> {
+        Ok("5".repeat(64))
+    }
+}
+
 /// A server that runs until told to stop.
 pub struct Running {
     pub fake: Arc<Fake>,
@@ -250,15 +297,24 @@ impl Running {
 
     pub async fn start_with(fake: Fake, config: ServerConfig) -> Self {
         let fake = Arc::new(fake);
+        let backend: Arc<dyn Backend> = fake.clone();
+        let adapters = backend.adapters().iter().map(|(id, _)| id.clone()).collect();
+        let parallel = config.parallel;
+        let stock = Stock { parallel, ..Stock::new(0, move || Ok(Arc::clone(&backend))) };
+        let spec = ModelSpec { adapters, ..stock.spec(&fake.name.clone()) };
+        Self::start_models(fake, vec![spec], config).await
+    }
+
+    /// `fake` is what tests look at.
+    pub async fn start_models(fake: Arc<Fake>, models: Vec<ModelSpec>, config: ServerConfig) -> Self {
         let config = ServerConfig { port: 0, ..config };
         let (ready, address) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        let backend: Arc<dyn Backend> = fake.clone();
         let task = tokio::spawn(async move {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            serve(config, backend, shutdown, |address| ready.send(address).unwrap()).await
+            serve_models(config, models, shutdown, |address| ready.send(address).unwrap()).await
         });
         Self { fake, address: address.await.unwrap(), client: client(), stop: Some(stop), task }
     }

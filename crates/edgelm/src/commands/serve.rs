@@ -1,21 +1,44 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
-mod budget;
+mod artifact;
+mod model_arg;
 mod observe;
 
-use crate::{adapters, commands::run::parse_kv, machine, options::Global, output, resolve};
-use anyhow::Context;
+use crate::{commands::run::parse_kv, options::Global, output};
+use anyhow::{Context, anyhow, bail};
+use artifact::{OnDisk, Settings};
 use clap::Args;
 use edgelm_compress::parse_size;
-use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model};
 use edgelm_kernels::KvDtype;
-use edgelm_serve::{ApiKeys, Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
-use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
+use edgelm_serve::{
+    ApiKeys, Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
+};
+use model_arg::ModelArg;
+use serde_json::json;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(Args)]
 pub struct ServeArgs {
-    /// Folder, .gguf file, hf.co/org/name or `demo`
-    model: String,
+    /// Folder, .gguf file, hf.co/org/name or `demo`; `ID=PATH` for another id, `ID=PATH,PATH…` for others to load where the first
+    /// cannot be. The first model is loaded at once, the others when they are asked for
+    #[arg(value_name = "MODEL", required = true, value_parser = ModelArg::parse)]
+    models: Vec<ModelArg>,
+    /// Load all models at the start
+    #[arg(long)]
+    preload: bool,
+    /// Memory for all models together (`8GB`, `1.5GiB`, bytes): those not used for longest are unloaded for others [default: what the
+    /// machine, control groups and resource limits leave]
+    #[arg(long, value_name = "S", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// How long a model stays loaded that nobody uses (`5m`, seconds, -1 = until memory is needed)
+    #[arg(long, value_name = "TIME", default_value = "-1", allow_hyphen_values = true, value_parser = parse_keep_alive)]
+    keep_alive: KeepAlive,
+    /// Model (one of those served) that answers where another cannot be loaded
+    #[arg(long, value_name = "ID")]
+    fallback: Option<String>,
+    /// Print what each model would take and what is left, and end
+    #[arg(long)]
+    plan: bool,
     /// Address to listen on
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
@@ -25,10 +48,10 @@ pub struct ServeArgs {
     /// Accept only requests with one of these keys (one per line)
     #[arg(long, value_name = "F")]
     api_key_file: Option<PathBuf>,
-    /// The model's id in requests [default: its folder's or file's name]
+    /// The first model's id in requests [default: its folder's or file's name]
     #[arg(long, value_name = "ID")]
     name: Option<String>,
-    /// Adapter that requests choose with this id as their model: a PEFT folder or a .gguf file (repeatable)
+    /// Adapter of the first model that requests choose with this id as their model: a PEFT folder or a .gguf file (repeatable)
     #[arg(long, value_name = "ID=DIR", value_parser = parse_adapter)]
     lora: Vec<(String, PathBuf)>,
     /// Context limit in tokens [default: the model's]
@@ -37,11 +60,11 @@ pub struct ServeArgs {
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
     kv: Option<KvDtype>,
-    /// Memory for the caches of all requests and of prompts kept for reuse (`500MB`, `1.5GiB`, bytes) [default: three quarters
-    /// of what is free, twice what --parallel full contexts need at most]
+    /// Memory for the caches of all requests of a model and of prompts kept for reuse (`500MB`, `1.5GiB`, bytes) [default: three
+    /// quarters of what is free, shared between the models, twice what --parallel full contexts need at most]
     #[arg(long, value_name = "S", value_parser = parse_size)]
     kv_budget: Option<u64>,
-    /// Generations that run at once, sharing every pass over the weights
+    /// Generations of a model that run at once, sharing every pass over the weights
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
     /// Requests that may wait while others are answered
@@ -75,6 +98,10 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
+    KeepAlive::parse(text).ok_or_else(|| format!("`{text}` is neither seconds nor a duration such as 5m"))
+}
+
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     args.observe.start_logging(global);
     let api_keys = match &args.api_key_file {
@@ -91,36 +118,146 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         request_time: args.request_timeout,
         request_tokens: args.max_tokens,
         pass_limit: args.pass_limit,
+        memory_bytes: args.memory,
+        keep_alive: args.keep_alive,
+        preload: args.preload,
+        fallback: args.fallback.clone(),
         audit: args.observe.audit(global)?,
         ..Default::default()
     };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
-    let mut opened = Vec::new();
-    for (id, path) in args.lora {
-        opened.push((id, adapters::open(&[path], &checkpoint)?));
-    }
-    let cpu = machine::cpu(global)?;
-    let (name, context, kv) = (args.name, args.ctx, args.kv);
-    let told = global.clone();
-    let asked = args.kv_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let load = move || -> Result<Arc<dyn Backend>, Box<dyn Error + Send + Sync>> {
-        let model = Arc::new(Model::load_with(checkpoint, cpu, Arithmetic::Auto)?);
-        let mut adapters = Vec::new();
-        for (id, adapter) in opened {
-            adapters.push((id, Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
-        }
-        let kv_budget = asked.unwrap_or_else(|| budget::default(model.engine(), kv, context, parallel));
-        let options = BatchOptions { context, kv, kv_budget: Some(kv_budget) };
-        let backend = ModelBackend::new(model, name, adapters, options)?;
-        let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
-        told.note(format!("{} for caches: {tokens} tokens", output::bytes(kv_budget as u64)));
-        Ok(Arc::new(backend))
+    let settings = Settings {
+        global: global.clone(),
+        context: args.ctx,
+        kv: args.kv,
+        kv_budget: args.kv_budget,
+        parallel,
+        models: args.models.len(),
     };
+    let mut specs = Vec::new();
+    for (index, mut model) in args.models.into_iter().enumerate() {
+        let is_main = index == 0;
+        if let Some(name) = args.name.clone().filter(|_| is_main) {
+            model.id = Some(name);
+        }
+        let lora = if is_main { args.lora.clone() } else { Vec::new() };
+        specs.push(spec(model, lora, &settings, global)?);
+    }
+    check_ids(&specs, args.fallback.as_deref())?;
+    if args.plan {
+        return print_plans(&specs, args.memory, global);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let global = global.clone();
     let on_ready = move |address: std::net::SocketAddr| {
         global.note(format!("listening on http://{address} (API under /v1, Ctrl-C stops)"));
     };
-    runtime.block_on(serve_loading(config, load, shutdown_signal(), on_ready)).context("serve")
+    runtime.block_on(serve_models(config, specs, shutdown_signal(), on_ready)).context("serve")
+}
+
+/// A model, described by the first of its artifacts that can be read.
+fn spec(
+    model: ModelArg,
+    lora: Vec<(String, PathBuf)>,
+    settings: &Settings,
+    global: &Global,
+) -> anyhow::Result<ModelSpec> {
+    let mut failures = Vec::new();
+    let mut about = None;
+    let mut id = model.id;
+    for path in &model.paths {
+        let name = id.clone().unwrap_or_default();
+        match OnDisk::new(name, path.clone(), lora.clone(), settings.clone()).about() {
+            Ok(found) => {
+                about = Some(found);
+                break;
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    let Some(about) = about else {
+        let mut failures = failures.into_iter();
+        let first = failures.next().map_or_else(|| anyhow!("no path"), |error| anyhow!(error));
+        return Err(first);
+    };
+    for failure in failures {
+        global.note(format!("not usable now, the next path is: {failure:#}"));
+    }
+    let id = id.get_or_insert_with(|| about.name.clone()).clone();
+    let artifacts = model
+        .paths
+        .into_iter()
+        .map(|path| -> Arc<dyn Artifact> { Arc::new(OnDisk::new(id.clone(), path, lora.clone(), settings.clone())) });
+    let artifacts = artifacts.collect();
+    let adapters = lora.into_iter().map(|(id, _)| id).collect();
+    Ok(ModelSpec { id, adapters, artifacts, about: about.about })
+}
+
+fn check_ids(specs: &[ModelSpec], fallback: Option<&str>) -> anyhow::Result<()> {
+    let mut ids = Vec::new();
+    for id in specs.iter().flat_map(|spec| [&spec.id].into_iter().chain(&spec.adapters)) {
+        if ids.contains(&id) {
+            bail!("`{id}` names two models; give one another id: ID=PATH");
+        }
+        ids.push(id);
+    }
+    match fallback.filter(|id| !specs.iter().any(|spec| spec.id == *id)) {
+        Some(id) => bail!("--fallback `{id}` is not one of the models"),
+        None => Ok(()),
+    }
+}
+
+/// `--plan`: what would be loaded how, each model alone.
+fn print_plans(specs: &[ModelSpec], memory: Option<u64>, global: &Global) -> anyhow::Result<()> {
+    let room = Room { budget_bytes: memory, committed_bytes: 0 };
+    let limits = Limits::now();
+    let mut rows = Vec::new();
+    let mut fits = true;
+    for spec in specs {
+        for artifact in &spec.artifacts {
+            let mut row = json!({"model": spec.id, "artifact": artifact.name()});
+            match artifact.plan(&room) {
+                Ok(plan) => {
+                    row["total_bytes"] = plan.total_bytes.into();
+                    row["kv_bytes"] = plan.kv_bytes.into();
+                    row["parallel"] = plan.parallel.into();
+                    row["notes"] = plan.notes.into();
+                }
+                Err(error) => {
+                    fits = false;
+                    row["error"] = error.to_string().into();
+                }
+            }
+            rows.push(row);
+        }
+    }
+    let left: Vec<_> =
+        limits.limits.iter().map(|limit| json!({"name": limit.name, "left_bytes": limit.left_bytes})).collect();
+    if global.json {
+        output::json(&json!({"fits": fits, "models": rows, "limits": left}))?;
+    } else {
+        for row in &rows {
+            let name = row["artifact"].as_str().unwrap_or_default();
+            let number = |key: &str| row[key].as_u64().unwrap_or(0);
+            match row["error"].as_str() {
+                Some(error) => output::line(format!("{name}: {error}"))?,
+                None => output::line(format!(
+                    "{name}: {} in all, {} of it for caches, {} generations at once",
+                    output::bytes(number("total_bytes")),
+                    output::bytes(number("kv_bytes")),
+                    number("parallel")
+                ))?,
+            }
+            for note in row["notes"].as_array().into_iter().flatten() {
+                output::line(format!("  {}", note.as_str().unwrap_or_default()))?;
+            }
+        }
+        for limit in &limits.limits {
+            output::line(format!("{}: {} left", limit.name, output::bytes(limit.left_bytes)))?;
+        }
+    }
+    match fits {
+        true => Ok(()),
+        false => bail!("not every model fits"),
+    }
 }

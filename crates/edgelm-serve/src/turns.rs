@@ -1,0 +1,141 @@
+//! Turns at the CPU: one pass over the weights at a time, whichever model it is of.
+//!
+//! Two passes at once would share every core and every cache line of bandwidth and both take longer than twice their time.
+//! So models take turns, and who had the least of the CPU is next: an account of seconds for each, as in fair queueing
+//! (Demers, Keshav and Shenker 1989). A model that was idle begins at the account of the one that is served, so that it
+//! cannot save up a claim.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// What all models of a process have in common.
+#[derive(Default)]
+pub(crate) struct Turns {
+    state: Mutex<State>,
+    free: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Number of the turn that is on, if any.
+    current: Option<u64>,
+    next: u64,
+    /// Accounts of those that wait, each with its place in the line.
+    waiting: Vec<(u64, Duration)>,
+    /// The account of the last that was served.
+    served: Duration,
+}
+
+/// What one model has had of the CPU.
+#[derive(Default)]
+pub(crate) struct Account(Mutex<Duration>);
+
+/// A turn. It ends when it is dropped, or when somebody takes it away.
+pub(crate) struct Turn {
+    turns: Arc<Turns>,
+    account: Arc<Account>,
+    number: u64,
+    since: Instant,
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a turn.
+    pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>) -> Turn {
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        let mut had = account.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *had = (*had).max(state.served);
+        state.waiting.push((number, *had));
+        drop(had);
+        loop {
+            let first = state.waiting.iter().min_by_key(|(number, had)| (*had, *number)).map(|(number, _)| *number);
+            if state.current.is_none() && first == Some(number) {
+                break;
+            }
+            state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let had = state.waiting.iter().find(|(other, _)| *other == number).map_or(Duration::ZERO, |(_, had)| *had);
+        state.waiting.retain(|(other, _)| *other != number);
+        state.served = state.served.max(had);
+        state.current = Some(number);
+        Turn { turns: Arc::clone(self), account: Arc::clone(account), number, since: Instant::now() }
+    }
+
+    /// Takes a turn away from a thread that does not come back. Nothing if it has ended.
+    pub(crate) fn revoke(&self, number: u64) {
+        let mut state = self.lock();
+        if state.current == Some(number) {
+            state.current = None;
+            self.free.notify_all();
+        }
+    }
+}
+
+impl Turn {
+    /// Its name, for [`Turns::revoke`].
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.account.0.lock().unwrap_or_else(PoisonError::into_inner) += self.since.elapsed();
+        self.turns.revoke(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+
+    #[test]
+    fn one_at_a_time_and_the_cpu_is_shared_by_time() {
+        let turns = Arc::new(Turns::default());
+        let inside = AtomicUsize::new(0);
+        let until = Instant::now() + Duration::from_millis(400);
+        let work = |each: Duration| {
+            let account = Arc::default();
+            let mut had = Duration::ZERO;
+            while Instant::now() < until {
+                let turn = turns.take(&account);
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                let begin = Instant::now();
+                thread::sleep(each);
+                had += begin.elapsed();
+                inside.fetch_sub(1, Ordering::SeqCst);
+                drop(turn);
+            }
+            had
+        };
+        let (short, long) = thread::scope(|scope| {
+            let short = scope.spawn(|| work(Duration::from_millis(2)));
+            let long = scope.spawn(|| work(Duration::from_millis(10)));
+            (short.join().expect("worked"), long.join().expect("worked"))
+        });
+        let share = short.as_secs_f64() / (short + long).as_secs_f64();
+        assert!((0.35..=0.65).contains(&share), "{short:?} beside {long:?}");
+    }
+
+    #[test]
+    fn a_turn_that_does_not_end_can_be_taken_away() {
+        let turns = Arc::new(Turns::default());
+        let stuck = turns.take(&Arc::default());
+        turns.revoke(stuck.number());
+        let next = turns.take(&Arc::default());
+        // The one that comes back late ends nobody else's.
+        drop(stuck);
+        assert_eq!(turns.lock().current, Some(next.number()));
+    }
+}
