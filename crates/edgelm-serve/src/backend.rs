@@ -1,5 +1,6 @@
 //! What the server needs from a model. Tests put a fake behind it.
 
+use crate::health::{Patience, Probe, TEXT, run_probe};
 use edgelm_engine::{
     Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
     Pooling, Progress,
@@ -46,6 +47,8 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Vec<f32>, EngineError>;
     /// A token as text, for log-probabilities; half characters come as U+FFFD.
     fn token_text(&self, token: u32) -> String;
+    /// What the model makes of a fixed text. May be called beside `lanes`; `None` where `patience` was over first.
+    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError>;
     /// Where generations run.
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError>;
 }
@@ -220,6 +223,11 @@ impl Backend for ModelBackend {
         ids.push(token);
         let text = self.model.tokenizer().ok().and_then(|t| t.decode(&ids, false).ok()).unwrap_or_default();
         text.strip_prefix(anchor_text.as_str()).map(str::to_owned).unwrap_or(text)
+    }
+    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+        let text = self.model.tokenizer()?.encode_prompt(TEXT)?;
+        let options = GenerateOptions { kv: self.options.kv, ..GenerateOptions::default() };
+        run_probe(self.model.engine(), self.model.sequence(&options), &text, self.context(), patience)
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Ok(Box::new(Batch::new(&self.model, self.options.clone())?))

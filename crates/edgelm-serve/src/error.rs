@@ -12,7 +12,7 @@ use axum::{
 use edgelm_engine::EngineError;
 use edgelm_model::ModelError;
 use serde_json::{Value, json};
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -26,13 +26,19 @@ pub enum ServeError {
         /// The system's word.
         source: io::Error,
     },
-    /// The listener failed later on.
-    #[error("listening on `{address}` failed")]
-    Listen {
-        /// The bound address.
-        address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
+    /// Others than this machine's users could reach the address, and nothing would ask who they are.
+    #[error("`{address}` can be reached from other machines, and anyone could use it")]
+    Exposed {
+        /// Host and port as configured.
+        address: String,
+    },
+    /// Certificates that make no working server.
+    #[error("`{path}`: {what}")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong; never quotes a key.
+        what: String,
     },
     /// The key file cannot be read.
     #[error("cannot read the API key file `{path}`")]
@@ -125,6 +131,8 @@ pub(crate) enum ApiError {
     Loading,
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the model `{model}` is not what it was: {fault}")]
+    Unhealthy { model: String, fault: String },
     #[error("the audit log cannot be written, and this server answers nothing that it cannot record")]
     AuditUnavailable,
     #[error("the request failed inside the server")]
@@ -196,6 +204,7 @@ impl ApiError {
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading"),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down"),
+            Self::Unhealthy { .. } => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "unhealthy"),
             Self::AuditUnavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "audit_unavailable"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
         }

@@ -3,7 +3,7 @@
 //! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
 //! is our own.
 
-use crate::{telemetry::Machine, worker::StopReason};
+use crate::{listener::DoorMetrics, telemetry::Machine, worker::StopReason};
 use edgelm_engine::KvMemory;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -91,6 +91,7 @@ pub(crate) struct Metrics {
     pub(crate) engine_panics: Counter,
     pub(crate) stalls: Counter,
     pub(crate) ready: Gauge,
+    pub(crate) door: DoorMetrics,
     finished: Family<FinishLabels, Counter>,
     prefix_queries: Counter,
     prefix_hits: Counter,
@@ -106,6 +107,31 @@ pub(crate) struct Metrics {
     model_load_failures: Family<ModelLabels, Counter>,
     model_fallbacks: Family<FallbackLabels, Counter>,
     pub(crate) audit: AuditMetrics,
+    pub(crate) health: HealthMetrics,
+}
+
+/// Of probes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HealthMetrics {
+    pub(crate) probes: Counter,
+    pub(crate) mismatches: Counter,
+    pub(crate) failing: Gauge,
+    pub(crate) replaced: Counter,
+    pub(crate) drift: Gauge<f64, AtomicU64>,
+}
+
+impl HealthMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("health_probes", "Probes of what models say", self.probes.clone());
+        registry.register("health_mismatches", "Probes after which a model was taken out", self.mismatches.clone());
+        registry.register("health_failing", "Models that do not say what they said at first", self.failing.clone());
+        registry.register("health_replaced_files", "Models whose files changed while loaded", self.replaced.clone());
+        registry.register(
+            "health_perplexity_drift",
+            "Logarithm of the last probe's perplexity over that at the first load",
+            self.drift.clone(),
+        );
+    }
 }
 
 /// Of the audit log.
@@ -148,6 +174,7 @@ impl Metrics {
             engine_panics: Counter::default(),
             stalls: Counter::default(),
             ready: Gauge::default(),
+            door: DoorMetrics::default(),
             finished: Family::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
@@ -163,6 +190,7 @@ impl Metrics {
             model_load_failures: Family::default(),
             model_fallbacks: Family::default(),
             audit: AuditMetrics::default(),
+            health: HealthMetrics::default(),
         };
         metrics.ready.set(1);
         metrics.registered()
@@ -171,6 +199,7 @@ impl Metrics {
     fn registered(mut self) -> Self {
         let registry = &mut self.registry;
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        self.door.register(registry);
         registry.register("http_requests", "Answers by route and status", self.requests.clone());
 
         // vLLM's.
@@ -244,6 +273,7 @@ impl Metrics {
         registry.register("engine_panics", "Requests that crashed the engine", self.engine_panics.clone());
         registry.register("engine_stalls", "Passes that took longer than the limit", self.stalls.clone());
         self.audit.register(registry);
+        self.health.register(registry);
         registry.register_collector(Box::new(Machine::new(Path::new("/"), self.generated_tokens.clone())));
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         registry.register("model_loaded", "1 while a model is loaded", self.models_loaded.clone());

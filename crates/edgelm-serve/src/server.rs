@@ -5,18 +5,15 @@ use crate::{
     api::{self, App},
     audit::{Audit, AuditConfig},
     backend::Backend,
+    health,
+    listener::{DoorLimits, Listener, Tls, TlsFiles},
     metrics::Metrics,
     models::{KeepAlive, ModelSpec, Models},
+    reload::{self, Watched},
     telemetry::{Telemetry, Traces},
 };
-use std::{
-    future::{Future, IntoFuture},
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::timeout};
 
 /// How a server is set up.
 #[derive(Debug, Clone)]
@@ -25,6 +22,12 @@ pub struct ServerConfig {
     pub host: String,
     /// 0 = any free one.
     pub port: u16,
+    /// Certificates. `None` = no TLS.
+    pub tls: Option<TlsFiles>,
+    /// Listen also where other machines can connect and nothing asks who they are.
+    pub is_open: bool,
+    /// How patient the server is with connections.
+    pub door: DoorLimits,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
     /// Origins whose web pages may use the API.
@@ -55,6 +58,8 @@ pub struct ServerConfig {
     pub drain: Duration,
     /// The audit log, if one is kept.
     pub audit: Option<AuditConfig>,
+    /// Time between probes of what each loaded model says; `None` = no probes, also not at the load.
+    pub health_interval: Option<Duration>,
     /// Collector that traces are sent to, by OTLP over gRPC: `http://host:4317`.
     pub otlp_endpoint: Option<String>,
 }
@@ -64,6 +69,9 @@ impl Default for ServerConfig {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            tls: None,
+            is_open: false,
+            door: DoorLimits::default(),
             api_keys: ApiKeys::default(),
             cors_origins: Vec::new(),
             parallel: 8,
@@ -79,15 +87,30 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),
             audit: None,
+            health_interval: None,
             otlp_endpoint: None,
         }
     }
 }
 
 impl ServerConfig {
-    fn address(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    /// Whether everyone who gets in is known by a key or a certificate.
+    fn is_guarded(&self) -> bool {
+        self.api_keys.are_wanted() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// The files that are read again when they change.
+    fn watched(&self, tls: Option<&Arc<Tls>>) -> Vec<Watched> {
+        let mut all = Vec::new();
+        if let Some(tls) = tls {
+            let shared = Arc::clone(tls);
+            all.push(Watched::new("certificates", tls.files().paths(), move || shared.reload()));
+        }
+        if let Some(path) = self.api_keys.path() {
+            let keys = self.api_keys.clone();
+            all.push(Watched::new("keys", vec![path.to_owned()], move || keys.reload().map(drop)));
+        }
+        all
     }
 }
 
@@ -139,43 +162,53 @@ async fn live(
     metrics: Arc<Metrics>,
     telemetry: Arc<Telemetry>,
 ) -> Result<(), ServeError> {
-    let bind_error = |source| ServeError::Bind { address: config.address(), source };
-    let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
-    let address = listener.local_addr().map_err(bind_error)?;
+    let tls = config.tls.clone().map(|files| Tls::load(files).map(Arc::new)).transpose()?;
+    let listener = Listener::bind(&config.host, config.port, config.is_guarded() || config.is_open).await?;
+    let address = listener.address();
     let models = Arc::new(Models::new(models, &config, Arc::clone(&metrics), Arc::clone(&telemetry)));
-    let app = Arc::new(App::new(&config, Arc::clone(&models), metrics, telemetry));
+    let app = Arc::new(App::new(&config, Arc::clone(&models), Arc::clone(&metrics), Arc::clone(&telemetry)));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
         let _ = stopped.wait_for(|&stop| stop).await;
     };
-    // Peers' addresses tell clients without keys from each other.
-    let router = api::router(&app, &config).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, router).with_graceful_shutdown(stopped);
-    let mut server = pin!(server.into_future());
+    let reloading = reload::watch(config.watched(tls.as_ref()), metrics.door.clone());
+    let server = listener.run(api::router(&app, &config), tls, config.door, metrics.door.clone(), stopped);
+    // Neither ends before it is told to.
+    let mut server = pin!(async {
+        tokio::select! { () = server => {}, () = reloading => {} }
+    });
     let mut shutdown = pin!(shutdown);
-    let listen_error = |source| ServeError::Listen { address, source };
 
     tokio::select! {
-        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
         started = models.start(config.preload) => started.map_err(ServeError::Load)?,
     }
     on_ready(address);
+    let probing = async {
+        match config.health_interval {
+            Some(interval) => health::watch(Arc::clone(&models), interval, metrics.health.clone(), telemetry).await,
+            None => std::future::pending().await,
+        }
+    };
 
     tokio::select! {
-        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => {}
+        // It goes on for as long as the server does.
+        () = probing => {}
     }
     tracing::info!(%address, "shutting down");
     stop.send_replace(true);
-    if let Ok(ended) = timeout(config.drain, &mut server).await {
-        return ended.map_err(listen_error);
+    if timeout(config.drain, &mut server).await.is_ok() {
+        return Ok(());
     }
     tracing::warn!(drain_s = config.drain.as_secs(), "requests are still running after the drain time; stopping them");
     models.stop();
     // Enough for the last error to reach its client; a connection that takes longer is cut.
-    timeout(LAST_WORDS, &mut server).await.unwrap_or(Ok(())).map_err(listen_error)
+    let _ = timeout(LAST_WORDS, &mut server).await;
+    Ok(())
 }
 
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -7,6 +7,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    health::Probe,
     metrics::Metrics,
     models::Lease,
     telemetry::Journey,
@@ -16,6 +17,7 @@ use crate::{
 use edgelm_engine::{EngineError, GenerateOptions};
 use std::{
     hash::{BuildHasher, RandomState},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -31,6 +33,7 @@ pub(crate) struct Service {
     worker: Worker,
     limits: Limits,
     beside: tokio::sync::Mutex<()>,
+    metrics: Arc<Metrics>,
 }
 
 /// What the server allows a request, whatever the model does.
@@ -86,8 +89,8 @@ impl Service {
         turns: Arc<Turns>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
-        let worker = Worker::start(Arc::clone(&backend), config, turns, metrics)?;
-        Ok(Self { backend, admission, worker, limits, beside: tokio::sync::Mutex::default() })
+        let worker = Worker::start(Arc::clone(&backend), config, turns, Arc::clone(&metrics))?;
+        Ok(Self { backend, admission, worker, limits, beside: tokio::sync::Mutex::default(), metrics })
     }
 
     /// The model.
@@ -128,6 +131,27 @@ impl Service {
             work(backend)
         })
         .await
+    }
+
+    /// What the model makes of a fixed text; `None` where `patience` was over first. No request waits for it longer than a step
+    /// takes.
+    pub(crate) async fn probe(
+        &self,
+        mut patience: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<Option<Probe>, EngineError> {
+        let backend = Arc::clone(&self.backend);
+        let probe = move || catch_unwind(AssertUnwindSafe(|| backend.probe(&mut patience)));
+        match tokio::task::spawn_blocking(probe).await {
+            Ok(Ok(outcome)) => outcome,
+            // Whatever it was, the model cannot be relied on.
+            _ => Err(EngineError::Option { option: "probe", what: "panicked".to_owned() }),
+        }
+    }
+
+    /// The same for as long as nothing waits or runs on the whole server.
+    pub(crate) async fn probe_when_idle(&self) -> Result<Option<Probe>, EngineError> {
+        let metrics = Arc::clone(&self.metrics);
+        self.probe(move || metrics.waiting.get() == 0 && metrics.running.get() == 0).await
     }
 
     /// A place in the queue.

@@ -7,7 +7,7 @@ use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
 use edgelm_onnx::OnnxError;
 use edgelm_ort::OrtError;
-use edgelm_serve::audit::AuditError;
+use edgelm_serve::{ServeError, audit::AuditError};
 use std::process::ExitCode;
 
 /// A combination of arguments that has no meaning (exit status 2).
@@ -121,6 +121,11 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         }
         Some(AuditError::Key { .. }) => return Some("make one with `edgelm keys new --signing --out F`"),
         _ => {}
+    }
+    if let Some(ServeError::Exposed { .. }) = cause.downcast_ref() {
+        return Some(
+            "ask for keys with --api-key-file or for certificates with --client-ca, or allow it with --insecure-bind",
+        );
     }
     if let Some(OnnxError::Context { .. }) = cause.downcast_ref() {
         return Some("--onnx-ctx says how many positions the graph is to have");

@@ -16,10 +16,16 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = options::Cli::parse();
-    // A server says how its lines look.
-    if !matches!(cli.command, options::Command::Serve(_)) {
-        output::start_logging(&cli.global, output::LogFormat::Text, None);
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = options::Cli::parse_from(&arguments);
+    // Before anything else, as it may say how to log.
+    let cli = match commands::serve::config::complete(cli, &arguments) {
+        Ok(cli) => cli,
+        Err(error) => return failure::report(&error),
+    };
+    match &cli.command {
+        options::Command::Serve(args) => args.observe.start_logging(&cli.global),
+        _ => output::start_logging(&cli.global, output::LogFormat::Text, None),
     }
     match commands::run(cli) {
         Ok(code) => code,

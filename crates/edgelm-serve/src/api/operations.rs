@@ -19,9 +19,16 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiE
     for entry in app.models.entries()? {
         let status = entry.status();
         status.alive?;
+        let health = entry.health.state().clone();
+        if let Some(fault) = health.fault() {
+            return Err(ApiError::Unhealthy { model: entry.id.clone(), fault: fault.to_owned() });
+        }
         let is_lesser = status.is_loaded && status.artifact > 0;
-        is_degraded |= is_lesser || status.load_error.is_some();
+        is_degraded |= is_lesser || status.load_error.is_some() || health.is_replaced();
         let mut model = json!({"id": entry.id, "state": status.phase, "artifact": status.artifact_name});
+        if status.is_loaded {
+            model["health"] = health.about(status.artifact);
+        }
         if is_lesser {
             model["fallback"] = true.into();
         }

@@ -25,6 +25,11 @@ pub trait Artifact: Send + Sync + 'static {
     /// # Errors
     /// Files that cannot be read.
     fn digest(&self) -> Result<String, BoxError>;
+    /// The same; reads the files whatever is known of them.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    fn digest_anew(&self) -> Result<String, BoxError>;
 }
 
 /// Memory for one more model.

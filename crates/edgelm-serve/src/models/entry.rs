@@ -5,6 +5,7 @@ use crate::{
     admission::{Admission, Slot},
     backend::Backend,
     error::ApiError,
+    health::Health,
     service::Service,
 };
 use edgelm_engine::LoadedAdapter;
@@ -23,6 +24,8 @@ pub(crate) struct Entry {
     state: Mutex<State>,
     /// Counts changes of the state, for those who wait for one.
     changes: watch::Sender<u64>,
+    /// Whether it says what it said.
+    pub(crate) health: Health,
     /// Somebody stopped using it: time to see whether it can go.
     pub(super) released: Arc<Notify>,
 }
@@ -106,7 +109,8 @@ impl Entry {
             about: spec.about.clone(),
         };
         let (changes, _) = watch::channel(0);
-        Self { id: spec.id.clone(), spec, admission, state: Mutex::new(state), changes, released }
+        let (id, health) = (spec.id.clone(), Health::default());
+        Self { id, spec, admission, state: Mutex::new(state), changes, health, released }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -134,6 +138,32 @@ impl Entry {
     pub(crate) async fn digest(&self) -> Option<String> {
         let artifact = Arc::clone(self.spec.artifacts.get(self.state().artifact)?);
         tokio::task::spawn_blocking(move || artifact.digest().ok()).await.ok().flatten()
+    }
+
+    /// See [`Self::digest`]; of this artifact.
+    pub(crate) async fn digest_of(&self, artifact: usize) -> Option<String> {
+        let artifact = Arc::clone(self.spec.artifacts.get(artifact)?);
+        tokio::task::spawn_blocking(move || artifact.digest().ok()).await.ok().flatten()
+    }
+
+    /// The same of the bytes that are there now, whatever was read before.
+    pub(crate) async fn digest_anew(&self) -> Option<String> {
+        let artifact = Arc::clone(self.spec.artifacts.get(self.state().artifact)?);
+        tokio::task::spawn_blocking(move || artifact.digest_anew().ok()).await.ok().flatten()
+    }
+
+    /// What is loaded, and the place of its artifact.
+    pub(crate) fn loaded(&self) -> Option<(usize, Arc<Service>)> {
+        let state = self.state();
+        match &state.phase {
+            Phase::Loaded(service) => Some((state.artifact, Arc::clone(service))),
+            _ => None,
+        }
+    }
+
+    /// What [`Self::loaded`] gave is not used any more: time to see whether the model can go.
+    pub(crate) fn let_go(&self) {
+        self.released.notify_one();
     }
 
     /// What is known of it now.

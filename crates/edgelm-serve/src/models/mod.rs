@@ -18,6 +18,7 @@ use crate::{
     ServerConfig,
     admission::Admission,
     error::ApiError,
+    health,
     metrics::Metrics,
     notes,
     service::{Limits, Service},
@@ -59,6 +60,7 @@ pub(crate) struct Models {
     /// Who holds it may load and unload. First come, first served.
     loading: Mutex<()>,
     released: Arc<Notify>,
+    is_probing: bool,
     is_ready: AtomicBool,
     is_stopping: AtomicBool,
 }
@@ -88,6 +90,7 @@ impl Models {
             telemetry,
             loading: Mutex::default(),
             released,
+            is_probing: config.health_interval.is_some(),
             is_ready: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
         }
@@ -96,6 +99,19 @@ impl Models {
     /// All of them, the main one first. An error until the server is ready.
     pub(crate) fn entries(&self) -> Result<&[Arc<Entry>], ApiError> {
         if self.is_ready.load(Ordering::Relaxed) { Ok(&self.entries) } else { Err(ApiError::Loading) }
+    }
+
+    /// All of them, also before the server is ready.
+    pub(crate) fn all(&self) -> &[Arc<Entry>] {
+        &self.entries
+    }
+
+    /// Loads a model again, from the same artifacts, when those who use it are done; new requests wait. An error also where it then
+    /// does not say what it said before.
+    pub(crate) async fn reload(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<(), BoxError> {
+        let _turn = self.loading.lock().await;
+        self.unload(entry).await;
+        self.load(entry).await
     }
 
     /// The model that requests without one mean.
@@ -190,6 +206,10 @@ impl Models {
                     return Err(ApiError::ShuttingDown);
                 }
                 match &state.phase {
+                    Phase::Loaded(_) if entry.health.state().fault().is_some() => {
+                        let model = entry.id.clone();
+                        return Err(ApiError::ModelUnavailable { model, retry_after_s: RETRY_AFTER_S });
+                    }
                     Phase::Loaded(service) => {
                         let service = Arc::clone(service);
                         state.last_used = Instant::now();
@@ -329,7 +349,12 @@ impl Models {
         let worker = WorkerConfig { parallel: plan.parallel.max(1), ..self.worker };
         let (turns, metrics) = (Arc::clone(&self.turns), Arc::clone(&self.metrics));
         let service = Service::new(backend, entry.admission.clone(), self.limits, worker, turns, metrics)?;
-        Ok((Arc::new(service), plan.total_bytes))
+        let service = Arc::new(service);
+        if self.is_probing {
+            let place = entry.spec.artifacts.iter().position(|other| Arc::ptr_eq(other, artifact)).unwrap_or(0);
+            health::warm_up(entry, place, &service, &self.metrics.health).await?;
+        }
+        Ok((service, plan.total_bytes))
     }
 
     fn room(&self) -> Room {

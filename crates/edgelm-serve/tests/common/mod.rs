@@ -45,6 +45,8 @@ pub struct Fake {
     pub calls: Mutex<Vec<(Vec<u32>, GenerateOptions)>>,
     pub passes: Mutex<Vec<Pass>>,
     pub release: AtomicBool,
+    /// Probes say something else.
+    pub is_corrupt: AtomicBool,
 }
 
 /// Prompts and their rows.
@@ -66,6 +68,7 @@ impl Default for Fake {
             calls: Mutex::default(),
             passes: Mutex::default(),
             release: AtomicBool::new(false),
+            is_corrupt: AtomicBool::new(false),
         }
     }
 }
@@ -133,6 +136,11 @@ impl Backend for Fake {
     }
     fn token_text(&self, token: u32) -> String {
         format!("w{token} ")
+    }
+    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+        let bits = if self.is_corrupt.load(Ordering::SeqCst) { "bad" } else { "good" };
+        let probe = Probe { tokens: vec![1, 2], logits_sha256: bits.to_owned(), perplexity: 3.0 };
+        Ok(patience().then_some(probe))
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Ok(Box::new(FakeLanes { fake: self, lanes: BTreeMap::new(), next: 0 }))
@@ -278,6 +286,9 @@ impl<F: Fn() -> Result<Arc<dyn Backend>, BoxError> + Send + Sync + 'static> Arti
     }
     fn digest(&self) -> Result<String, BoxError> {
         Ok("5".repeat(64))
+    }
+    fn digest_anew(&self) -> Result<String, BoxError> {
+        self.digest()
     }
 }
 

@@ -1,27 +1,36 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 mod artifact;
+pub mod config;
+mod door;
 mod model_arg;
-mod observe;
+pub mod observe;
 
-use crate::{commands::run::parse_kv, options::Global, output};
+use crate::{commands::run::parse_kv, failure::Usage, options::Global, output};
 use anyhow::{Context, anyhow, bail};
 use artifact::{OnDisk, Settings};
 use clap::Args;
+use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    ApiKeys, Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
+    Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 #[derive(Args)]
 pub struct ServeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`; `ID=PATH` for another id, `ID=PATH,PATH…` for others to load where the first
     /// cannot be. The first model is loaded at once, the others when they are asked for
-    #[arg(value_name = "MODEL", required = true, value_parser = ModelArg::parse)]
+    #[arg(id = "model", value_name = "MODEL", required_unless_present = "config", value_parser = ModelArg::parse)]
     models: Vec<ModelArg>,
     /// Load all models at the start
     #[arg(long)]
@@ -39,15 +48,14 @@ pub struct ServeArgs {
     /// Print what each model would take and what is left, and end
     #[arg(long)]
     plan: bool,
-    /// Address to listen on
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// Port to listen on (0 = any free one)
-    #[arg(long, value_name = "N", default_value_t = 8080)]
-    port: u16,
-    /// Accept only requests with one of these keys (one per line)
+    /// Read settings from this TOML file: each flag under its own name, MODEL as `model`. Flags given here win
     #[arg(long, value_name = "F")]
-    api_key_file: Option<PathBuf>,
+    config: Option<PathBuf>,
+    /// Print the settings in force as such a file, and end
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    door: DoorArgs,
     /// The first model's id in requests [default: its folder's or file's name]
     #[arg(long, value_name = "ID")]
     name: Option<String>,
@@ -80,7 +88,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
     #[command(flatten)]
-    observe: observe::ObserveArgs,
+    pub observe: observe::ObserveArgs,
 }
 
 fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
@@ -102,17 +110,23 @@ fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
     KeepAlive::parse(text).ok_or_else(|| format!("`{text}` is neither seconds nor a duration such as 5m"))
 }
 
+impl ServeArgs {
+    /// The file that settings come from.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
-    args.observe.start_logging(global);
-    let api_keys = match &args.api_key_file {
-        Some(path) => ApiKeys::from_file(path)?,
-        None => ApiKeys::default(),
-    };
+    if args.print_config {
+        let arguments: Vec<OsString> = env::args_os().collect();
+        return output::stream(&config::effective(&arguments, args.config())?);
+    }
+    if args.models.is_empty() {
+        return Err(Usage("`model` is neither in the configuration nor on the command line".to_owned()).into());
+    }
     let parallel = usize::from(args.parallel);
     let config = ServerConfig {
-        host: args.host,
-        port: args.port,
-        api_keys,
         parallel,
         queue: args.queue,
         request_time: args.request_timeout,
@@ -122,9 +136,10 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         keep_alive: args.keep_alive,
         preload: args.preload,
         fallback: args.fallback.clone(),
-        audit: args.observe.audit(global)?,
         ..Default::default()
     };
+    let config = args.observe.apply(args.door.apply(config)?, global)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
     let settings = Settings {
         global: global.clone(),
@@ -150,7 +165,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let global = global.clone();
     let on_ready = move |address: std::net::SocketAddr| {
-        global.note(format!("listening on http://{address} (API under /v1, Ctrl-C stops)"));
+        global.note(format!("listening on {scheme}://{address} (API under /v1, Ctrl-C stops)"));
     };
     runtime.block_on(serve_models(config, specs, shutdown_signal(), on_ready)).context("serve")
 }

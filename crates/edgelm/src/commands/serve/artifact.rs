@@ -165,14 +165,20 @@ impl Artifact for OnDisk {
 
     fn digest(&self) -> Result<String, BoxError> {
         let modified = resolve::modified(&self.path, &self.settings.global);
-        let mut known = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
             Some((time, digest)) if *time == modified => Ok(digest.clone()),
             _ => {
-                let digest = resolve::digest(&self.path, &self.settings.global)?;
-                *known = Some((modified, digest.clone()));
-                Ok(digest)
+                drop(known);
+                self.digest_anew()
             }
         }
+    }
+
+    fn digest_anew(&self) -> Result<String, BoxError> {
+        let modified = resolve::modified(&self.path, &self.settings.global);
+        let digest = resolve::digest(&self.path, &self.settings.global)?;
+        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some((modified, digest.clone()));
+        Ok(digest)
     }
 }

@@ -7,14 +7,32 @@ use crate::{
 };
 use clap::Args;
 use edgelm_compress::parse_size;
-use edgelm_serve::audit::{AuditConfig, Fsync, LogConfig, OnFailure, SigningKey};
+use edgelm_serve::{
+    ServerConfig,
+    audit::{AuditConfig, Fsync, LogConfig, OnFailure, SigningKey},
+};
 use std::{path::PathBuf, sync::Arc, time::Duration};
+
+/// Seconds, or 0.
+fn parse_interval(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(_) => Ok(seconds),
+        Err(_) => Err(format!("{seconds} is not a time between probes")),
+    }
+}
 
 #[derive(Args)]
 pub struct ObserveArgs {
     /// Log lines on stderr as text, or as one JSON object each with the time
     #[arg(long, value_name = "text|json", default_value = "text")]
     log_format: LogFormat,
+    /// Seconds between probes of what each loaded model says, made when nobody waits; 0 = none
+    #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = parse_interval)]
+    health_interval: f64,
+    /// Send traces to this collector, by OTLP over gRPC (`http://host:4317`)
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
     /// Keep an audit log: one hash-chained record per request, in F and F.000000 … when it is full
     #[arg(long, value_name = "F")]
     audit_log: Option<PathBuf>,
@@ -43,12 +61,19 @@ pub struct ObserveArgs {
 
 impl ObserveArgs {
     /// Logs, with a line per request.
-    pub(super) fn start_logging(&self, global: &Global) {
+    pub fn start_logging(&self, global: &Global) {
         output::start_logging(global, self.log_format, Some(edgelm_serve::ACCESS_LINES));
     }
 
-    /// The audit log that is asked for.
-    pub(super) fn audit(&self, global: &Global) -> anyhow::Result<Option<AuditConfig>> {
+    /// Adds to the server's settings what is asked for here.
+    pub(super) fn apply(&self, mut config: ServerConfig, global: &Global) -> anyhow::Result<ServerConfig> {
+        config.audit = self.audit(global)?;
+        config.health_interval = Duration::try_from_secs_f64(self.health_interval).ok().filter(|time| !time.is_zero());
+        config.otlp_endpoint.clone_from(&self.otlp_endpoint);
+        Ok(config)
+    }
+
+    fn audit(&self, global: &Global) -> anyhow::Result<Option<AuditConfig>> {
         let Some(path) = &self.audit_log else { return Ok(None) };
         let key = self.audit_key.as_ref().map(|path| SigningKey::read(path).map(Arc::new)).transpose()?;
         if key.is_none() {
