@@ -264,12 +264,12 @@ impl Log {
 
     /// The file is full: signs it, gives it its number, and lets the next record begin a new one.
     fn rotate(&mut self) -> Result<(), AuditError> {
-        self.checkpoint_here(false)?;
-        let path = &self.config.path;
-        let to = numbered(path, self.number);
+        let to = numbered(&self.config.path, self.number);
         if to.exists() {
             return Err(AuditError::io("rename to", &to)(io::ErrorKind::AlreadyExists.into()));
         }
+        self.checkpoint_here(false)?;
+        let path = &self.config.path;
         fs::rename(path, &to).map_err(AuditError::io("rename", path))?;
         self.file = None;
         self.number += 1;
@@ -288,23 +288,20 @@ impl Log {
         let now = SystemTime::now();
         let time = rfc3339(now);
         let key = self.config.key.clone();
-        let note = key.map(|key| {
-            let text = note::text(&self.id, self.place, &time);
-            (note::signed(&text, &self.id, &key), key.verifying_key())
-        });
-        let entry = match &note {
+        let entry = match &key {
             None => Entry::Checkpoint { last, key: None, signature: None, signed_time: None },
-            Some(((_, signature), key)) => Entry::Checkpoint {
+            Some(key) => Entry::Checkpoint {
                 last,
-                key: Some(key.to_string()),
-                signature: Some(hex(signature)),
-                signed_time: Some(time),
+                key: Some(key.verifying_key().to_string()),
+                signature: Some(hex(&key.sign(note::text(&self.id, self.place, &time).as_bytes()))),
+                signed_time: Some(time.clone()),
             },
         };
         self.append_here(now, &entry)?;
         self.sync()?;
-        if let Some(((note, _), _)) = note {
-            self.state(&note)?;
+        if let Some(key) = key {
+            // Of this record too, which its own signature cannot be.
+            self.state(&note::signed(&note::text(&self.id, self.place, &time), &self.id, &key))?;
         }
         self.unsigned = 0;
         Ok(())

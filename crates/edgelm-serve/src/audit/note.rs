@@ -19,11 +19,10 @@ pub(super) fn text(log: &str, place: Place, time: &str) -> String {
 }
 
 /// The whole note.
-pub(super) fn signed(text: &str, log: &str, key: &SigningKey) -> (String, Vec<u8>) {
-    let signature = key.sign(text.as_bytes());
+pub(super) fn signed(text: &str, log: &str, key: &SigningKey) -> String {
     let mut tagged = key_id(log, &key.verifying_key()).to_vec();
-    tagged.extend(&signature);
-    (format!("{text}\n\u{2014} {ORIGIN}{log} {}\n", base64(&tagged)), signature)
+    tagged.extend(key.sign(text.as_bytes()));
+    format!("{text}\n\u{2014} {ORIGIN}{log} {}\n", base64(&tagged))
 }
 
 /// The first four bytes of SHA-256 of name, line end, type and key.
@@ -65,7 +64,7 @@ mod tests {
         let (key, _) = SigningKey::create(&folder.path().join("key")).expect("a key");
         let (other, _) = SigningKey::create(&folder.path().join("other")).expect("a key");
         let place = Place { records: 9, head: [3; 32] };
-        let (note, _) = signed(&text("ab", place, "now"), "ab", &key);
+        let note = signed(&text("ab", place, "now"), "ab", &key);
         assert_eq!(open(&note, &key.verifying_key()), Ok(("ab".to_owned(), place)));
         assert!(open(&note, &other.verifying_key()).is_err());
         assert!(open(&note.replacen("\n9\n", "\n8\n", 1), &key.verifying_key()).is_err());

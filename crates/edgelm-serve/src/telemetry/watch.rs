@@ -53,6 +53,7 @@ pub(crate) async fn observe(
     if let Some(error) = response.extensions().get::<ApiError>() {
         guard.journey.failed(error);
     }
+    guard.is_whole = HttpBody::is_end_stream(response.body());
     response.map(|body| Body::new(Watched { body, guard }))
 }
 
