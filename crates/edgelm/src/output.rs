@@ -35,6 +35,8 @@ pub fn start_logging(global: &Global, format: LogFormat, also: Option<&str>) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Where nobody reads stderr any more, complaining there would be a panic.
+    let logs = logs.log_internal_errors(false);
     // Fails only if a logger is already there.
     let _ = match format {
         LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),

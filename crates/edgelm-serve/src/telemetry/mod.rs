@@ -9,7 +9,7 @@ mod watch;
 
 pub use journey::ACCESS_LINES;
 pub(crate) use journey::Journey;
-pub(crate) use live::{Live, Summary};
+pub(crate) use live::Live;
 pub(crate) use machine::Machine;
 pub(crate) use traces::Traces;
 pub(crate) use watch::observe;

@@ -1,0 +1,139 @@
+//! The audit log of a server that is killed, filled up and verified, by the command line alone.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+fn edgelm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_edgelm")).args(arguments).env("EDGELM_OFFLINE", "1").output().unwrap()
+}
+
+fn report(log: &Path, key: &Path, code: i32) -> Value {
+    let output = edgelm(&["--json", "audit", "verify", log.to_str().unwrap(), "--trust", key.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stdout));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A server that ends with the value; `limit` is its `ulimit -f`.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(log: &Path, key: &Path, limit: Option<u32>, more: &[&str]) -> Self {
+        // SIGXFSZ must not end it: then writes beyond the limit fail as on a full disk.
+        let script = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
+        let mut process = Command::new("sh")
+            .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
+            .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
+            .args(["--audit-log", log.to_str().unwrap(), "--audit-key", key.to_str().unwrap()])
+            .args(more)
+            .env("EDGELM_OFFLINE", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("the server ended").unwrap();
+            if let Some((_, rest)) = line.split_once("listening on http://") {
+                break rest.split(' ').next().unwrap().to_owned();
+            }
+        };
+        thread::spawn(move || lines.for_each(drop));
+        Self { process, address }
+    }
+
+    fn ask(&self) -> u16 {
+        let body = json!({"model": "demo", "prompt": "The harbour", "max_tokens": 2}).to_string();
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
+        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    fn end(mut self, signal: &str) {
+        Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_a_log_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, key) = (folder.path().join("audit.jsonl"), folder.path().join("key"));
+    let made = edgelm(&["keys", "new", "--signing", "--out", key.to_str().unwrap()]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let public = folder.path().join("key.pub");
+    let shown = edgelm(&["keys", "show", "--signing", public.to_str().unwrap()]);
+    assert_eq!(shown.stdout, made.stdout);
+    assert!(!edgelm(&["keys", "new", "--signing", "--out", key.to_str().unwrap()]).status.success(), "no key is lost");
+
+    let server = Server::start(&log, &key, None, &["--audit-checkpoint-records", "3"]);
+    for _ in 0..5 {
+        assert_eq!(server.ask(), 200);
+    }
+    // The last record comes when its answer is out.
+    while fs::read_to_string(&log).unwrap().matches("\"kind\":\"request\"").count() < 5 {
+        thread::sleep(Duration::from_millis(10));
+    }
+    server.end("-KILL");
+    let killed = report(&log, &public, 0);
+    assert_eq!((&killed["requests"], &killed["is_closed"]), (&json!(5), &json!(false)));
+    // As if it had been killed in the middle of a write.
+    let mut file = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    file.write_all(b"{\"seq\":99,\"time\":\"20").unwrap();
+    report(&log, &public, 1);
+
+    let server = Server::start(&log, &key, None, &[]);
+    assert_eq!(server.ask(), 200);
+    server.end("-TERM");
+    let whole = report(&log, &public, 0);
+    assert_eq!((&whole["requests"], &whole["is_closed"]), (&json!(6), &json!(true)));
+    assert_eq!((&whole["torn_lines"], &whole["unclean_starts"]), (&json!(1), &json!(1)));
+    let digest = fs::read_to_string(&log).unwrap().contains("\"model_digest\":\"sha256:");
+    assert!(digest, "records name the model's files");
+
+    let changed = fs::read_to_string(&log).unwrap().replacen("\"status\":200", "\"status\":500", 1);
+    fs::write(&log, changed).unwrap();
+    assert!(!report(&log, &public, 1)["findings"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_full_disk_refuses_requests_or_does_not() {
+    for (policy, expected) in [("refuse", 503), ("continue", 200)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, key) = (folder.path().join("audit.jsonl"), folder.path().join("key"));
+        assert!(edgelm(&["keys", "new", "--signing", "--out", key.to_str().unwrap()]).status.success());
+        let server = Server::start(&log, &key, Some(8), &["--audit-on-failure", policy]);
+        let mut last = 0;
+        for _ in 0..40 {
+            last = server.ask();
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(last, expected, "{policy}");
+        server.end("-TERM");
+        // What is there holds together.
+        report(&log, &folder.path().join("key.pub"), 1);
+        let text = edgelm(&["audit", "verify", log.to_str().unwrap()]);
+        assert!(text.status.success(), "{}", String::from_utf8_lossy(&text.stdout));
+    }
+}
