@@ -4,6 +4,7 @@ use crate::{
     ApiKeys, Origin, ServeError,
     api::{self, App},
     backend::Backend,
+    breaker::BreakerConfig,
     metrics::Metrics,
     models::{KeepAlive, ModelSpec, Models},
 };
@@ -45,6 +46,12 @@ pub struct ServerConfig {
     pub request_tokens: Option<usize>,
     /// A pass of the engine that takes longer is taken to hang: its requests fail, and `/health` says so.
     pub pass_limit: Duration,
+    /// Times in ten minutes that an engine that hangs or panics is started again, on new threads.
+    pub restarts: usize,
+    /// When a model takes no requests for a while. `None` = never.
+    pub breaker: Option<BreakerConfig>,
+    /// Text that is answered where a model cannot be had and no other model answers.
+    pub fallback_text: Option<String>,
     /// Largest request body.
     pub body_limit_bytes: usize,
     /// Time a request body may take to arrive.
@@ -69,6 +76,9 @@ impl Default for ServerConfig {
             request_time: None,
             request_tokens: None,
             pass_limit: Duration::from_secs(60),
+            restarts: 3,
+            breaker: Some(BreakerConfig::default()),
+            fallback_text: None,
             body_limit_bytes: 8 << 20,
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),

@@ -10,7 +10,7 @@ use crate::{
     metrics::Metrics,
     models::Lease,
     turns::Turns,
-    worker::{Event, Job, Worker, WorkerConfig},
+    worker::{Event, Job, StopReason, Worker, WorkerConfig},
 };
 use edgelm_engine::{EngineError, GenerateOptions};
 use std::{
@@ -19,13 +19,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// A loaded model behind its queue.
 pub(crate) struct Service {
-    backend: Arc<dyn Backend>,
     admission: Admission,
     worker: Worker,
     limits: Limits,
@@ -47,14 +46,32 @@ pub(crate) struct Run {
     pub(crate) prompt_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
-    _slot: Slot,
-    _lease: Lease,
+    received: Instant,
+    /// From arrival to the first event.
+    latency: Option<Duration>,
+    left: usize,
+    /// `None` for a canned answer.
+    _slot: Option<Slot>,
+    lease: Lease,
 }
 
 impl Run {
     /// The next event; an engine that ends without a last word is an error.
     pub(crate) async fn next(&mut self) -> Event {
-        self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal))
+        let event = self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal));
+        let latency = *self.latency.get_or_insert_with(|| self.received.elapsed());
+        match &event {
+            Event::Failed(ApiError::Internal | ApiError::Stalled) => self.lease.report(true, latency),
+            Event::Finished { .. } => {
+                self.left = self.left.saturating_sub(1);
+                if self.left == 0 {
+                    self.lease.report(false, latency);
+                }
+            }
+            // The client's own fault, or its time limit: says nothing about the model.
+            Event::Failed(_) | Event::Piece { .. } => {}
+        }
+        event
     }
 
     /// Prompt tokens that were not computed but kept from earlier requests. Known when the first event is.
@@ -73,13 +90,13 @@ impl Service {
         turns: Arc<Turns>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
-        let worker = Worker::start(Arc::clone(&backend), config, turns, metrics)?;
-        Ok(Self { backend, admission, worker, limits, beside: tokio::sync::Mutex::default() })
+        let worker = Worker::start(backend, config, turns, metrics)?;
+        Ok(Self { admission, worker, limits, beside: tokio::sync::Mutex::default() })
     }
 
     /// The model.
     pub(crate) fn backend(&self) -> Arc<dyn Backend> {
-        Arc::clone(&self.backend)
+        self.worker.backend()
     }
 
     /// An error where the engine hangs.
@@ -97,7 +114,7 @@ impl Service {
         &self,
         work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let backend = Arc::clone(&self.backend);
+        let backend = self.backend();
         tokio::task::spawn_blocking(move || work(&*backend)).await.map_err(|_| ApiError::Internal)
     }
 
@@ -126,7 +143,7 @@ impl Service {
         if prompt.is_empty() {
             return Err(ApiError::from_engine(&EngineError::EmptyPrompt, param));
         }
-        let vocab_size = self.backend.vocab_size();
+        let vocab_size = self.backend().vocab_size();
         match prompt.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size)) {
             Some(&id) => Err(ApiError::from_engine(&EngineError::TokenId { id, vocab_size }, param)),
             None => Ok(()),
@@ -135,8 +152,8 @@ impl Service {
 
     /// How many tokens may be generated: what was asked for, or what the context, the memory and the server's limit leave.
     fn fit(&self, prompt: usize, wanted: MaxTokens, param: &'static str) -> Result<usize, ApiError> {
-        let context = self.backend.context();
-        let kv = self.backend.kv_limit();
+        let backend = self.backend();
+        let (context, kv) = (backend.context(), backend.kv_limit());
         let capacity = kv.map_or(usize::MAX, |kv| kv.tokens);
         let limit = self.limits.tokens.unwrap_or(usize::MAX);
         let most = context.min(capacity).saturating_sub(prompt).min(limit).max(1);
@@ -172,6 +189,9 @@ impl Lease {
         prompt_param: &'static str,
         prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
     ) -> Result<Run, ApiError> {
+        if let Some(text) = self.canned() {
+            return Ok(self.answer(&text, parameters.n));
+        }
         self.check_alive()?;
         let slot = self.take_slot()?;
         let backend = self.backend();
@@ -212,7 +232,41 @@ impl Lease {
             cached_tokens: Arc::clone(&cached_tokens),
             events,
         });
-        Ok(Run { events: receiver, prompt_tokens, choices: choice_count, cached_tokens, _slot: slot, _lease: self })
+        Ok(Run {
+            events: receiver,
+            prompt_tokens,
+            choices: choice_count,
+            cached_tokens,
+            received,
+            latency: None,
+            left: choice_count,
+            _slot: Some(slot),
+            lease: self,
+        })
+    }
+}
+
+impl Lease {
+    /// An answer of the same text for each choice, made without the model.
+    fn answer(self, text: &str, choices: u64) -> Run {
+        let (sender, events) = unbounded_channel();
+        for _ in 0..choices {
+            // The receiver is right here.
+            let _ = sender.send(Event::Piece { text: text.to_owned(), logprob: None });
+            let _ = sender.send(Event::Finished { reason: StopReason::Stop, generated_tokens: 0 });
+        }
+        let choices = usize::try_from(choices).unwrap_or(usize::MAX);
+        Run {
+            events,
+            prompt_tokens: 0,
+            choices,
+            cached_tokens: Arc::default(),
+            received: Instant::now(),
+            latency: None,
+            left: choices,
+            _slot: None,
+            lease: self,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::{KeepAlive, ModelSpec, artifact::About};
 use crate::{
     admission::{Admission, Slot},
     backend::Backend,
+    breaker::{Breaker, Circuit, Outcome, Pass},
     error::ApiError,
     service::Service,
 };
@@ -20,6 +21,7 @@ pub(crate) struct Entry {
     pub(crate) id: String,
     pub(super) spec: ModelSpec,
     pub(super) admission: Admission,
+    pub(super) breaker: Option<Arc<Breaker>>,
     state: Mutex<State>,
     /// Counts changes of the state, for those who wait for one.
     changes: watch::Sender<u64>,
@@ -93,7 +95,13 @@ impl Phase {
 }
 
 impl Entry {
-    pub(super) fn new(spec: ModelSpec, admission: Admission, keep_alive: KeepAlive, released: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        spec: ModelSpec,
+        admission: Admission,
+        breaker: Option<Arc<Breaker>>,
+        keep_alive: KeepAlive,
+        released: Arc<Notify>,
+    ) -> Self {
         let state = State {
             phase: Phase::Absent,
             attempts: 0,
@@ -106,7 +114,7 @@ impl Entry {
             about: spec.about.clone(),
         };
         let (changes, _) = watch::channel(0);
-        Self { id: spec.id.clone(), spec, admission, state: Mutex::new(state), changes, released }
+        Self { id: spec.id.clone(), spec, admission, breaker, state: Mutex::new(state), changes, released }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -156,6 +164,7 @@ impl Entry {
                 KeepAlive::For(time) => Some(time.saturating_sub(state.last_used.elapsed())),
             },
             alive: service.map_or(Ok(()), |service| service.check_alive()),
+            circuit: self.breaker.as_ref().map_or(Circuit::Closed, |breaker| breaker.circuit()),
             load_error: state.error.as_ref().map(ToString::to_string),
             about: state.about.clone(),
         }
@@ -174,6 +183,7 @@ pub(crate) struct Status {
     pub(crate) expires: Option<Duration>,
     /// An error where its engine hangs.
     pub(crate) alive: Result<(), ApiError>,
+    pub(crate) circuit: Circuit,
     pub(crate) load_error: Option<String>,
     pub(crate) about: About,
 }
@@ -189,6 +199,9 @@ pub(crate) struct Lease {
     pub(crate) load_time: Duration,
     /// A place in the queue, which a request that had to wait for the model has already.
     slot: Option<Slot>,
+    /// Answers in the model's place.
+    pub(super) canned: Option<Arc<str>>,
+    pass: Option<Pass>,
     release: Release,
 }
 
@@ -207,6 +220,7 @@ impl Lease {
         entry: Arc<Entry>,
         adapter: Option<&str>,
         waited: Option<(Slot, Duration)>,
+        pass: Option<Pass>,
     ) -> Result<Self, ApiError> {
         let backend = service.backend();
         let found = match adapter {
@@ -217,7 +231,28 @@ impl Lease {
             },
         };
         let (slot, load_time) = waited.map_or((None, Duration::ZERO), |(slot, time)| (Some(slot), time));
-        Ok(Self { service, adapter: found, stands_in: None, load_time, slot, release: Release(entry) })
+        Ok(Self {
+            service,
+            adapter: found,
+            stands_in: None,
+            load_time,
+            slot,
+            canned: None,
+            pass,
+            release: Release(entry),
+        })
+    }
+
+    /// How the request went, for the model's circuit breaker.
+    pub(crate) fn report(&mut self, failed: bool, latency: Duration) {
+        if let Some(pass) = &mut self.pass {
+            pass.report(Outcome { failed, latency });
+        }
+    }
+
+    /// The text that is answered in the model's place.
+    pub(crate) fn canned(&self) -> Option<Arc<str>> {
+        self.canned.clone()
     }
 
     /// A place in the queue: taken now, if not before.
