@@ -7,6 +7,7 @@ use crate::{
     breaker::BreakerConfig,
     metrics::Metrics,
     models::{KeepAlive, ModelSpec, Models},
+    overflow::Overflow,
 };
 use std::{
     future::{Future, IntoFuture},
@@ -44,6 +45,8 @@ pub struct ServerConfig {
     pub request_time: Option<Duration>,
     /// Tokens that a request may have generated per choice. `None` = as many as fit.
     pub request_tokens: Option<usize>,
+    /// What is done with prompts that are too long for the context, where a request does not say.
+    pub overflow: Overflow,
     /// A pass of the engine that takes longer is taken to hang: its requests fail, and `/health` says so.
     pub pass_limit: Duration,
     /// Times in ten minutes that an engine that hangs or panics is started again, on new threads.
@@ -75,6 +78,7 @@ impl Default for ServerConfig {
             fallback: None,
             request_time: None,
             request_tokens: None,
+            overflow: Overflow::Refuse,
             pass_limit: Duration::from_secs(60),
             restarts: 3,
             breaker: Some(BreakerConfig::default()),

@@ -9,10 +9,11 @@ use crate::{
     error::ApiError,
     metrics::Metrics,
     models::Lease,
+    overflow::{Overflow, Source, Summaries},
     turns::Turns,
     worker::{Event, Job, StopReason, Worker, WorkerConfig},
 };
-use edgelm_engine::{EngineError, GenerateOptions};
+use edgelm_engine::{EngineError, GenerateOptions, Grammar};
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
@@ -28,6 +29,7 @@ pub(crate) struct Service {
     admission: Admission,
     worker: Worker,
     limits: Limits,
+    summaries: Summaries,
     beside: tokio::sync::Mutex<()>,
 }
 
@@ -38,12 +40,16 @@ pub(crate) struct Limits {
     pub(crate) time: Option<Duration>,
     /// Generated per choice.
     pub(crate) tokens: Option<usize>,
+    /// What is done with prompts that are too long, where a request does not say.
+    pub(crate) overflow: Overflow,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
 pub(crate) struct Run {
     events: UnboundedReceiver<Event>,
     pub(crate) prompt_tokens: usize,
+    /// Left out of the prompt.
+    pub(crate) dropped_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
     received: Instant,
@@ -91,7 +97,7 @@ impl Service {
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
         let worker = Worker::start(backend, config, turns, metrics)?;
-        Ok(Self { admission, worker, limits, beside: tokio::sync::Mutex::default() })
+        Ok(Self { admission, worker, limits, summaries: Summaries::default(), beside: tokio::sync::Mutex::default() })
     }
 
     /// The model.
@@ -132,6 +138,22 @@ impl Service {
             work(backend)
         })
         .await
+    }
+
+    /// Tokens of a prompt and its answer together.
+    pub(crate) fn room(&self) -> usize {
+        let backend = self.backend();
+        backend.context().min(backend.kv_limit().map_or(usize::MAX, |kv| kv.tokens))
+    }
+
+    /// What is done with prompts that are too long, where a request does not say.
+    pub(crate) fn overflow(&self) -> Overflow {
+        self.limits.overflow
+    }
+
+    /// Of conversations of this model.
+    pub(crate) fn summaries(&self) -> &Summaries {
+        &self.summaries
     }
 
     /// A place in the queue.
@@ -179,31 +201,62 @@ impl Service {
     }
 }
 
+/// Where a request comes from.
+pub(crate) struct Start {
+    pub(crate) caller: Caller,
+    /// The field that its prompt is in.
+    pub(crate) param: &'static str,
+}
+
 impl Lease {
-    /// Takes a slot, makes the prompt on a blocking thread, checks that it fits and queues it. `prompt_param` names the
-    /// request field that the prompt comes from.
+    /// Takes a slot, makes the prompt on a blocking thread, makes it fit as far as that is allowed, and queues it. `param` names
+    /// the request field that the prompt comes from.
     pub(crate) async fn start(
         mut self,
         caller: Caller,
         parameters: &Parameters,
-        prompt_param: &'static str,
-        prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
+        param: &'static str,
+        source: Source,
     ) -> Result<Run, ApiError> {
         if let Some(text) = self.canned() {
             return Ok(self.answer(&text, parameters.n));
         }
         self.check_alive()?;
         let slot = self.take_slot()?;
-        let backend = self.backend();
-        let constraint = parameters.constraint.clone();
-        let prepare = move || {
-            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
-            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
-            Ok((prompt, grammar))
+        let start = Start { caller, param };
+        let grammar = match parameters.constraint.clone() {
+            Some(wanted) => Some(self.prepare(move |backend| wanted.compile(backend)).await??),
+            None => None,
         };
-        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
-        self.check_prompt(&prompt, prompt_param)?;
-        let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
+        let (prompt, dropped) = self.prompt_tokens(source, parameters, &start).await?;
+        self.check_prompt(&prompt, param)?;
+        let max_new = self.fit(prompt.len(), parameters.max_tokens, param)?;
+        let prompt_tokens = prompt.len();
+        let (events, cached_tokens) = self.push(prompt, max_new, parameters, grammar, &start);
+        let choices = usize::try_from(parameters.n).unwrap_or(usize::MAX);
+        Ok(Run {
+            events,
+            prompt_tokens,
+            dropped_tokens: dropped.tokens,
+            choices,
+            cached_tokens,
+            received: start.caller.received,
+            latency: None,
+            left: choices,
+            _slot: Some(slot),
+            lease: self,
+        })
+    }
+
+    /// Queues a prompt.
+    pub(crate) fn push(
+        &self,
+        prompt: Vec<u32>,
+        max_new: usize,
+        parameters: &Parameters,
+        grammar: Option<Grammar>,
+        start: &Start,
+    ) -> (UnboundedReceiver<Event>, Arc<AtomicUsize>) {
         let seed = parameters.seed.unwrap_or_else(random);
         let choices: Vec<GenerateOptions> = (0..parameters.n)
             .map(|choice| {
@@ -217,13 +270,12 @@ impl Lease {
             .collect();
         let (events, receiver) = unbounded_channel();
         let cached_tokens = Arc::default();
-        let (prompt_tokens, choice_count) = (prompt.len(), choices.len());
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received } = caller;
+        let Caller { client, received } = start.caller;
         self.worker.push(Job {
             prompt,
-            prompt_param,
+            prompt_param: start.param,
             choices,
             received,
             client,
@@ -232,17 +284,7 @@ impl Lease {
             cached_tokens: Arc::clone(&cached_tokens),
             events,
         });
-        Ok(Run {
-            events: receiver,
-            prompt_tokens,
-            choices: choice_count,
-            cached_tokens,
-            received,
-            latency: None,
-            left: choice_count,
-            _slot: Some(slot),
-            lease: self,
-        })
+        (receiver, cached_tokens)
     }
 }
 
@@ -259,6 +301,7 @@ impl Lease {
         Run {
             events,
             prompt_tokens: 0,
+            dropped_tokens: 0,
             choices,
             cached_tokens: Arc::default(),
             received: Instant::now(),

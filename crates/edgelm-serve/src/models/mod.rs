@@ -85,7 +85,7 @@ impl Models {
             budget_bytes: config.memory_bytes,
             fallback,
             fallback_text: config.fallback_text.as_deref().map(Arc::from),
-            limits: Limits { time: config.request_time, tokens: config.request_tokens },
+            limits: Limits { time: config.request_time, tokens: config.request_tokens, overflow: config.overflow },
             worker: WorkerConfig {
                 parallel: config.parallel.max(1),
                 pass_limit: config.pass_limit,

@@ -10,7 +10,8 @@ use clap::Args;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    ApiKeys, Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
+    ApiKeys, Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig, serve_models,
+    shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
@@ -91,6 +92,10 @@ pub struct ServeArgs {
     /// Tokens a request may have generated [default: as many as fit]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// What is done with prompts too long for the context, where a request does not say: refuse, slide (leave out the oldest turns or
+    /// tokens) or summarize (put the model's own summary in their place)
+    #[arg(long, value_name = "WHAT", default_value = "refuse", value_parser = parse_overflow)]
+    overflow: Overflow,
     /// Seconds after which a pass over the weights is taken to hang
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
@@ -109,6 +114,10 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         Ok(time) if !time.is_zero() => Ok(time),
         _ => Err(format!("{seconds} is not a time that a request can take")),
     }
+}
+
+fn parse_overflow(text: &str) -> Result<Overflow, String> {
+    Overflow::parse(text).ok_or_else(|| format!("`{text}` is not refuse, slide or summarize"))
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {
@@ -143,6 +152,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         fallback: args.fallback.clone(),
         fallback_text: args.fallback_text,
         restarts: args.restarts,
+        overflow: args.overflow,
         breaker: (args.breaker_rate > 0.0).then(|| BreakerConfig {
             rate: args.breaker_rate,
             latency: args.breaker_latency,
