@@ -20,10 +20,10 @@ const CHUNK_ROWS: usize = 512;
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     cpu: Arc<Cpu>,
-    front: Front,
-    blocks: Vec<Block>,
-    head: Head,
-    output: Matrix,
+    front: Arc<Front>,
+    blocks: Arc<[Block]>,
+    head: Arc<Head>,
+    output: Arc<Matrix>,
     is_quantized: bool,
 }
 
@@ -164,10 +164,27 @@ impl Engine {
         };
         let blocks = layers
             .map(|index| Block::assemble(&*checkpoint, &cpu, &mut matrices, index))
-            .collect::<Result<Vec<_>, _>>()?;
-        let output = matrices.take(head.tensor())?;
+            .collect::<Result<Arc<[_]>, _>>()?;
+        let output = Arc::new(matrices.take(head.tensor())?);
         let is_quantized = blocks.iter().any(Block::is_quantized) || output.dtype().is_quantized();
+        let (front, head) = (Arc::new(front), Arc::new(head));
         Ok(Self { checkpoint, cpu, front, blocks, head, output, is_quantized })
+    }
+
+    /// The same weights, shared, on other threads of the same kind: for who must go on where a thread is stuck.
+    ///
+    /// # Errors
+    /// Threads that the system refuses.
+    pub fn on_new_threads(&self) -> Result<Self, EngineError> {
+        Ok(Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            cpu: Arc::new(Cpu::new(Some(self.cpu.threads()), Some(self.cpu.isa()))?),
+            front: Arc::clone(&self.front),
+            blocks: Arc::clone(&self.blocks),
+            head: Arc::clone(&self.head),
+            output: Arc::clone(&self.output),
+            is_quantized: self.is_quantized,
+        })
     }
 
     /// The model's config.
@@ -371,7 +388,7 @@ impl Engine {
             }
         }
         let mut slots = Slots::default();
-        for block in &self.blocks {
+        for block in self.blocks.iter() {
             let _ = block.forward(
                 &self.cpu,
                 &mut workspace.hidden,

@@ -15,7 +15,7 @@ use std::{
 pub struct Model {
     engine: Engine,
     /// Made at the first constraint: takes a second for a large vocabulary.
-    grammars: OnceLock<Grammars>,
+    grammars: Arc<OnceLock<Grammars>>,
 }
 
 impl Model {
@@ -26,7 +26,15 @@ impl Model {
 
     /// The same for an arithmetic.
     pub fn load_with(checkpoint: Arc<Checkpoint>, cpu: Arc<Cpu>, arithmetic: Arithmetic) -> Result<Self, EngineError> {
-        Ok(Self { engine: Engine::load_with(checkpoint, cpu, arithmetic)?, grammars: OnceLock::new() })
+        Ok(Self { engine: Engine::load_with(checkpoint, cpu, arithmetic)?, grammars: Arc::default() })
+    }
+
+    /// The same model, its weights shared, on new threads: see [`Engine::on_new_threads`].
+    ///
+    /// # Errors
+    /// Those of it.
+    pub fn on_new_threads(&self) -> Result<Self, EngineError> {
+        Ok(Self { engine: self.engine.on_new_threads()?, grammars: Arc::clone(&self.grammars) })
     }
 
     /// For messages and `/v1/models`.

@@ -49,6 +49,8 @@ pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
     /// Those of the prompt that were not computed but kept from earlier requests.
     pub(crate) cached_tokens: usize,
+    /// Left out of it, because it was too long.
+    pub(crate) dropped_tokens: usize,
     /// Of all choices so far.
     pub(crate) completion_tokens: usize,
     pub(crate) begin: Instant,
@@ -80,6 +82,7 @@ impl Answers {
         let usage = Usage {
             prompt_tokens: run.prompt_tokens,
             cached_tokens: 0,
+            dropped_tokens: run.dropped_tokens,
             completion_tokens: 0,
             begin: Instant::now(),
             first_token: None,

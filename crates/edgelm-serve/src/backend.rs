@@ -9,8 +9,8 @@ use edgelm_model::{Checkpoint, GenerationConfig, Message, ModelError};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// A model that answers prompts. Prompts may be prepared on several threads at once; `lanes` is only ever called by the
-/// engine thread, once.
+/// A model that answers prompts. Prompts may be prepared on several threads at once; `lanes` is only ever called by
+/// engine threads, of which there is one at a time but for those that hang.
 pub trait Backend: Send + Sync + 'static {
     /// The id in `/v1/models` and in requests.
     fn name(&self) -> &str;
@@ -49,6 +49,13 @@ pub trait Backend: Send + Sync + 'static {
     fn token_text(&self, token: u32) -> String;
     /// What the model makes of a fixed text. May be called beside `lanes`; `None` where `patience` was over first.
     fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError>;
+    /// The same model for a new engine thread, where the last one hangs and may hold what it used; `None` = this one will do.
+    ///
+    /// # Errors
+    /// What keeps it from being had.
+    fn restarted(&self) -> Result<Option<Arc<dyn Backend>>, EngineError> {
+        Ok(None)
+    }
     /// Where generations run.
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError>;
 }
@@ -228,6 +235,17 @@ impl Backend for ModelBackend {
         let text = self.model.tokenizer()?.encode_prompt(TEXT)?;
         let options = GenerateOptions { kv: self.options.kv, ..GenerateOptions::default() };
         run_probe(self.model.engine(), self.model.sequence(&options), &text, self.context(), patience)
+    }
+    fn restarted(&self) -> Result<Option<Arc<dyn Backend>>, EngineError> {
+        Ok(Some(Arc::new(Self {
+            model: Arc::new(self.model.on_new_threads()?),
+            name: self.name.clone(),
+            adapters: self.adapters.clone(),
+            options: self.options.clone(),
+            about: self.about.clone(),
+            kv_limit: self.kv_limit,
+            anchor: self.anchor.clone(),
+        })))
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Ok(Box::new(Batch::new(&self.model, self.options.clone())?))

@@ -3,7 +3,7 @@
 //! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
 //! is our own.
 
-use crate::{listener::DoorMetrics, telemetry::Machine, worker::StopReason};
+use crate::{breaker::Circuit, listener::DoorMetrics, telemetry::Machine, worker::StopReason};
 use edgelm_engine::KvMemory;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -90,6 +90,7 @@ pub(crate) struct Metrics {
     pub(crate) late: Counter,
     pub(crate) engine_panics: Counter,
     pub(crate) stalls: Counter,
+    pub(crate) engine_restarts: Counter,
     pub(crate) ready: Gauge,
     pub(crate) door: DoorMetrics,
     finished: Family<FinishLabels, Counter>,
@@ -106,6 +107,7 @@ pub(crate) struct Metrics {
     model_loads: Family<ModelLabels, Counter>,
     model_load_failures: Family<ModelLabels, Counter>,
     model_fallbacks: Family<FallbackLabels, Counter>,
+    circuits: Family<ModelLabels, Gauge>,
     pub(crate) audit: AuditMetrics,
     pub(crate) health: HealthMetrics,
 }
@@ -173,6 +175,7 @@ impl Metrics {
             late: Counter::default(),
             engine_panics: Counter::default(),
             stalls: Counter::default(),
+            engine_restarts: Counter::default(),
             ready: Gauge::default(),
             door: DoorMetrics::default(),
             finished: Family::default(),
@@ -189,6 +192,7 @@ impl Metrics {
             model_loads: Family::default(),
             model_load_failures: Family::default(),
             model_fallbacks: Family::default(),
+            circuits: Family::default(),
             audit: AuditMetrics::default(),
             health: HealthMetrics::default(),
         };
@@ -272,12 +276,22 @@ impl Metrics {
         registry.register("late_requests", "Requests that did not end in the time they had", self.late.clone());
         registry.register("engine_panics", "Requests that crashed the engine", self.engine_panics.clone());
         registry.register("engine_stalls", "Passes that took longer than the limit", self.stalls.clone());
+        registry.register(
+            "engine_restarts",
+            "Engine threads that took the place of one that hung or panicked",
+            self.engine_restarts.clone(),
+        );
         self.audit.register(registry);
         self.health.register(registry);
         registry.register_collector(Box::new(Machine::new(Path::new("/"), self.generated_tokens.clone())));
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         registry.register("model_loaded", "1 while a model is loaded", self.models_loaded.clone());
         registry.register("model_loads", "Times that a model was loaded", self.model_loads.clone());
+        registry.register(
+            "circuit_breaker",
+            "State of a model's circuit breaker: 0 closed, 1 half open, 2 open",
+            self.circuits.clone(),
+        );
         registry.register(
             "model_load_failures",
             "Artifacts of a model that could not be loaded",
@@ -322,6 +336,16 @@ impl Metrics {
         if is_loaded {
             self.model_loads.get_or_create(&labels).inc();
         }
+    }
+
+    /// The state of a model's circuit breaker.
+    pub(crate) fn circuit(&self, model: &str, circuit: Circuit) {
+        let value = match circuit {
+            Circuit::Closed => 0,
+            Circuit::HalfOpen => 1,
+            Circuit::Open => 2,
+        };
+        self.circuits.get_or_create(&ModelLabels { model_name: model.to_owned() }).set(value);
     }
 
     /// An artifact of a model could not be loaded.

@@ -5,10 +5,12 @@ use crate::{
     api::{self, App},
     audit::{Audit, AuditConfig},
     backend::Backend,
+    breaker::BreakerConfig,
     health,
     listener::{DoorLimits, Listener, Tls, TlsFiles},
     metrics::Metrics,
     models::{KeepAlive, ModelSpec, Models},
+    overflow::Overflow,
     reload::{self, Watched},
     telemetry::{Telemetry, Traces},
 };
@@ -48,8 +50,16 @@ pub struct ServerConfig {
     pub request_time: Option<Duration>,
     /// Tokens that a request may have generated per choice. `None` = as many as fit.
     pub request_tokens: Option<usize>,
+    /// What is done with prompts that are too long for the context, where a request does not say.
+    pub overflow: Overflow,
     /// A pass of the engine that takes longer is taken to hang: its requests fail, and `/health` says so.
     pub pass_limit: Duration,
+    /// Times in ten minutes that an engine that hangs or panics is started again, on new threads.
+    pub restarts: usize,
+    /// When a model takes no requests for a while. `None` = never.
+    pub breaker: Option<BreakerConfig>,
+    /// Text that is answered where a model cannot be had and no other model answers.
+    pub fallback_text: Option<String>,
     /// Largest request body.
     pub body_limit_bytes: usize,
     /// Time a request body may take to arrive.
@@ -82,7 +92,11 @@ impl Default for ServerConfig {
             fallback: None,
             request_time: None,
             request_tokens: None,
+            overflow: Overflow::Refuse,
             pass_limit: Duration::from_secs(60),
+            restarts: 3,
+            breaker: Some(BreakerConfig::default()),
+            fallback_text: None,
             body_limit_bytes: 8 << 20,
             body_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(20),

@@ -10,11 +10,12 @@ use crate::{
     health::Probe,
     metrics::Metrics,
     models::Lease,
+    overflow::{Overflow, Source, Summaries},
     telemetry::Journey,
     turns::Turns,
     worker::{Event, Job, StopReason, Worker, WorkerConfig},
 };
-use edgelm_engine::{EngineError, GenerateOptions};
+use edgelm_engine::{EngineError, GenerateOptions, Grammar};
 use std::{
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -22,16 +23,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// A loaded model behind its queue.
 pub(crate) struct Service {
-    backend: Arc<dyn Backend>,
     admission: Admission,
     worker: Worker,
     limits: Limits,
+    summaries: Summaries,
     beside: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
 }
@@ -43,17 +44,26 @@ pub(crate) struct Limits {
     pub(crate) time: Option<Duration>,
     /// Generated per choice.
     pub(crate) tokens: Option<usize>,
+    /// What is done with prompts that are too long, where a request does not say.
+    pub(crate) overflow: Overflow,
 }
 
 /// A request in the queue or running. Dropping it cancels it.
 pub(crate) struct Run {
     events: UnboundedReceiver<Event>,
     pub(crate) prompt_tokens: usize,
+    /// Left out of the prompt.
+    pub(crate) dropped_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
     journey: Arc<Journey>,
-    _slot: Slot,
-    _lease: Lease,
+    received: Instant,
+    /// From arrival to the first event.
+    latency: Option<Duration>,
+    left: usize,
+    /// `None` for a canned answer.
+    _slot: Option<Slot>,
+    lease: Lease,
 }
 
 impl Run {
@@ -64,6 +74,18 @@ impl Run {
             Event::Piece { text, .. } => self.journey.text(text),
             Event::Finished { reason, .. } => self.journey.finished(*reason),
             Event::Failed(error) => self.journey.failed(error),
+        }
+        let latency = *self.latency.get_or_insert_with(|| self.received.elapsed());
+        match &event {
+            Event::Failed(ApiError::Internal | ApiError::Stalled) => self.lease.report(true, latency),
+            Event::Finished { .. } => {
+                self.left = self.left.saturating_sub(1);
+                if self.left == 0 {
+                    self.lease.report(false, latency);
+                }
+            }
+            // The client's own fault, or its time limit: says nothing about the model.
+            Event::Failed(_) | Event::Piece { .. } => {}
         }
         event
     }
@@ -89,13 +111,14 @@ impl Service {
         turns: Arc<Turns>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ServeError> {
-        let worker = Worker::start(Arc::clone(&backend), config, turns, Arc::clone(&metrics))?;
-        Ok(Self { backend, admission, worker, limits, beside: tokio::sync::Mutex::default(), metrics })
+        let worker = Worker::start(backend, config, turns, Arc::clone(&metrics))?;
+        let (summaries, beside) = (Summaries::default(), tokio::sync::Mutex::default());
+        Ok(Self { admission, worker, limits, summaries, beside, metrics })
     }
 
     /// The model.
     pub(crate) fn backend(&self) -> Arc<dyn Backend> {
-        Arc::clone(&self.backend)
+        self.worker.backend()
     }
 
     /// An error where the engine hangs.
@@ -113,7 +136,7 @@ impl Service {
         &self,
         work: impl FnOnce(&dyn Backend) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let backend = Arc::clone(&self.backend);
+        let backend = self.backend();
         tokio::task::spawn_blocking(move || work(&*backend)).await.map_err(|_| ApiError::Internal)
     }
 
@@ -139,7 +162,7 @@ impl Service {
         &self,
         mut patience: impl FnMut() -> bool + Send + 'static,
     ) -> Result<Option<Probe>, EngineError> {
-        let backend = Arc::clone(&self.backend);
+        let backend = self.backend();
         let probe = move || catch_unwind(AssertUnwindSafe(|| backend.probe(&mut patience)));
         match tokio::task::spawn_blocking(probe).await {
             Ok(Ok(outcome)) => outcome,
@@ -154,6 +177,22 @@ impl Service {
         self.probe(move || metrics.waiting.get() == 0 && metrics.running.get() == 0).await
     }
 
+    /// Tokens of a prompt and its answer together.
+    pub(crate) fn room(&self) -> usize {
+        let backend = self.backend();
+        backend.context().min(backend.kv_limit().map_or(usize::MAX, |kv| kv.tokens))
+    }
+
+    /// What is done with prompts that are too long, where a request does not say.
+    pub(crate) fn overflow(&self) -> Overflow {
+        self.limits.overflow
+    }
+
+    /// Of conversations of this model.
+    pub(crate) fn summaries(&self) -> &Summaries {
+        &self.summaries
+    }
+
     /// A place in the queue.
     pub(crate) fn admit(&self) -> Result<Slot, ApiError> {
         self.admission.admit(self.worker.retry_after_s())
@@ -163,7 +202,7 @@ impl Service {
         if prompt.is_empty() {
             return Err(ApiError::from_engine(&EngineError::EmptyPrompt, param));
         }
-        let vocab_size = self.backend.vocab_size();
+        let vocab_size = self.backend().vocab_size();
         match prompt.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size)) {
             Some(&id) => Err(ApiError::from_engine(&EngineError::TokenId { id, vocab_size }, param)),
             None => Ok(()),
@@ -172,8 +211,8 @@ impl Service {
 
     /// How many tokens may be generated: what was asked for, or what the context, the memory and the server's limit leave.
     fn fit(&self, prompt: usize, wanted: MaxTokens, param: &'static str) -> Result<usize, ApiError> {
-        let context = self.backend.context();
-        let kv = self.backend.kv_limit();
+        let backend = self.backend();
+        let (context, kv) = (backend.context(), backend.kv_limit());
         let capacity = kv.map_or(usize::MAX, |kv| kv.tokens);
         let limit = self.limits.tokens.unwrap_or(usize::MAX);
         let most = context.min(capacity).saturating_sub(prompt).min(limit).max(1);
@@ -199,29 +238,64 @@ impl Service {
     }
 }
 
+/// Where a request comes from.
+pub(crate) struct Start {
+    pub(crate) caller: Caller,
+    /// The field that its prompt is in.
+    pub(crate) param: &'static str,
+}
+
 impl Lease {
-    /// Takes a slot, makes the prompt on a blocking thread, checks that it fits and queues it. `prompt_param` names the
-    /// request field that the prompt comes from.
+    /// Takes a slot, makes the prompt on a blocking thread, makes it fit as far as that is allowed, and queues it. `param` names
+    /// the request field that the prompt comes from.
     pub(crate) async fn start(
         mut self,
         caller: Caller,
         parameters: &Parameters,
-        prompt_param: &'static str,
-        prompt: impl FnOnce(&dyn Backend) -> Result<Vec<u32>, EngineError> + Send + 'static,
+        param: &'static str,
+        source: Source,
     ) -> Result<Run, ApiError> {
+        if let Some(text) = self.canned() {
+            return Ok(self.answer(&caller, &text, parameters.n));
+        }
         self.check_alive()?;
         let slot = self.take_slot()?;
-        let backend = self.backend();
-        let constraint = parameters.constraint.clone();
-        let prepare = move || {
-            let grammar = constraint.map(|wanted| wanted.compile(&*backend)).transpose()?;
-            let prompt = prompt(&*backend).map_err(|error| ApiError::from_engine(&error, prompt_param))?;
-            Ok((prompt, grammar))
+        let start = Start { caller, param };
+        let grammar = match parameters.constraint.clone() {
+            Some(wanted) => Some(self.prepare(move |backend| wanted.compile(backend)).await??),
+            None => None,
         };
-        let (prompt, grammar) = tokio::task::spawn_blocking(prepare).await.map_err(|_| ApiError::Internal)??;
-        caller.journey.of_prompt(&*self.backend(), &prompt);
-        self.check_prompt(&prompt, prompt_param)?;
-        let max_new = self.fit(prompt.len(), parameters.max_tokens, prompt_param)?;
+        let (prompt, dropped) = self.prompt_tokens(source, parameters, &start).await?;
+        start.caller.journey.of_prompt(&*self.backend(), &prompt);
+        self.check_prompt(&prompt, param)?;
+        let max_new = self.fit(prompt.len(), parameters.max_tokens, param)?;
+        let prompt_tokens = prompt.len();
+        let (events, cached_tokens) = self.push(prompt, max_new, parameters, grammar, &start);
+        let choices = usize::try_from(parameters.n).unwrap_or(usize::MAX);
+        Ok(Run {
+            events,
+            prompt_tokens,
+            dropped_tokens: dropped.tokens,
+            choices,
+            cached_tokens,
+            journey: Arc::clone(&start.caller.journey),
+            received: start.caller.received,
+            latency: None,
+            left: choices,
+            _slot: Some(slot),
+            lease: self,
+        })
+    }
+
+    /// Queues a prompt.
+    pub(crate) fn push(
+        &self,
+        prompt: Vec<u32>,
+        max_new: usize,
+        parameters: &Parameters,
+        grammar: Option<Grammar>,
+        start: &Start,
+    ) -> (UnboundedReceiver<Event>, Arc<AtomicUsize>) {
         let seed = parameters.seed.unwrap_or_else(random);
         let choices: Vec<GenerateOptions> = (0..parameters.n)
             .map(|choice| {
@@ -235,31 +309,48 @@ impl Lease {
             .collect();
         let (events, receiver) = unbounded_channel();
         let cached_tokens = Arc::default();
-        let (prompt_tokens, choice_count) = (prompt.len(), choices.len());
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received, journey } = caller;
+        let Caller { client, received, journey } = &start.caller;
         self.worker.push(Job {
             prompt,
-            prompt_param,
+            prompt_param: start.param,
             choices,
-            received,
-            client,
+            received: *received,
+            client: *client,
             priority: parameters.priority,
             deadline: time.and_then(|time| received.checked_add(time)),
             cached_tokens: Arc::clone(&cached_tokens),
-            journey: Arc::clone(&journey),
+            journey: Arc::clone(journey),
             events,
         });
-        Ok(Run {
-            events: receiver,
-            prompt_tokens,
-            choices: choice_count,
-            cached_tokens,
-            journey,
-            _slot: slot,
-            _lease: self,
-        })
+        (receiver, cached_tokens)
+    }
+}
+
+impl Lease {
+    /// An answer of the same text for each choice, made without the model.
+    fn answer(self, caller: &Caller, text: &str, choices: u64) -> Run {
+        let (sender, events) = unbounded_channel();
+        for _ in 0..choices {
+            // The receiver is right here.
+            let _ = sender.send(Event::Piece { text: text.to_owned(), logprob: None });
+            let _ = sender.send(Event::Finished { reason: StopReason::Stop, generated_tokens: 0 });
+        }
+        let choices = usize::try_from(choices).unwrap_or(usize::MAX);
+        Run {
+            events,
+            prompt_tokens: 0,
+            dropped_tokens: 0,
+            choices,
+            cached_tokens: Arc::default(),
+            journey: Arc::clone(&caller.journey),
+            received: Instant::now(),
+            latency: None,
+            left: choices,
+            _slot: None,
+            lease: self,
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Fake, Running, Stock, eventually, read};
-use edgelm_serve::{Backend, BoxError, KeepAlive, ModelSpec, ServerConfig};
+use edgelm_serve::{Backend, BoxError, BreakerConfig, KeepAlive, ModelSpec, ServerConfig};
 use serde_json::{Value, json};
 use std::{
     sync::{
@@ -189,6 +189,103 @@ async fn another_model_answers_for_one_that_cannot_be_loaded() {
     let server = start(models(), ServerConfig::default()).await;
     let response = server.post(PATH, &body("b", json!({}))).send().await.unwrap();
     assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"5".parse().unwrap()));
+    assert_eq!(server.ask(PATH, body("a", json!({}))).await.0, 200);
+}
+
+/// A model whose requests fail when told to.
+fn breaking(latency: Option<Duration>) -> ServerConfig {
+    let breaker = BreakerConfig { least: 4, open_for: Duration::from_millis(300), latency, ..BreakerConfig::default() };
+    ServerConfig { breaker: Some(breaker), ..ServerConfig::default() }
+}
+
+#[tokio::test]
+async fn a_model_that_fails_takes_no_requests_for_a_while() {
+    let models = vec![counted("a", 1, &Arc::default(), Duration::ZERO)];
+    let server = start(models, breaking(None)).await;
+    for _ in 0..4 {
+        assert_eq!(server.ask(PATH, body("a", json!({"prompt": "panic"}))).await.0, 500);
+    }
+    let response = server.post(PATH, &body("a", json!({}))).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let health = server.get("/health").await.1;
+    assert_eq!((&health["status"], &health["models"][0]["circuit"]), (&json!("degraded"), &json!("open")));
+    assert!(server.metrics().await.contains("edgelm_circuit_breaker{model_name=\"a\"} 2"));
+    tokio::time::sleep(Duration::from_millis(320)).await;
+    // A probe that fails, and, later, three that do well.
+    assert_eq!(server.ask(PATH, body("a", json!({"prompt": "panic"}))).await.0, 500);
+    assert_eq!(server.ask(PATH, body("a", json!({}))).await.0, 503);
+    tokio::time::sleep(Duration::from_millis(320)).await;
+    for _ in 0..3 {
+        assert_eq!(server.ask(PATH, body("a", json!({}))).await.0, 200);
+    }
+    assert_eq!(server.get("/health").await.1["models"][0]["circuit"], "closed");
+}
+
+#[tokio::test]
+async fn slow_requests_open_the_circuit_and_a_text_or_a_model_answers() {
+    let slow = || {
+        let load = || {
+            let fake = Fake { name: "b".to_owned(), token_time: Duration::from_millis(30), ..Fake::default() };
+            Ok(Arc::new(fake) as Arc<dyn Backend>)
+        };
+        vec![counted("a", 1, &Arc::default(), Duration::ZERO), Stock::new(1, load).spec("b")]
+    };
+    let config = breaking(Some(Duration::from_millis(10)));
+    for fallback in [Some("a".to_owned()), None] {
+        let text = Some("Please come again.".to_owned());
+        let server =
+            start(slow(), ServerConfig { fallback: fallback.clone(), fallback_text: text, ..config.clone() }).await;
+        for _ in 0..4 {
+            assert_eq!(server.ask(PATH, body("b", json!({}))).await.0, 200);
+        }
+        let response = server.post(PATH, &body("b", json!({}))).send().await.unwrap();
+        let named = response.headers()["x-edgelm-fallback"].to_str().unwrap().to_owned();
+        let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        match fallback {
+            Some(_) => assert_eq!((named.as_str(), &answer["model"]), ("a", &json!("a"))),
+            None => {
+                assert_eq!((named.as_str(), &answer["choices"][0]["text"]), ("text", &json!("Please come again.")));
+                assert_eq!(answer["usage"]["completion_tokens"], 0);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_started_again_and_others_go_on() {
+    let fake = Arc::new(Fake { name: "a".to_owned(), ..Fake::default() });
+    let first: Arc<dyn Backend> = fake.clone();
+    let models =
+        vec![Stock::new(0, move || Ok(Arc::clone(&first))).spec("a"), counted("b", 0, &Arc::default(), Duration::ZERO)];
+    let pass_limit = Duration::from_millis(200);
+    let config = ServerConfig { pass_limit, restarts: 2, parallel: 1, breaker: None, ..ServerConfig::default() };
+    let server = start(models, config).await;
+    assert_eq!(server.ask(PATH, body("b", json!({}))).await.0, 200);
+    for round in 1..=2 {
+        let hanging = tokio::spawn(read(server.post(PATH, &body("a", json!({"prompt": "hang"})))));
+        eventually("it runs", || fake.calls.lock().unwrap().len() == 2 * round - 1).await;
+        let waiting = tokio::spawn(read(server.post(PATH, &body("a", json!({})))));
+        let other = server.ask(PATH, body("b", json!({}))).await;
+        assert_eq!(other.0, 200, "another model does not wait for ever");
+        let (status, answer) = hanging.await.unwrap();
+        assert_eq!((status, &answer["error"]["code"]), (503, &json!("stalled")));
+        assert_eq!(waiting.await.unwrap().0, 200, "who waits is answered by the new thread");
+        assert_eq!(server.get("/health").await.0, 200);
+        assert!(server.metrics().await.contains(&format!("edgelm_engine_restarts_total {round}\n")));
+    }
+    // Too often.
+    let (status, _) = server.ask(PATH, body("a", json!({"prompt": "hang"}))).await;
+    assert_eq!((status, server.get("/health").await.0), (503, 503));
+    assert_eq!(server.ask(PATH, body("a", json!({}))).await.1["error"]["code"], "stalled");
+    assert_eq!(server.ask(PATH, body("b", json!({}))).await.0, 200);
+    // Those that come back late end without a word, but for the last, which was not replaced.
+    fake.release.store(true, Ordering::SeqCst);
+    for _ in 0..200 {
+        if server.get("/health").await.0 == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(server.ask(PATH, body("a", json!({}))).await.0, 200);
 }
 

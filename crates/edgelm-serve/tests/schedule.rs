@@ -218,7 +218,8 @@ async fn a_panic_fails_the_guilty_one_alone() {
 
 #[tokio::test]
 async fn a_pass_that_hangs_is_noticed_and_survived() {
-    let config = ServerConfig { parallel: 2, pass_limit: Duration::from_millis(100), ..ServerConfig::default() };
+    let config =
+        ServerConfig { parallel: 2, pass_limit: Duration::from_millis(100), restarts: 0, ..ServerConfig::default() };
     let server = Running::start_with(fake(1), config).await;
     let hanging = ask(&server, "hang", json!({}));
     eventually("it has begun", || !server.fake.calls.lock().unwrap().is_empty()).await;

@@ -6,13 +6,14 @@ use super::{
     fields::{Fields, Refused, is_empty, items, never, wrong_type},
     functions::{ToolChoice, build, function_name, schema},
     openai::new_id,
-    parameters::{Parameters, own_sampling, stop},
+    parameters::{Parameters, overflow, own_sampling, stop},
 };
 use crate::{
     answer::{Answers, End, Item, Reading, Reason, Usage},
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    overflow::Source,
     service::MaxTokens,
     stream::{Frame, Writer, events},
     tools::{Call, Tool, Toolbox},
@@ -69,6 +70,7 @@ impl Request {
             sampling.top_p = top_p.max(f32::MIN_POSITIVE);
         }
         let mut parameters = Parameters::new(sampling, MaxTokens::Asked(max_tokens));
+        parameters.overflow = overflow(fields)?;
         let stops = stop(fields, "stop_sequences")?;
         if let Some(mut metadata) = fields.inner("metadata")? {
             metadata.string("user_id")?;
@@ -262,7 +264,7 @@ pub(super) async fn create(
     let Request { model, conversation, parameters, stops, is_streaming } = request;
     let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops };
-    let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
+    let prompt = Source::chat(conversation);
     let answers = Answers::new(lease.start(caller, &parameters, "messages", prompt).await?, reading);
     if is_streaming {
         return Ok(events(answers, Stream { model, blocks: 0, in_text: false }));

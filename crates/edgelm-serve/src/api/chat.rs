@@ -13,6 +13,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    overflow::Source,
     service::MaxTokens,
     stream::{Frame, Writer, events},
     tools::Call,
@@ -73,7 +74,7 @@ pub(super) async fn create(
     let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*lease.backend())?;
     let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
-    let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
+    let prompt = Source::chat(conversation);
     let answers = Answers::new(lease.start(caller, &parameters, "messages", prompt).await?, reading);
     Ok(match streaming {
         Some(Streaming { include_usage }) => {

@@ -11,6 +11,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    overflow::Source as PromptSource,
     service::MaxTokens,
     stream::{Frame, Writer, events},
     worker::TokenLogprob,
@@ -79,7 +80,7 @@ pub(super) async fn create(
         true => prompt.text(&*lease.backend()).map_err(|error| ApiError::from_engine(&error, "prompt"))?,
         false => String::new(),
     };
-    let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
+    let tokens = PromptSource::Plain(prompt);
     let answers = Answers::new(lease.start(caller, &parameters, "prompt", tokens).await?, Reading::default());
     let top = parameters.options.logprobs.unwrap_or(0);
     let envelope = Envelope::new("cmpl", "text_completion", &model);

@@ -11,6 +11,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    overflow::Source as PromptSource,
     service::MaxTokens,
     stream::{Frame, Writer, events},
 };
@@ -53,7 +54,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let lease = app.lease(&fields, &caller).await?;
     let Request { prompt, parameters, is_streaming } = Request::parse(&mut fields, &*lease.backend())?;
-    let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
+    let tokens = PromptSource::Plain(prompt);
     let answers = Answers::new(lease.start(caller, &parameters, "prompt", tokens).await?, Reading::default());
     if is_streaming {
         return Ok(events(answers, Stream));

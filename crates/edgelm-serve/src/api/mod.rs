@@ -20,6 +20,8 @@ mod responses;
 mod tokens;
 
 pub use check::check_request;
+pub(crate) use completions::Prompt;
+pub(crate) use conversation::Conversation;
 pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{

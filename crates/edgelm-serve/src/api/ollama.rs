@@ -4,12 +4,13 @@
 
 use super::{
     App,
+    completions::Prompt,
     conversation::{Conversation, past_call},
     embeddings::{Embed, texts},
     fields::{Fields, Refused, is_empty, is_false, is_one, is_zero, never, wrong_type},
     functions::{ToolChoice, build, function_name, schema},
     openai::tokens_json,
-    parameters::{Parameters, Wanted, own_sampling, seed, stop},
+    parameters::{Parameters, Wanted, overflow, own_sampling, seed, stop},
 };
 use crate::{
     answer::{Answers, Item, Reading, Reason, Usage},
@@ -17,6 +18,7 @@ use crate::{
     caller::Caller,
     error::ApiError,
     models::{KeepAlive, Lease, Status},
+    overflow::Source as PromptSource,
     service::{MaxTokens, unix_now},
     stream::{Frame, Writer, lines},
     tools::{Call, Tool, Toolbox},
@@ -147,6 +149,7 @@ fn shared(fields: &mut Fields, backend: &dyn Backend) -> Result<(Parameters, boo
         return Err(ApiError::invalid("top_logprobs", "only allowed with `logprobs`: true"));
     }
     parameters.options.logprobs = wanted.then_some(usize::try_from(top).unwrap_or(0));
+    parameters.overflow = overflow(fields)?;
     fields.refuse(&[("think", is_false), ("truncate", is_false), ("shift", is_false)])?;
     Ok((parameters, fields.boolean("stream")?.unwrap_or(true)))
 }
@@ -341,9 +344,9 @@ async fn answer(lease: Lease, caller: Caller, request: Request, shape: Shape) ->
         Source::Raw(_) => None,
     };
     let param = if shape == Shape::Chat { "messages" } else { "prompt" };
-    let tokens = move |backend: &dyn Backend| match prompt {
-        Source::Chat(conversation) => conversation.prompt(backend),
-        Source::Raw(text) => backend.text_prompt(&text),
+    let tokens = match prompt {
+        Source::Chat(conversation) => PromptSource::chat(conversation),
+        Source::Raw(text) => PromptSource::Plain(Prompt::Text(text)),
     };
     let run = lease.start(caller, &parameters, param, tokens).await?;
     let answers = Answers::new(run, Reading { toolbox, stops: Vec::new() });

@@ -43,12 +43,16 @@ pub(super) fn new_id(prefix: &str) -> String {
 
 /// Token counts, all choices together; the prompt counts once.
 pub(super) fn usage_json(usage: &Usage) -> Value {
-    json!({
+    let mut counts = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
+    });
+    if usage.dropped_tokens > 0 {
+        counts["prompt_tokens_details"]["dropped_tokens"] = usage.dropped_tokens.into();
+    }
+    counts
 }
 
 /// OpenAI's words.

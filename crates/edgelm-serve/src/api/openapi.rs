@@ -34,6 +34,9 @@ const SAMPLING: &[Field] = &[
     ("frequency_penalty", "number", "-2 to 2"),
 ];
 
+const OVERFLOW: Field =
+    ("overflow", "string", "of a prompt that is too long: `refuse`, `slide` (leave out the oldest) or `summarize` it");
+
 const COMMON: &[Field] = &[
     ("max_tokens", "integer", "a prompt that leaves no room for as many is refused"),
     ("max_completion_tokens", "integer", "the newer word for `max_tokens`"),
@@ -43,6 +46,7 @@ const COMMON: &[Field] = &[
     ("skip_special_tokens", "boolean", "false keeps control tokens in the text"),
     ("n", "integer", "1 to 8 answers"),
     ("priority", "integer", "smaller goes first"),
+    OVERFLOW,
     ("timeout", "number", "seconds from arrival to the last token, after which the request fails"),
     ("seed", "integer", "the same seed gives the same answer; answer number i takes seed + i"),
     ("response_format", "object", "`text`, `json_object` or `json_schema`; always enforced"),
@@ -102,7 +106,12 @@ const OLLAMA: &[Field] = &[
     ("format", "string|object", "`json` or a JSON schema; always enforced"),
     ("logprobs", "boolean", "log-probabilities of tokens"),
     ("top_logprobs", "integer", "0 to 20 alternatives"),
-    ("keep_alive", "string|number", "taken, and without effect: the model stays loaded"),
+    (
+        "keep_alive",
+        "string|number",
+        "how long the model stays loaded afterwards: `5m`, seconds, 0 = not, below 0 = for ever",
+    ),
+    OVERFLOW,
     ("stream", "boolean", "JSON lines; true unless said otherwise"),
 ];
 
@@ -189,6 +198,8 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
                 ("max_output_tokens", "integer", "a prompt that leaves no room for as many is refused"),
                 ("top_logprobs", "integer", "0 to 20 alternatives"),
                 ("text", "object", "`format`: `text`, `json_object` or `json_schema`; always enforced"),
+                ("truncation", "string", "`disabled` and `auto` are `overflow`: `refuse` and `slide`"),
+                OVERFLOW,
             ],
             TOOLS,
             SAMPLING,
@@ -211,7 +222,6 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
             "reasoning",
             "service_tier",
             "store",
-            "truncation",
         ]],
     },
     Endpoint {
@@ -249,6 +259,7 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
                 ("stop_sequences", "array", "up to 16 texts, none of which appears in the answer"),
                 ("metadata", "object", "`user_id`: a label; changes nothing"),
                 ("stream", "boolean", "send the answer as events"),
+                OVERFLOW,
             ],
         ],
         refused: &[ANTHROPIC_REFUSED],
@@ -306,7 +317,12 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
                 ("truncate", "boolean", "true cuts texts that are too long; else they are refused"),
                 ("dimensions", "integer", "keep this many values, scaled to length 1 again"),
                 ("options", "object", "none has a meaning here"),
-                ("keep_alive", "string|number", "taken, and without effect: the model stays loaded"),
+                (
+                    "keep_alive",
+                    "string|number",
+                    "how long the model stays loaded afterwards: `5m`, seconds, 0 = not, below 0 = for ever",
+                ),
+                OVERFLOW,
             ],
         ],
         refused: &[],
@@ -321,7 +337,12 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
             &[
                 ("prompt!", "string", "the text"),
                 ("options", "object", "none has a meaning here"),
-                ("keep_alive", "string|number", "taken, and without effect: the model stays loaded"),
+                (
+                    "keep_alive",
+                    "string|number",
+                    "how long the model stays loaded afterwards: `5m`, seconds, 0 = not, below 0 = for ever",
+                ),
+                OVERFLOW,
             ],
         ],
         refused: &[],

@@ -1,7 +1,7 @@
 //! What operators' programs look at: `/health`, `/metrics`.
 
 use super::App;
-use crate::{error::ApiError, metrics};
+use crate::{breaker::Circuit, error::ApiError, metrics};
 use axum::{
     Json,
     extract::State,
@@ -25,7 +25,9 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiE
         }
         let is_lesser = status.is_loaded && status.artifact > 0;
         is_degraded |= is_lesser || status.load_error.is_some() || health.is_replaced();
-        let mut model = json!({"id": entry.id, "state": status.phase, "artifact": status.artifact_name});
+        is_degraded |= status.circuit != Circuit::Closed;
+        let mut model = json!({"id": entry.id, "state": status.phase, "artifact": status.artifact_name,
+            "circuit": status.circuit.name()});
         if status.is_loaded {
             model["health"] = health.about(status.artifact);
         }

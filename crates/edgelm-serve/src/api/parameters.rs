@@ -4,7 +4,7 @@ use super::{
     fields::{Fields, Refused, is_empty, is_false, never, wrong_type},
     format::constraint,
 };
-use crate::{backend::Backend, error::ApiError, service::MaxTokens, tools::Toolbox};
+use crate::{backend::Backend, error::ApiError, overflow::Overflow, service::MaxTokens, tools::Toolbox};
 use edgelm_engine::{Constraint, GenerateOptions, Grammar, Sampling};
 use edgelm_model::GenerationConfig;
 use serde_json::Value;
@@ -23,6 +23,8 @@ pub(crate) struct Parameters {
     pub(crate) priority: i64,
     /// From arrival to the last token.
     pub(crate) timeout: Option<Duration>,
+    /// What is done with a prompt that is too long; `None` = what the server does.
+    pub(crate) overflow: Option<Overflow>,
 }
 
 /// A constraint on the answer, and the request field that asks for it.
@@ -55,7 +57,7 @@ impl Parameters {
     /// Greedy or by the model's defaults, without a limit: what APIs begin with.
     pub(crate) fn new(sampling: Sampling, max_tokens: MaxTokens) -> Self {
         let options = GenerateOptions { sampling, ..GenerateOptions::default() };
-        Self { options, max_tokens, n: 1, seed: None, constraint: None, priority: 0, timeout: None }
+        Self { options, max_tokens, n: 1, seed: None, constraint: None, priority: 0, timeout: None, overflow: None }
     }
 
     /// Lets the model call functions: what the answer must be follows from them too. `param` is the field that holds them.
@@ -92,12 +94,22 @@ impl Parameters {
         parameters.seed = seed(fields)?;
         parameters.priority = fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0);
         parameters.timeout = fields.number("timeout", MIN_TIMEOUT_S..=MAX_TIMEOUT_S)?.map(Duration::from_secs_f32);
+        parameters.overflow = overflow(fields)?;
         parameters.constraint = constraint(fields)?;
         if parameters.constraint.is_some() && parameters.options.ignore_eos {
             return Err(ApiError::invalid("ignore_eos", "an answer of a fixed form ends where its form does"));
         }
         labels(fields)?;
         Ok(parameters)
+    }
+}
+
+/// `overflow`: what is done with a prompt that is too long.
+pub(super) fn overflow(fields: &mut Fields) -> Result<Option<Overflow>, ApiError> {
+    let Some(name) = fields.string("overflow")? else { return Ok(None) };
+    match Overflow::parse(&name) {
+        Some(overflow) => Ok(Some(overflow)),
+        None => Err(ApiError::invalid("overflow", format!("`{name}` is not `refuse`, `slide` or `summarize`"))),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     format::{named_schema, response_format},
     functions::toolbox,
     openai::{new_id, tokens_json},
-    parameters::{Parameters, labels, sampling},
+    parameters::{Parameters, labels, overflow, sampling},
 };
 use crate::{
     answer::{Answers, End, Item, Reading, Reason, Usage},
@@ -45,7 +45,6 @@ const REFUSED: &[Refused] = &[
     ("reasoning", |value| value["effort"] == "none" && value.as_object().is_some_and(|fields| fields.len() == 1)),
     ("service_tier", |value| value == "auto" || value == "default"),
     ("store", is_false),
-    ("truncation", |value| value == "disabled"),
 ];
 
 /// A request, checked.
@@ -86,6 +85,22 @@ impl Request {
             None => backend.defaults().max_new_tokens.map_or(MaxTokens::Rest, MaxTokens::Default),
         };
         let mut parameters = Parameters::new(sampling(fields, backend.defaults())?, max_tokens);
+        let ours = overflow(fields)?;
+        parameters.overflow = match fields.string("truncation")?.as_deref() {
+            None => ours,
+            Some(_) if ours.is_some() => {
+                return Err(ApiError::invalid(
+                    "truncation",
+                    "`overflow` says the same in other words: give one of them",
+                ));
+            }
+            Some("disabled") => Some(Overflow::Refuse),
+            Some("auto") => {
+                echo["truncation"] = "auto".into();
+                Some(Overflow::Slide)
+            }
+            Some(_) => return Err(ApiError::invalid("truncation", "must be `auto` or `disabled`")),
+        };
         if let Some(top) = fields.count("top_logprobs", 0)? {
             if top > 20 {
                 return Err(ApiError::invalid("top_logprobs", format!("{top} is outside 0 to 20")));
@@ -211,7 +226,7 @@ pub(super) async fn create(
     let Request { model, conversation, parameters, is_streaming, echo } = request;
     let model = lease.answers_for(model);
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
-    let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
+    let prompt = Source::chat(conversation);
     let mut answers = Answers::new(lease.start(caller, &parameters, "input", prompt).await?, reading);
     let mut writer = Stream::new(&model, echo);
     if is_streaming {

@@ -4,6 +4,7 @@ use super::{KeepAlive, ModelSpec, artifact::About};
 use crate::{
     admission::{Admission, Slot},
     backend::Backend,
+    breaker::{Breaker, Circuit, Outcome, Pass},
     error::ApiError,
     health::Health,
     service::Service,
@@ -21,6 +22,7 @@ pub(crate) struct Entry {
     pub(crate) id: String,
     pub(super) spec: ModelSpec,
     pub(super) admission: Admission,
+    pub(super) breaker: Option<Arc<Breaker>>,
     state: Mutex<State>,
     /// Counts changes of the state, for those who wait for one.
     changes: watch::Sender<u64>,
@@ -96,7 +98,13 @@ impl Phase {
 }
 
 impl Entry {
-    pub(super) fn new(spec: ModelSpec, admission: Admission, keep_alive: KeepAlive, released: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        spec: ModelSpec,
+        admission: Admission,
+        breaker: Option<Arc<Breaker>>,
+        keep_alive: KeepAlive,
+        released: Arc<Notify>,
+    ) -> Self {
         let state = State {
             phase: Phase::Absent,
             attempts: 0,
@@ -110,7 +118,7 @@ impl Entry {
         };
         let (changes, _) = watch::channel(0);
         let (id, health) = (spec.id.clone(), Health::default());
-        Self { id, spec, admission, state: Mutex::new(state), changes, health, released }
+        Self { id, spec, admission, breaker, state: Mutex::new(state), changes, health, released }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -186,6 +194,7 @@ impl Entry {
                 KeepAlive::For(time) => Some(time.saturating_sub(state.last_used.elapsed())),
             },
             alive: service.map_or(Ok(()), |service| service.check_alive()),
+            circuit: self.breaker.as_ref().map_or(Circuit::Closed, |breaker| breaker.circuit()),
             load_error: state.error.as_ref().map(ToString::to_string),
             about: state.about.clone(),
         }
@@ -204,6 +213,7 @@ pub(crate) struct Status {
     pub(crate) expires: Option<Duration>,
     /// An error where its engine hangs.
     pub(crate) alive: Result<(), ApiError>,
+    pub(crate) circuit: Circuit,
     pub(crate) load_error: Option<String>,
     pub(crate) about: About,
 }
@@ -221,6 +231,9 @@ pub(crate) struct Lease {
     pub(crate) load_time: Duration,
     /// A place in the queue, which a request that had to wait for the model has already.
     slot: Option<Slot>,
+    /// Answers in the model's place.
+    pub(super) canned: Option<Arc<str>>,
+    pass: Option<Pass>,
     release: Release,
 }
 
@@ -239,6 +252,7 @@ impl Lease {
         entry: Arc<Entry>,
         adapter: Option<&str>,
         waited: Option<(Slot, Duration)>,
+        pass: Option<Pass>,
     ) -> Result<Self, ApiError> {
         let backend = service.backend();
         let found = match adapter {
@@ -250,7 +264,29 @@ impl Lease {
         };
         let (slot, load_time) = waited.map_or((None, Duration::ZERO), |(slot, time)| (Some(slot), time));
         let adapter_id = adapter.map(str::to_owned);
-        Ok(Self { service, adapter: found, adapter_id, stands_in: None, load_time, slot, release: Release(entry) })
+        Ok(Self {
+            service,
+            adapter: found,
+            adapter_id,
+            stands_in: None,
+            load_time,
+            slot,
+            canned: None,
+            pass,
+            release: Release(entry),
+        })
+    }
+
+    /// How the request went, for the model's circuit breaker.
+    pub(crate) fn report(&mut self, failed: bool, latency: Duration) {
+        if let Some(pass) = &mut self.pass {
+            pass.report(Outcome { failed, latency });
+        }
+    }
+
+    /// The text that is answered in the model's place.
+    pub(crate) fn canned(&self) -> Option<Arc<str>> {
+        self.canned.clone()
     }
 
     /// A place in the queue: taken now, if not before.

@@ -17,6 +17,7 @@ pub use keep_alive::KeepAlive;
 use crate::{
     ServerConfig,
     admission::Admission,
+    breaker::{Breaker, Circuit},
     error::ApiError,
     health,
     metrics::Metrics,
@@ -52,6 +53,7 @@ pub(crate) struct Models {
     budget_bytes: Option<u64>,
     /// Stands in for a model that cannot be had.
     fallback: Option<usize>,
+    fallback_text: Option<Arc<str>>,
     limits: Limits,
     worker: WorkerConfig,
     turns: Arc<Turns>,
@@ -75,7 +77,15 @@ impl Models {
         let released = Arc::new(Notify::new());
         let entry = |spec: ModelSpec| {
             let admission = Admission::new(config.parallel, config.queue);
-            Arc::new(Entry::new(spec, admission, config.keep_alive, Arc::clone(&released)))
+            let breaker = config.breaker.map(|breaker| {
+                let (id, metrics) = (spec.id.clone(), Arc::clone(&metrics));
+                metrics.circuit(&id, Circuit::Closed);
+                Arc::new(Breaker::new(breaker, move |circuit| {
+                    tracing::warn!(model = id, circuit = circuit.name(), "circuit breaker");
+                    metrics.circuit(&id, circuit);
+                }))
+            });
+            Arc::new(Entry::new(spec, admission, breaker, config.keep_alive, Arc::clone(&released)))
         };
         let entries: Vec<_> = specs.into_iter().map(entry).collect();
         let fallback = config.fallback.as_ref().and_then(|id| entries.iter().position(|entry| entry.id == *id));
@@ -83,8 +93,13 @@ impl Models {
             entries,
             budget_bytes: config.memory_bytes,
             fallback,
-            limits: Limits { time: config.request_time, tokens: config.request_tokens },
-            worker: WorkerConfig { parallel: config.parallel.max(1), pass_limit: config.pass_limit },
+            fallback_text: config.fallback_text.as_deref().map(Arc::from),
+            limits: Limits { time: config.request_time, tokens: config.request_tokens, overflow: config.overflow },
+            worker: WorkerConfig {
+                parallel: config.parallel.max(1),
+                pass_limit: config.pass_limit,
+                restarts: config.restarts,
+            },
             turns: Arc::default(),
             metrics,
             telemetry,
@@ -173,20 +188,42 @@ impl Models {
         let deadline =
             deadline.into_iter().chain(self.limits.time.and_then(|time| Instant::now().checked_add(time))).min();
         let error = match self.lease_entry(entry, adapter, deadline).await {
-            Err(error @ ApiError::ModelUnavailable { .. }) => error,
+            Err(error @ (ApiError::ModelUnavailable { .. } | ApiError::Stalled)) => error,
             other => return other,
         };
         match self.fallback.and_then(|place| self.entries.get(place)).filter(|other| !Arc::ptr_eq(other, entry)) {
-            None => Err(error),
+            None => self.canned(entry, error),
             Some(other) => {
                 tracing::warn!(model = entry.id, fallback = other.id, %error, "another model answers");
                 self.metrics.fell_back(&entry.id, &other.id);
-                let mut lease = self.lease_entry(other, None, deadline).await?;
+                let mut lease = match self.lease_entry(other, None, deadline).await {
+                    Ok(lease) => lease,
+                    Err(error) => return self.canned(entry, error),
+                };
                 lease.stands_in = Some(other.id.clone());
                 notes::say(notes::FALLBACK, &other.id);
                 Ok(lease)
             }
         }
+    }
+
+    /// The text that stands in for a model, if there is one. Requests are read as for the model itself, or as for any that is
+    /// loaded where it is not.
+    fn canned(&self, entry: &Arc<Entry>, error: ApiError) -> Result<Lease, ApiError> {
+        let Some(text) = &self.fallback_text else { return Err(error) };
+        let loaded = |entry: &Arc<Entry>| match &entry.state().phase {
+            Phase::Loaded(service) => Some((Arc::clone(service), Arc::clone(entry))),
+            _ => None,
+        };
+        let Some((service, reader)) = loaded(entry).or_else(|| self.entries.iter().find_map(loaded)) else {
+            return Err(error);
+        };
+        tracing::warn!(model = entry.id, %error, "a text answers");
+        self.metrics.fell_back(&entry.id, "text");
+        notes::say(notes::FALLBACK, "text");
+        let mut lease = Lease::new(service, reader, None, None, None)?;
+        lease.canned = Some(Arc::clone(text));
+        Ok(lease)
     }
 
     async fn lease_entry(
@@ -195,6 +232,8 @@ impl Models {
         adapter: Option<&str>,
         deadline: Option<Instant>,
     ) -> Result<Lease, ApiError> {
+        let unavailable = |retry_after_s| ApiError::ModelUnavailable { model: entry.id.clone(), retry_after_s };
+        let pass = entry.breaker.as_ref().map(|breaker| breaker.pass().map_err(unavailable)).transpose()?;
         let since = Instant::now();
         let attempts = entry.state().attempts;
         let mut slot = None;
@@ -215,7 +254,8 @@ impl Models {
                         state.last_used = Instant::now();
                         drop(state);
                         let waited = slot.map(|slot| (slot, since.elapsed()));
-                        return Lease::new(service, Arc::clone(entry), adapter, waited);
+                        service.check_alive()?;
+                        return Lease::new(service, Arc::clone(entry), adapter, waited, pass);
                     }
                     Phase::Absent => {
                         if state.attempts > attempts

@@ -5,6 +5,7 @@
 
 mod pace;
 mod queue;
+mod restarts;
 mod schedule;
 mod watchdog;
 
@@ -19,11 +20,12 @@ use crate::{
 };
 use edgelm_engine::GenerateOptions;
 use queue::Queue;
+use restarts::Restarts;
 use schedule::Schedule;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -83,6 +85,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) parallel: usize,
     /// A pass that takes longer hangs.
     pub(crate) pass_limit: Duration,
+    /// Times that a new engine thread takes the place of one that hangs or panics, in ten minutes.
+    pub(crate) restarts: usize,
 }
 
 /// The way to the engine thread. Dropping it stops the thread after the pass it is at.
@@ -97,12 +101,27 @@ struct Shared {
     stopping: AtomicBool,
     /// Running mean of how long a job occupies the engine.
     mean_job_ms: AtomicU64,
-    watchdog: Watchdog,
+    /// Of the engine thread, which is another one after a restart.
+    seat: RwLock<Seat>,
+    restarts: Restarts,
     config: WorkerConfig,
     turns: Arc<Turns>,
     account: Arc<Account>,
     metrics: Arc<Metrics>,
     parts: Parts,
+}
+
+/// An engine thread and its model.
+#[derive(Clone)]
+struct Seat {
+    backend: Arc<dyn Backend>,
+    watchdog: Arc<Watchdog>,
+}
+
+impl Seat {
+    fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, watchdog: Arc::default() }
+    }
 }
 
 impl Worker {
@@ -117,18 +136,15 @@ impl Worker {
             wake: Condvar::new(),
             stopping: AtomicBool::new(false),
             mean_job_ms: AtomicU64::new(0),
-            watchdog: Watchdog::default(),
+            seat: RwLock::new(Seat::new(backend)),
+            restarts: Restarts::new(config.restarts),
             config,
             turns,
             account: Arc::default(),
             metrics,
             parts: Parts::default(),
         });
-        let theirs = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("edgelm-engine".to_owned())
-            .spawn(move || theirs.work(&*backend))
-            .map_err(ServeError::Thread)?;
+        shared.spawn(shared.seat()).map_err(ServeError::Thread)?;
         let theirs = Arc::clone(&shared);
         thread::Builder::new()
             .name("edgelm-watchdog".to_owned())
@@ -150,9 +166,14 @@ impl Worker {
         self.shared.wake.notify_all();
     }
 
+    /// The model.
+    pub(crate) fn backend(&self) -> Arc<dyn Backend> {
+        self.shared.seat().backend
+    }
+
     /// An error while the engine hangs.
     pub(crate) fn check_alive(&self) -> Result<(), ApiError> {
-        if self.shared.watchdog.is_stalled() { Err(ApiError::Stalled) } else { Ok(()) }
+        if self.shared.seat().watchdog.is_stalled() { Err(ApiError::Stalled) } else { Ok(()) }
     }
 
     /// A turn at the CPU, for work beside the passes. Blocks.
@@ -198,6 +219,16 @@ impl Job {
 }
 
 impl Shared {
+    fn seat(&self) -> Seat {
+        self.seat.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts an engine thread.
+    fn spawn(self: &Arc<Self>, seat: Seat) -> std::io::Result<()> {
+        let theirs = Arc::clone(self);
+        thread::Builder::new().name("edgelm-engine".to_owned()).spawn(move || theirs.work(&seat)).map(drop)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -243,38 +274,55 @@ impl Shared {
     }
 
     /// The engine thread: a schedule, and a new one whenever the last is lost.
-    fn work(&self, backend: &dyn Backend) {
-        self.schedules(backend);
-        self.metrics.withdraw(&self.parts);
-    }
-
-    fn schedules(&self, backend: &dyn Backend) {
-        loop {
-            let mut schedule = match backend.lanes() {
-                Ok(lanes) => Schedule::new(self, backend, lanes),
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the engine cannot start");
-                    let mut queue = self.queue();
-                    self.stopping.store(true, Ordering::Relaxed);
-                    queue.drain().iter().for_each(|job| job.fail(ApiError::Internal));
-                    return;
-                }
-            };
-            if catch_unwind(AssertUnwindSafe(|| self.follow(&mut schedule))).is_ok() {
-                return;
-            }
-            // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
-            tracing::error!("the scheduler panicked; what ran fails, the server goes on without what it had kept");
-            self.metrics.engine_panics.inc();
-            self.watchdog.end();
-            self.metrics.ready.set(1);
-            schedule.lose(&ApiError::Internal);
+    fn work(&self, seat: &Seat) {
+        self.schedules(seat);
+        if !seat.watchdog.is_abandoned() {
+            self.metrics.withdraw(&self.parts);
         }
     }
 
-    /// Until the thread has to end.
-    fn follow(&self, schedule: &mut Schedule<'_>) {
+    fn schedules(&self, seat: &Seat) {
         loop {
+            let mut schedule = match seat.backend.lanes() {
+                Ok(lanes) => Schedule::new(self, seat, lanes),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the engine cannot start");
+                    self.give_up(&seat.watchdog, &mut self.queue());
+                    return;
+                }
+            };
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.follow(&mut schedule, seat)));
+            if outcome.is_ok() || seat.watchdog.is_abandoned() {
+                return;
+            }
+            // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
+            tracing::error!("the scheduler panicked; what ran fails, and what it had kept is lost");
+            self.metrics.engine_panics.inc();
+            seat.watchdog.end();
+            self.metrics.ready.set(1);
+            schedule.lose(&ApiError::Internal);
+            if !self.restarts.take() {
+                self.give_up(&seat.watchdog, &mut self.queue());
+                return;
+            }
+            self.metrics.engine_restarts.inc();
+        }
+    }
+
+    /// The engine is not started again: nothing is taken any more, and `/health` says so.
+    fn give_up(&self, watchdog: &Watchdog, queue: &mut Queue) {
+        tracing::error!("the engine is not started again; no requests are taken");
+        watchdog.give_up();
+        self.metrics.ready.set(0);
+        for job in queue.drain() {
+            job.fail(ApiError::Stalled);
+        }
+        self.show_depth(queue);
+    }
+
+    /// Until the thread has to end.
+    fn follow(&self, schedule: &mut Schedule<'_>, seat: &Seat) {
+        while !seat.watchdog.is_abandoned() {
             if schedule.is_idle() && !self.wait() {
                 return;
             }
@@ -293,23 +341,45 @@ impl Shared {
     }
 
     /// The watchdog's thread.
-    fn watch(&self) {
+    fn watch(self: &Arc<Self>) {
         let limit = self.config.pass_limit;
         let interval = (limit / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        let mut queue = self.queue();
-        while !self.stopping.load(Ordering::Relaxed) {
-            queue = self.wake.wait_timeout(queue, interval).unwrap_or_else(PoisonError::into_inner).0;
-            if let Some((time, turn)) = self.watchdog.newly_stalled(limit) {
-                // Other models must not wait for it.
-                self.turns.revoke(turn);
-                tracing::error!(time_s = seconds(time), "a pass hangs; its requests fail, and no new ones are taken");
-                self.metrics.stalls.inc();
-                self.metrics.ready.set(0);
-                for job in queue.drain() {
-                    job.fail(ApiError::Stalled);
+        loop {
+            let queue = self.queue();
+            if self.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            drop(self.wake.wait_timeout(queue, interval).unwrap_or_else(PoisonError::into_inner));
+            let seat = self.seat();
+            let Some((time, turn)) = seat.watchdog.newly_stalled(limit) else { continue };
+            // Other models must not wait for it.
+            self.turns.revoke(turn);
+            self.metrics.stalls.inc();
+            self.metrics.ready.set(0);
+            tracing::error!(time_s = seconds(time), "a pass hangs; its requests fail");
+            match self.restart(&seat) {
+                Ok(()) => {
+                    tracing::warn!("a new engine thread goes on");
+                    self.metrics.engine_restarts.inc();
+                    self.metrics.ready.set(1);
                 }
-                self.show_depth(&queue);
+                Err(error) => {
+                    tracing::error!(error, "no new engine thread");
+                    self.give_up(&seat.watchdog, &mut self.queue());
+                }
             }
         }
+    }
+
+    /// A new engine thread with the same weights in the place of one that hangs.
+    fn restart(self: &Arc<Self>, hung: &Seat) -> Result<(), String> {
+        if !self.restarts.take() {
+            return Err("it was restarted too often".to_owned());
+        }
+        let backend = hung.backend.restarted().map_err(|error| error.to_string())?;
+        let seat = Seat::new(backend.unwrap_or_else(|| Arc::clone(&hung.backend)));
+        hung.watchdog.abandon();
+        *self.seat.write().unwrap_or_else(PoisonError::into_inner) = seat.clone();
+        self.spawn(seat).map_err(|error| error.to_string())
     }
 }

@@ -5,7 +5,7 @@
 //! too: who needs some pauses those behind it, and goes on with what they had; a paused generation computes its
 //! tokens again later. What a generation says does not depend on any of this.
 
-use super::{Event, Job, Shared, StopReason, TokenLogprob, pace::Pace};
+use super::{Event, Job, Seat, Shared, StopReason, TokenLogprob, pace::Pace, watchdog::Watchdog};
 use crate::{
     backend::{Backend, Lanes},
     error::ApiError,
@@ -23,6 +23,7 @@ use std::{
 pub(super) struct Schedule<'a> {
     shared: &'a Shared,
     backend: &'a dyn Backend,
+    watchdog: &'a Watchdog,
     lanes: Box<dyn Lanes + 'a>,
     /// In order of precedence.
     active: Vec<Active>,
@@ -84,8 +85,15 @@ impl Plan {
 }
 
 impl<'a> Schedule<'a> {
-    pub(super) fn new(shared: &'a Shared, backend: &'a dyn Backend, lanes: Box<dyn Lanes + 'a>) -> Self {
-        Self { shared, backend, lanes, active: Vec::new(), pace: Pace::default() }
+    pub(super) fn new(shared: &'a Shared, seat: &'a Seat, lanes: Box<dyn Lanes + 'a>) -> Self {
+        Self {
+            shared,
+            backend: &*seat.backend,
+            watchdog: &seat.watchdog,
+            lanes,
+            active: Vec::new(),
+            pace: Pace::default(),
+        }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -120,10 +128,16 @@ impl<'a> Schedule<'a> {
         }
         let turn = self.shared.turns.take(&self.shared.account);
         let started = Instant::now();
-        self.shared.watchdog.begin(turn.number(), self.active.iter().map(|active| active.job.events.clone()).collect());
+        self.watchdog.begin(turn.number(), self.active.iter().map(|active| active.job.events.clone()).collect());
         self.forward(&plan);
         drop(turn);
-        if self.shared.watchdog.end() {
+        if self.watchdog.is_abandoned() {
+            tracing::warn!(time_s = seconds(started.elapsed()), "a pass that hung has returned; its thread ends");
+            // Their clients have been told, and another thread runs the model.
+            self.active.clear();
+            return;
+        }
+        if self.watchdog.end() {
             tracing::warn!(time_s = seconds(started.elapsed()), "a pass that hung has returned");
             self.shared.metrics.ready.set(1);
             // Their clients have been told.

@@ -1,7 +1,8 @@
 //! Sees that a pass hangs: the engine thread cannot say so itself.
 //!
-//! A thread cannot be ended from outside. What can be done is done: its requests are told, new ones are refused and
-//! `/health` says so, until the pass returns after all, or whoever watches over the process starts it anew.
+//! A thread cannot be ended from outside. It is left behind instead: its requests are told, and another thread goes on with the
+//! requests that wait, on threads of its own. Once that has happened too often, new requests are refused and `/health` says
+//! so, until the pass returns after all, or whoever watches over the process starts it anew.
 
 use super::{Event, MutexGuard, PoisonError};
 use crate::error::ApiError;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub(super) struct Watchdog {
     pass: Mutex<Option<Pass>>,
     stalled: AtomicBool,
+    abandoned: AtomicBool,
 }
 
 struct Pass {
@@ -42,6 +44,20 @@ impl Watchdog {
     pub(super) fn end(&self) -> bool {
         *self.lock() = None;
         self.stalled.swap(false, Ordering::Relaxed)
+    }
+
+    /// Another thread goes on in its place: whenever this one comes back, it ends without a word.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// It is not to be used again.
+    pub(super) fn give_up(&self) {
+        self.stalled.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_stalled(&self) -> bool {

@@ -14,7 +14,8 @@ use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
+    Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig, serve_models,
+    shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
@@ -42,9 +43,25 @@ pub struct ServeArgs {
     /// How long a model stays loaded that nobody uses (`5m`, seconds, -1 = until memory is needed)
     #[arg(long, value_name = "TIME", default_value = "-1", allow_hyphen_values = true, value_parser = parse_keep_alive)]
     keep_alive: KeepAlive,
-    /// Model (one of those served) that answers where another cannot be loaded
+    /// Model (one of those served) that answers where another cannot be loaded, hangs, or takes no requests
     #[arg(long, value_name = "ID")]
     fallback: Option<String>,
+    /// Text that is answered where a model cannot be had and no other model answers
+    #[arg(long, value_name = "TEXT")]
+    fallback_text: Option<String>,
+    /// Share of a model's requests in the last minute (at least ten) that may fail, or be slow, before it takes none for some time;
+    /// 0 = any
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = parse_share)]
+    breaker_rate: f64,
+    /// Seconds to the first token above which a request is slow [default: none is]
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    breaker_latency: Option<Duration>,
+    /// Seconds for which a model takes no requests before it is tried again
+    #[arg(long, value_name = "S", default_value = "15", value_parser = parse_seconds)]
+    breaker_wait: Duration,
+    /// Times in ten minutes that an engine that hangs or panics is started again
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    restarts: usize,
     /// Print what each model would take and what is left, and end
     #[arg(long)]
     plan: bool,
@@ -84,6 +101,10 @@ pub struct ServeArgs {
     /// Tokens a request may have generated [default: as many as fit]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// What is done with prompts too long for the context, where a request does not say: refuse, slide (leave out the oldest turns or
+    /// tokens) or summarize (put the model's own summary in their place)
+    #[arg(long, value_name = "WHAT", default_value = "refuse", value_parser = parse_overflow)]
+    overflow: Overflow,
     /// Seconds after which a pass over the weights is taken to hang
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
@@ -103,6 +124,17 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if !time.is_zero() => Ok(time),
         _ => Err(format!("{seconds} is not a time that a request can take")),
+    }
+}
+
+fn parse_overflow(text: &str) -> Result<Overflow, String> {
+    Overflow::parse(text).ok_or_else(|| format!("`{text}` is not refuse, slide or summarize"))
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is not a number from 0 to 1")),
     }
 }
 
@@ -136,6 +168,15 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         keep_alive: args.keep_alive,
         preload: args.preload,
         fallback: args.fallback.clone(),
+        fallback_text: args.fallback_text,
+        restarts: args.restarts,
+        overflow: args.overflow,
+        breaker: (args.breaker_rate > 0.0).then(|| BreakerConfig {
+            rate: args.breaker_rate,
+            latency: args.breaker_latency,
+            open_for: args.breaker_wait,
+            ..BreakerConfig::default()
+        }),
         ..Default::default()
     };
     let config = args.observe.apply(args.door.apply(config)?, global)?;
