@@ -404,6 +404,8 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
     },
     get("EdgeLM", "/", "For browsers: the dashboard"),
     get("EdgeLM", "/dashboard", "The dashboard"),
+    get("EdgeLM", "/dashboard/style.css", "A part of it"),
+    get("EdgeLM", "/dashboard/script.js", "A part of it"),
     get("EdgeLM", "/dashboard/state", "Models and requests, for the dashboard"),
     get("EdgeLM", "/health", "200 when the model is ready, 503 while it loads"),
     get("EdgeLM", "/metrics", "Metrics for Prometheus"),
