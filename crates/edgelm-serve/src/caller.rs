@@ -1,9 +1,13 @@
 //! Who asks, and since when.
 
-use crate::{access::Identity, error::ApiError, telemetry::Journey};
+use crate::{
+    access::{Identity, Meter},
+    error::ApiError,
+    telemetry::Journey,
+};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::request::Parts,
+    http::{Extensions, request::Parts},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,17 +33,26 @@ pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) received: Instant,
     pub(crate) journey: Arc<Journey>,
+    /// What it is charged for tokens, where they are limited.
+    pub(crate) meter: Option<Meter>,
+}
+
+impl Caller {
+    /// As the door found out.
+    pub(crate) fn of(extensions: &Extensions) -> Result<Self, ApiError> {
+        let known = extensions.get::<Identity>().map(|identity| identity.client);
+        let address = || extensions.get::<ConnectInfo<SocketAddr>>();
+        let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
+        // Every route has one; a router without is a fault of ours.
+        let journey = extensions.get::<Arc<Journey>>().cloned().ok_or(ApiError::Internal)?;
+        Ok(Self { client, received: journey.received, journey, meter: extensions.get::<Meter>().cloned() })
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let known = parts.extensions.get::<Identity>().map(|identity| identity.client);
-        let address = || parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
-        // Every route has one; a router without is a fault of ours.
-        let journey = parts.extensions.get::<Arc<Journey>>().cloned().ok_or(ApiError::Internal)?;
-        Ok(Self { client, received: journey.received, journey })
+        Self::of(&parts.extensions)
     }
 }

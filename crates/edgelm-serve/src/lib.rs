@@ -23,6 +23,7 @@ mod models;
 mod notes;
 mod overflow;
 mod plan;
+pub mod proto;
 mod reload;
 mod server;
 mod service;
@@ -33,7 +34,7 @@ mod tools;
 mod turns;
 mod worker;
 
-pub use access::{ApiKeys, NewKey, Origin, Scope};
+pub use access::{ApiKeys, NewKey, Origin, RateLimits, Scope};
 pub use api::check_request;
 pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend, describe};
 pub use breaker::BreakerConfig;

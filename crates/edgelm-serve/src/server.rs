@@ -1,7 +1,7 @@
 //! The server's life: bind, load, answer, drain, end.
 
 use crate::{
-    ApiKeys, Origin, ServeError,
+    ApiKeys, Origin, RateLimits, ServeError,
     api::{self, App},
     audit::{Audit, AuditConfig},
     backend::Backend,
@@ -14,6 +14,7 @@ use crate::{
     reload::{self, Watched},
     telemetry::{Telemetry, Traces},
 };
+use futures::{FutureExt, future::OptionFuture};
 use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
@@ -24,6 +25,8 @@ pub struct ServerConfig {
     pub host: String,
     /// 0 = any free one.
     pub port: u16,
+    /// A port for gRPC alone; `port` has it too.
+    pub grpc_port: Option<u16>,
     /// Certificates. `None` = no TLS.
     pub tls: Option<TlsFiles>,
     /// Listen also where other machines can connect and nothing asks who they are.
@@ -32,6 +35,8 @@ pub struct ServerConfig {
     pub door: DoorLimits,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
+    /// What each client may ask for.
+    pub rates: RateLimits,
     /// Origins whose web pages may use the API.
     pub cors_origins: Vec<Origin>,
     /// Generations that run at once, sharing every pass over the weights.
@@ -79,10 +84,12 @@ impl Default for ServerConfig {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            grpc_port: None,
             tls: None,
             is_open: false,
             door: DoorLimits::default(),
             api_keys: ApiKeys::default(),
+            rates: RateLimits::default(),
             cors_origins: Vec::new(),
             parallel: 8,
             queue: 32,
@@ -179,18 +186,27 @@ async fn live(
     let tls = config.tls.clone().map(|files| Tls::load(files).map(Arc::new)).transpose()?;
     let listener = Listener::bind(&config.host, config.port, config.is_guarded() || config.is_open).await?;
     let address = listener.address();
+    let grpc_listener = match config.grpc_port {
+        Some(port) => Some(Listener::bind(&config.host, port, config.is_guarded() || config.is_open).await?),
+        None => None,
+    };
     let models = Arc::new(Models::new(models, &config, Arc::clone(&metrics), Arc::clone(&telemetry)));
     let app = Arc::new(App::new(&config, Arc::clone(&models), Arc::clone(&metrics), Arc::clone(&telemetry)));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
         let _ = stopped.wait_for(|&stop| stop).await;
-    };
+    }
+    .shared();
     let reloading = reload::watch(config.watched(tls.as_ref()), metrics.door.clone());
-    let server = listener.run(api::router(&app, &config), tls, config.door, metrics.door.clone(), stopped);
-    // Neither ends before it is told to.
+    let (router, grpc) = api::routers(&app, &config);
+    let grpc_server = grpc_listener
+        .map(|listener| listener.run(grpc, tls.clone(), config.door, metrics.door.clone(), stopped.clone()));
+    let server = listener.run(router, tls, config.door, metrics.door.clone(), stopped);
+    // None of them ends before it is told to.
     let mut server = pin!(async {
-        tokio::select! { () = server => {}, () = reloading => {} }
+        let servers = async { tokio::join!(server, OptionFuture::from(grpc_server)) };
+        tokio::select! { _ = servers => {}, () = reloading => {} }
     });
     let mut shutdown = pin!(shutdown);
 

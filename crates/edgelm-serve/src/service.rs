@@ -2,6 +2,7 @@
 
 use crate::{
     ServeError,
+    access::Meter,
     admission::{Admission, Slot},
     api::Parameters,
     backend::Backend,
@@ -56,6 +57,7 @@ pub(crate) struct Run {
     pub(crate) dropped_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
+    meter: Option<Meter>,
     journey: Arc<Journey>,
     received: Instant,
     /// From arrival to the first event.
@@ -70,6 +72,9 @@ impl Run {
     /// The next event; an engine that ends without a last word is an error.
     pub(crate) async fn next(&mut self) -> Event {
         let event = self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal));
+        if let (Event::Piece { .. }, Some(meter)) = (&event, &self.meter) {
+            meter.spend(1);
+        }
         match &event {
             Event::Piece { text, .. } => self.journey.text(text),
             Event::Finished { reason, .. } => self.journey.finished(*reason),
@@ -266,6 +271,9 @@ impl Lease {
             None => None,
         };
         let (prompt, dropped) = self.prompt_tokens(source, parameters, &start).await?;
+        if let Some(meter) = &start.caller.meter {
+            meter.spend(prompt.len());
+        }
         start.caller.journey.of_prompt(&*self.backend(), &prompt);
         self.check_prompt(&prompt, param)?;
         let max_new = self.fit(prompt.len(), parameters.max_tokens, param)?;
@@ -278,6 +286,7 @@ impl Lease {
             dropped_tokens: dropped.tokens,
             choices,
             cached_tokens,
+            meter: start.caller.meter.clone(),
             journey: Arc::clone(&start.caller.journey),
             received: start.caller.received,
             latency: None,
@@ -311,7 +320,7 @@ impl Lease {
         let cached_tokens = Arc::default();
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received, journey } = &start.caller;
+        let Caller { client, received, journey, meter: _ } = &start.caller;
         self.worker.push(Job {
             prompt,
             prompt_param: start.param,
@@ -344,6 +353,7 @@ impl Lease {
             dropped_tokens: 0,
             choices,
             cached_tokens: Arc::default(),
+            meter: None,
             journey: Arc::clone(&caller.journey),
             received: Instant::now(),
             latency: None,

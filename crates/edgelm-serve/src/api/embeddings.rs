@@ -29,7 +29,7 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(self, caller: &Caller, lease: &Lease) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(crate) async fn run(self, caller: &Caller, lease: &Lease) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
         let width = lease.backend().description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
@@ -57,7 +57,11 @@ impl Embed {
             journey.of_prompt(backend, &all);
             Ok((vectors, all.len()))
         };
-        lease.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
+        let embedded = lease.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))?;
+        if let Some(meter) = &caller.meter {
+            meter.spend(embedded.1);
+        }
+        Ok(embedded)
     }
 }
 

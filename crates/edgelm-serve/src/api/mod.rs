@@ -10,6 +10,7 @@ mod fields;
 mod format;
 mod functions;
 mod generate;
+mod grpc;
 mod models;
 mod ollama;
 mod openai;
@@ -26,7 +27,7 @@ pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{
     ServerConfig,
-    access::{self, Scope},
+    access::{self, Guard, Scope},
     caller::Caller,
     dashboard,
     error::ApiError,
@@ -97,11 +98,13 @@ impl App {
     }
 }
 
-/// All routes. Keys guard everything but `/` and `/health`.
-pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
-    let of_scope = |scope| middleware::from_fn_with_state((config.api_keys.clone(), scope), access::require);
+/// All routes, and those of gRPC alone. Keys guard everything but `/` and health.
+pub(crate) fn routers(app: &Arc<App>, config: &ServerConfig) -> (Router, Router) {
+    let guard = Guard::new(config.api_keys.clone(), config.rates);
+    let of_scope = |scope| middleware::from_fn_with_state((guard.clone(), scope), access::require);
     let key = || of_scope(Scope::Use);
     let watched = (Arc::clone(&app.telemetry), Arc::clone(&app.metrics));
+    let grpc = grpc::router(app, &guard);
     // These two write their errors in shapes of their own, also those of keys.
     let ollama = Router::new()
         .route("/api/chat", post(ollama::chat))
@@ -138,7 +141,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .route("/dashboard/state", get(dashboard::state))
         .route_layer(of_scope(Scope::Admin));
     let origins: Arc<[_]> = config.cors_origins.clone().into();
-    Router::new()
+    let all = Router::new()
         .route("/", get(dashboard::root))
         .route("/dashboard", get(dashboard::page))
         .route("/dashboard/style.css", get(dashboard::style))
@@ -148,13 +151,18 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .merge(admin)
         .merge(ollama)
         .merge(anthropic)
+        .merge(grpc.clone())
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(config.body_limit_bytes))
-        .layer(middleware::from_fn(notes::collect))
-        .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
-        .layer(middleware::from_fn_with_state(watched, telemetry::observe))
-        .with_state(Arc::clone(app))
+        .layer(DefaultBodyLimit::max(config.body_limit_bytes));
+    let around = |router: Router<Arc<App>>| {
+        router
+            .layer(middleware::from_fn(notes::collect))
+            .layer(middleware::from_fn_with_state(Arc::clone(&origins), access::refuse_cross_origin))
+            .layer(middleware::from_fn_with_state(watched.clone(), telemetry::observe))
+            .with_state(Arc::clone(app))
+    };
+    (around(all), around(grpc))
 }
 
 async fn ollama_errors(response: Response) -> Response {
