@@ -13,9 +13,7 @@ use clap::Args;
 use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
-use edgelm_serve::{
-    Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal,
-};
+use edgelm_serve::{Artifact, KeepAlive, Limits, ModelSpec, Room, ServerConfig, serve_models, shutdown_signal};
 use model_arg::ModelArg;
 use serde_json::json;
 use std::{
