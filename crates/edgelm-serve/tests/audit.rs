@@ -8,7 +8,8 @@ use common::{Fake, Running, eventually};
 use edgelm_serve::{
     ServerConfig,
     audit::{
-        AuditConfig, AuditError, Fsync, LogConfig, OnFailure, Place, Report, SigningKey, VerifyOptions, VerifyingKey, verify,
+        AuditConfig, AuditError, Fsync, LogConfig, OnFailure, Place, Report, SigningKey, VerifyOptions, VerifyingKey,
+        verify,
     },
 };
 use proptest::prelude::*;
@@ -39,12 +40,8 @@ impl Scene {
     }
 
     fn config(&self) -> AuditConfig {
-        let log = LogConfig {
-            path: self.log(),
-            key: Some(Arc::clone(&self.key)),
-            rotate_bytes: 3000,
-            fsync: Fsync::Record,
-        };
+        let log =
+            LogConfig { path: self.log(), key: Some(Arc::clone(&self.key)), rotate_bytes: 3000, fsync: Fsync::Record };
         AuditConfig {
             log,
             checkpoint_records: 4,
@@ -119,7 +116,10 @@ async fn every_request_has_a_record() {
     let requests: Vec<&Value> = all.iter().filter(|record| record["kind"] == "request").collect();
     assert_eq!(requests.len(), 4, "neither /health nor /metrics has a record");
     let first = requests[0];
-    assert_eq!((&first["api"], &first["status"], &first["result"]), (&json!("/v1/completions"), &json!(200), &json!("length")));
+    assert_eq!(
+        (&first["api"], &first["status"], &first["result"]),
+        (&json!("/v1/completions"), &json!(200), &json!("length"))
+    );
     assert_eq!((&first["prompt_tokens"], &first["generated_tokens"]), (&json!(2), &json!(3)));
     assert_eq!((&first["model"], &first["client"]), (&json!("org/fake-1"), &json!("127.0.0.1")));
     // printf '\3\0\0\0\3\0\0\0' | sha256sum
@@ -188,7 +188,8 @@ async fn a_restart_goes_on_and_a_cut_record_is_named() {
 async fn a_log_that_was_changed_is_not_gone_on_with() {
     let place = sample().await;
     let text = fs::read_to_string(place.log()).unwrap();
-    fs::write(place.log(), text.replacen("127.0.0.1", "127.0.0.2", 1).replacen("\"last\":true", "\"last\":null", 1)).unwrap();
+    fs::write(place.log(), text.replacen("127.0.0.1", "127.0.0.2", 1).replacen("\"last\":true", "\"last\":null", 1))
+        .unwrap();
     let config = ServerConfig { audit: Some(place.config()), port: 0, ..ServerConfig::default() };
     let backend: Arc<dyn edgelm_serve::Backend> = Arc::new(Fake::default());
     let error = edgelm_serve::serve(config, backend, std::future::pending(), |_| {}).await.unwrap_err();
@@ -279,15 +280,41 @@ async fn older_files_may_be_put_away() {
 #[derive(Debug, Clone)]
 enum Attack {
     /// Bytes from here to the file's end.
-    CutEnd { file: usize, at: usize },
+    CutEnd {
+        file: usize,
+        at: usize,
+    },
     /// Some bytes in the middle.
-    CutMiddle { file: usize, at: usize, len: usize },
-    Edit { file: usize, at: usize, to: u8 },
-    RemoveLine { file: usize, line: usize },
-    RepeatLine { file: usize, line: usize },
-    SwapLines { file: usize, a: usize, b: usize },
-    RemoveFile { file: usize },
-    SwapFiles { a: usize, b: usize },
+    CutMiddle {
+        file: usize,
+        at: usize,
+        len: usize,
+    },
+    Edit {
+        file: usize,
+        at: usize,
+        to: u8,
+    },
+    RemoveLine {
+        file: usize,
+        line: usize,
+    },
+    RepeatLine {
+        file: usize,
+        line: usize,
+    },
+    SwapLines {
+        file: usize,
+        a: usize,
+        b: usize,
+    },
+    RemoveFile {
+        file: usize,
+    },
+    SwapFiles {
+        a: usize,
+        b: usize,
+    },
 }
 
 fn attacks() -> impl Strategy<Value = Attack> {
@@ -307,7 +334,8 @@ fn attacks() -> impl Strategy<Value = Attack> {
 /// The files after the attack; `None` for one that is gone.
 fn attacked(files: &[Vec<u8>], attack: &Attack) -> Vec<Option<Vec<u8>>> {
     let mut all: Vec<Option<Vec<u8>>> = files.iter().cloned().map(Some).collect();
-    let lines = |file: &Vec<u8>| -> Vec<Vec<u8>> { file.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect() };
+    let lines =
+        |file: &Vec<u8>| -> Vec<Vec<u8>> { file.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect() };
     let n = files.len();
     match *attack {
         Attack::CutEnd { file, at } => {
@@ -365,7 +393,8 @@ fn every_cut_edit_and_reordering_is_found() {
         lay(scratch.path(), &report.files, &after, &note);
         if after.last().is_some_and(Option::is_none) {
             // Without its newest file there is no such path; those that are left must not pass for a log.
-            let left: Vec<PathBuf> = report.files[..files.len() - 1].iter().map(|f| scratch.path().join(f.file_name().unwrap())).collect();
+            let left: Vec<PathBuf> =
+                report.files[..files.len() - 1].iter().map(|f| scratch.path().join(f.file_name().unwrap())).collect();
             let options = VerifyOptions { checkpoint: Some(scratch.path().join("audit.jsonl.checkpoint")), ..options };
             assert!(!verify(&left, &options).unwrap().ok, "{attack:?}");
             return;

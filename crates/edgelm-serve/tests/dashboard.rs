@@ -41,7 +41,8 @@ impl Browser {
             eprintln!("skipped: no chromium and chromedriver");
             return None;
         };
-        let mut driver = Command::new(driver).arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut driver =
+            Command::new(driver).arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = lines.map_while(Result::ok).find_map(|line| {
             let (_, rest) = line.split_once("started successfully on port ")?;
@@ -53,9 +54,11 @@ impl Browser {
             "binary": which(&browser),
             "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"],
         });
-        let capabilities = json!({"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}});
+        let capabilities =
+            json!({"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}});
         let body = json!({"capabilities": {"alwaysMatch": capabilities}});
-        let answer: Value = http.post(format!("{base}/session")).json(&body).send().await.unwrap().json().await.unwrap();
+        let answer: Value =
+            http.post(format!("{base}/session")).json(&body).send().await.unwrap().json().await.unwrap();
         let id = answer["value"]["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}")).to_owned();
         Some(Self { driver, http, session: format!("{base}/session/{id}") })
     }
@@ -123,11 +126,15 @@ async fn a_chat_and_its_numbers() {
     browser.wait("the request is listed", "return document.querySelectorAll('#requests tr').length >= 1").await;
     browser.wait("a histogram is drawn", "return document.querySelectorAll('.bars i').length > 10").await;
     for (width, height) in [(360, 740), (1200, 900)] {
-        browser.post("goog/cdp/execute", json!({
-            "cmd": "Emulation.setDeviceMetricsOverride",
-            "params": {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-        }))
-        .await;
+        browser
+            .post(
+                "goog/cdp/execute",
+                json!({
+                    "cmd": "Emulation.setDeviceMetricsOverride",
+                    "params": {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+                }),
+            )
+            .await;
         assert_eq!(browser.run("return window.innerWidth").await, width);
         assert_eq!(browser.run(NO_SCROLL).await, true, "no horizontal scroll at {width}");
     }
@@ -154,8 +161,10 @@ async fn a_server_with_keys_asks_for_one() {
     browser.open(&server.url("/dashboard")).await;
     browser.wait("the key is asked for", "return !document.getElementById('key-form').hidden").await;
     browser
-        .run("document.getElementById('key').value = 'k1';
-              document.getElementById('key-form').requestSubmit(); return true")
+        .run(
+            "document.getElementById('key').value = 'k1';
+              document.getElementById('key-form').requestSubmit(); return true",
+        )
         .await;
     browser.wait("the model is listed", "return document.getElementById('model').value === 'org/fake-1'").await;
     browser.run(SAY).await;

@@ -106,7 +106,8 @@ async fn traces_continue_the_clients() {
     let mut server = Running::start_with(Fake::default(), config).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let body = json!({"model": "org/fake-1", "prompt": "one two", "max_tokens": 3});
-    let request = server.post("/v1/completions", &body).header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+    let request =
+        server.post("/v1/completions", &body).header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
     assert_eq!(request.send().await.unwrap().status(), 200);
     assert_eq!(ask(&server).await, 200);
     server.get("/health").await;

@@ -47,10 +47,7 @@ use axum::{
 };
 use fields::Fields;
 use serde_json::Value;
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 /// What every handler sees.
 pub(crate) struct App {
@@ -68,7 +65,13 @@ impl App {
         metrics: Arc<Metrics>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        Self { models, metrics, telemetry, body_limit_bytes: config.body_limit_bytes, body_timeout: config.body_timeout }
+        Self {
+            models,
+            metrics,
+            telemetry,
+            body_limit_bytes: config.body_limit_bytes,
+            body_timeout: config.body_timeout,
+        }
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

@@ -15,8 +15,7 @@ use std::{
 };
 
 /// In front of the 32 bytes of a private key: version 0, algorithm 1.3.101.112, an octet string in an octet string.
-const PRIVATE_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+const PRIVATE_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 /// In front of the 32 bytes of a public key.
 const PUBLIC_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 const PRIVATE_LABEL: &str = "PRIVATE KEY";
@@ -74,7 +73,8 @@ impl SigningKey {
         let wrong = |what: &str| AuditError::Key { path: path.into(), what: what.to_owned() };
         refuse_open_to_all(path).map_err(|what| wrong(&what))?;
         let bytes = from_pem(PRIVATE_LABEL, &text).ok_or_else(|| wrong("not a private key in PEM"))?;
-        let seed = bytes.strip_prefix(&PRIVATE_PREFIX).and_then(|seed| seed.first_chunk::<32>().filter(|_| seed.len() == 32));
+        let seed =
+            bytes.strip_prefix(&PRIVATE_PREFIX).and_then(|seed| seed.first_chunk::<32>().filter(|_| seed.len() == 32));
         Self::from_seed(seed.ok_or_else(|| wrong("not an Ed25519 key in PKCS#8"))?).map_err(wrong)
     }
 

@@ -185,7 +185,10 @@ impl Log {
             }
             match &last {
                 Some(last) => line.follows(last.place()).map_err(broken)?,
-                None => (self.id, self.number) = head(&line).ok_or_else(|| broken("no record that begins a file".to_owned()))?,
+                None => {
+                    (self.id, self.number) =
+                        head(&line).ok_or_else(|| broken("no record that begins a file".to_owned()))?
+                }
             }
             self.unsigned = if line.kind() == "checkpoint" { 0 } else { self.unsigned + 1 };
             self.place = line.place();
@@ -380,7 +383,8 @@ pub(super) fn rotated(path: &Path) -> Result<Vec<(u64, PathBuf)>, AuditError> {
         let entry = entry.map_err(AuditError::io("read", folder))?;
         let other = entry.file_name();
         let suffix = other.to_str().and_then(|other| other.strip_prefix(name)?.strip_prefix('.'));
-        let digits = suffix.filter(|suffix| suffix.len() >= NUMBER_DIGITS && suffix.bytes().all(|c| c.is_ascii_digit()));
+        let digits =
+            suffix.filter(|suffix| suffix.len() >= NUMBER_DIGITS && suffix.bytes().all(|c| c.is_ascii_digit()));
         if let Some(number) = digits.and_then(|digits| digits.parse().ok()) {
             found.push((number, entry.path()));
         }

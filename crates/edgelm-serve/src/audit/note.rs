@@ -47,9 +47,9 @@ pub(super) fn open(note: &str, key: &VerifyingKey) -> Result<(String, Place), &'
     let head = lines.next().and_then(from_base64).and_then(|hash| hash.try_into().ok()).ok_or(FORM)?;
     let prefix = format!("\u{2014} {ORIGIN}{log} ");
     let is_signed = signatures.lines().filter_map(|line| from_base64(line.strip_prefix(&prefix)?)).any(|tagged| {
-        tagged.split_at_checked(4).is_some_and(|(id, signature)| {
-            id == key_id(log, key) && key.verifies(text.as_bytes(), signature)
-        })
+        tagged
+            .split_at_checked(4)
+            .is_some_and(|(id, signature)| id == key_id(log, key) && key.verifies(text.as_bytes(), signature))
     });
     if is_signed { Ok((log.to_owned(), Place { records, head })) } else { Err("not signed by a key that is trusted") }
 }

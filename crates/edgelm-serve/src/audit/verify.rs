@@ -84,7 +84,8 @@ pub struct Finding {
 /// Files that cannot be read. What is wrong inside them is in the report.
 pub fn verify(paths: &[PathBuf], options: &VerifyOptions) -> Result<Report, AuditError> {
     let files = files(paths)?;
-    let mut stated: Vec<Stated> = options.last.map(|place| Stated::new("what was stated as the end", place)).into_iter().collect();
+    let mut stated: Vec<Stated> =
+        options.last.map(|place| Stated::new("what was stated as the end", place)).into_iter().collect();
     let mut reader = Reader { options, place: options.after.unwrap_or(Place::START), ..Reader::new(options) };
     let note_path = options.checkpoint.clone().or_else(|| paths.first().map(|path| checkpoint_path(path)));
     let note_path = note_path.filter(|path| options.checkpoint.is_some() || path.exists());
@@ -184,7 +185,11 @@ impl<'a> Reader<'a> {
             let (bytes, has_end) = line?;
             count += 1;
             if !has_end {
-                self.find(path, count, "ends in the middle of a record: cut, or its writer crashed and has not been started since");
+                self.find(
+                    path,
+                    count,
+                    "ends in the middle of a record: cut, or its writer crashed and has not been started since",
+                );
             }
             let line = match Line::parse(&bytes) {
                 Ok(line) if has_end => line,

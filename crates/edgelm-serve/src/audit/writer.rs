@@ -1,10 +1,6 @@
 //! The thread that writes the log, and what happens while it cannot.
 
-use super::{
-    AuditError, LogConfig,
-    log::Log,
-    record::Entry,
-};
+use super::{AuditError, LogConfig, log::Log, record::Entry};
 use crate::{error::ApiError, metrics::AuditMetrics};
 use std::{
     collections::VecDeque,
@@ -225,7 +221,10 @@ impl Writer {
                         OnFailure::Refuse => "requests are refused until it can be",
                         OnFailure::Continue => "requests are answered all the same",
                     };
-                    tracing::error!(error = &error as &dyn std::error::Error, "the audit log cannot be written; {what}");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the audit log cannot be written; {what}"
+                    );
                 }
             }
             Ok(()) if was_failing => tracing::warn!("the audit log can be written again"),

@@ -37,8 +37,7 @@ fn file(kind: &'static str, text: &'static str) -> Response {
 /// `GET /`: the page for browsers, which accept HTML; Ollama's clients ask for a sentence.
 pub(crate) async fn root(headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let mut response =
-        if accept.contains("text/html") { page().await } else { "Ollama is running".into_response() };
+    let mut response = if accept.contains("text/html") { page().await } else { "Ollama is running".into_response() };
     response.headers_mut().insert(header::VARY, header::HeaderValue::from_static("accept"));
     response
 }

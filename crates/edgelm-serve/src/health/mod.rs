@@ -7,8 +7,8 @@
 mod probe;
 mod watch;
 
-pub(crate) use probe::{TEXT, run as run_probe};
 pub use probe::{Patience, Probe};
+pub(crate) use probe::{TEXT, run as run_probe};
 pub(crate) use watch::{Health, warm_up, watch};
 
 use serde_json::{Value, json};

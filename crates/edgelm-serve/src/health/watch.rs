@@ -122,7 +122,11 @@ async fn check(
             }
             return;
         };
-        tracing::error!(model = entry.id, what, "the model does not say what it said; it gets no requests, and is loaded anew");
+        tracing::error!(
+            model = entry.id,
+            what,
+            "the model does not say what it said; it gets no requests, and is loaded anew"
+        );
         metrics.mismatches.inc();
         telemetry.event("health_mismatch", &entry.id, None, Some(what.clone()));
         entry.health.state().fault = Some(what);
@@ -146,7 +150,13 @@ async fn check(
         Err(error) => {
             let files = if is_same_file { "" } else { "; its files are not those that were loaded first" };
             let what = format!("loaded anew: {error}{files}");
-            tracing::error!(model = entry.id, what, attempt = *reloads, of = MAX_RELOADS, "the model is still not what it was");
+            tracing::error!(
+                model = entry.id,
+                what,
+                attempt = *reloads,
+                of = MAX_RELOADS,
+                "the model is still not what it was"
+            );
             telemetry.event("health_reload_failed", &entry.id, digest, Some(what.clone()));
             entry.health.state().fault = Some(what);
         }
@@ -161,7 +171,10 @@ async fn files(entry: &Entry, artifact: usize, metrics: &HealthMetrics, telemetr
     let is_replaced = now.as_ref() != Some(&known);
     let was_replaced = std::mem::replace(&mut entry.health.state().is_replaced, is_replaced);
     if is_replaced && !was_replaced {
-        tracing::error!(model = entry.id, "the model's files have changed on disk since they were loaded, or cannot be read");
+        tracing::error!(
+            model = entry.id,
+            "the model's files have changed on disk since they were loaded, or cannot be read"
+        );
         metrics.replaced.inc();
         telemetry.event("files_changed", &entry.id, now, None);
     }

@@ -2,12 +2,7 @@
 
 use super::Telemetry;
 use crate::{
-    audit::RequestRecord,
-    backend::Backend,
-    encoding::hex,
-    error::ApiError,
-    metrics::seconds,
-    service::random,
+    audit::RequestRecord, backend::Backend, encoding::hex, error::ApiError, metrics::seconds, service::random,
     worker::StopReason,
 };
 use opentelemetry::trace::SpanContext;

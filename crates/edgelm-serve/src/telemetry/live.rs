@@ -1,6 +1,9 @@
 //! Requests under way and those that ended last, for people to look at. No contents.
 
-use super::{Journey, journey::{Ended, Steps}};
+use super::{
+    Journey,
+    journey::{Ended, Steps},
+};
 use crate::metrics::seconds;
 use serde::Serialize;
 use std::{

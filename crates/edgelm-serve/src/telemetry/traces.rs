@@ -33,15 +33,17 @@ impl Traces {
     pub(crate) fn start(endpoint: &str) -> Result<Self, ServeError> {
         let wrong = |what: String| ServeError::Traces { endpoint: endpoint.to_owned(), what };
         if !endpoint.starts_with("http://") {
-            return Err(wrong("must begin with `http://`: for anything else, put a collector on this machine".to_owned()));
+            return Err(wrong(
+                "must begin with `http://`: for anything else, put a collector on this machine".to_owned(),
+            ));
         }
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
         let exporter = exporter.map_err(|error| wrong(error.to_string()))?;
-        let resource = Resource::builder().with_service_name("edgelm").with_attribute(KeyValue::new(
-            "service.version",
-            env!("CARGO_PKG_VERSION"),
-        ));
-        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+        let resource = Resource::builder()
+            .with_service_name("edgelm")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+        let provider =
+            SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
         let tracer = provider.tracer("edgelm-serve");
         Ok(Self { provider, tracer })
     }
@@ -103,9 +105,8 @@ impl Traces {
 pub(super) fn parent(header: &str) -> Option<SpanContext> {
     let parts: Vec<&str> = header.trim().split('-').collect();
     let [version, trace, span, flags, rest @ ..] = &parts[..] else { return None };
-    let is_hex = |text: &str, len: usize| {
-        text.len() == len && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-    };
+    let is_hex =
+        |text: &str, len: usize| text.len() == len && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
     let is_fit = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
     if !is_fit || *version == "ff" || (*version == "00" && !rest.is_empty()) {
         return None;

@@ -8,8 +8,8 @@ use edgelm_engine::{
 };
 use edgelm_model::{GenerationConfig, Message, ModelError};
 use edgelm_serve::{
-    About, Artifact, Backend, BoxError, Description, KvLimit, Lanes, MemoryPlan, ModelSpec, PlanError, Room,
-    ServeError, ServerConfig, serve_models,
+    About, Artifact, Backend, BoxError, Description, KvLimit, Lanes, MemoryPlan, ModelSpec, Patience, PlanError, Probe,
+    Room, ServeError, ServerConfig, serve_models,
 };
 use serde_json::{Map, Value};
 use std::{

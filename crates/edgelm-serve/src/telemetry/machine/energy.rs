@@ -57,7 +57,8 @@ impl Energy {
 
 /// The sum over RAPL's packages, which contain its other domains.
 pub(super) fn of_packages(readings: &[Reading]) -> Option<f64> {
-    let packages = readings.iter().filter(|(name, _)| name.strip_prefix(RAPL).is_some_and(|it| it.starts_with("package")));
+    let packages =
+        readings.iter().filter(|(name, _)| name.strip_prefix(RAPL).is_some_and(|it| it.starts_with("package")));
     packages.map(|(_, joules)| *joules).reduce(|sum, joules| sum + joules)
 }
 

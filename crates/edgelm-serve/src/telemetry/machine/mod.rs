@@ -48,7 +48,11 @@ impl Collector for Machine {
             bytes(memory.anonymous),
         )?;
         out.gauge("process_peak_resident_bytes", "The most it was so far", bytes(memory.peak))?;
-        out.gauge("process_uptime_seconds", "Since the server was started", Some(self.started.elapsed().as_secs_f64()))?;
+        out.gauge(
+            "process_uptime_seconds",
+            "Since the server was started",
+            Some(self.started.elapsed().as_secs_f64()),
+        )?;
         out.gauges("temperature_celsius", "Sensors of the machine", "sensor", &sensors::temperatures(&self.root))?;
         out.gauges("cpu_frequency_hertz", "What each core runs at", "cpu", &sensors::frequencies(&self.root))?;
         out.gauges("cpu_frequency_limit_hertz", "What each core may run at now", "cpu", &sensors::limits(&self.root))?;
