@@ -27,6 +27,8 @@ pub(super) struct Schedule<'a> {
     /// In order of precedence.
     active: Vec<Active>,
     pace: Pace,
+    /// Until it fails.
+    speculates: bool,
 }
 
 /// A job that has begun.
@@ -85,7 +87,7 @@ impl Plan {
 
 impl<'a> Schedule<'a> {
     pub(super) fn new(shared: &'a Shared, backend: &'a dyn Backend, lanes: Box<dyn Lanes + 'a>) -> Self {
-        Self { shared, backend, lanes, active: Vec::new(), pace: Pace::default() }
+        Self { shared, backend, lanes, active: Vec::new(), pace: Pace::default(), speculates: true }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -108,7 +110,7 @@ impl<'a> Schedule<'a> {
     /// One pass, with all that comes before and after it.
     pub(super) fn pass(&mut self) {
         self.drop_unwanted();
-        let plan = self.plan();
+        let mut plan = self.plan();
         self.show();
         if plan.rows.is_empty() {
             if !self.active.is_empty() {
@@ -120,6 +122,9 @@ impl<'a> Schedule<'a> {
         }
         let started = Instant::now();
         self.shared.watchdog.begin(self.active.iter().map(|active| active.job.events.clone()).collect());
+        if plan.prompt_rows == 0 {
+            self.speculate(&mut plan);
+        }
         self.forward(&plan);
         if self.shared.watchdog.end() {
             tracing::warn!(time_s = seconds(started.elapsed()), "a pass that hung has returned");
@@ -132,7 +137,23 @@ impl<'a> Schedule<'a> {
         }
         let took = started.elapsed();
         self.pace.observe(plan.decoding, plan.prompt_rows, took);
-        self.shared.metrics.pass(plan.rows.len(), plan.decoding + plan.prompt_rows, took);
+        self.shared.metrics.pass(plan.rows.len(), plan.rows.iter().map(|(_, rows)| rows).sum(), took);
+    }
+
+    /// Adds guesses to a plan. What fails here has no part in any answer, so it is not tried again and all else goes on.
+    fn speculate(&mut self, plan: &mut Plan) {
+        if !self.speculates {
+            return;
+        }
+        let alone = plan.rows.clone();
+        let why = match catch_unwind(AssertUnwindSafe(|| self.lanes.speculate(&mut plan.rows))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "a panic".to_owned(),
+        };
+        tracing::error!(why, "speculation failed; going on without it");
+        plan.rows = alone;
+        self.speculates = false;
     }
 
     /// Ends jobs whose client has left or whose time is over.
@@ -392,6 +413,7 @@ impl<'a> Schedule<'a> {
         active.choices[choice].state = State::Over;
         active.report_next();
         let is_over = active.choices.iter().all(|choice| choice.state == State::Over);
+        metrics.guesses(progress.guesses);
         self.end(lane);
         if is_over {
             self.shared.metrics.finished(reason);

@@ -2,7 +2,13 @@
 
 mod budget;
 
-use crate::{adapters, commands::run::parse_kv, machine, options::Global, output, resolve};
+use crate::{
+    adapters,
+    commands::{run::parse_kv, speculation::SpeculationArgs},
+    machine,
+    options::Global,
+    output, resolve,
+};
 use anyhow::Context;
 use clap::Args;
 use edgelm_compress::parse_size;
@@ -55,6 +61,8 @@ pub struct ServeArgs {
     /// Seconds after which a pass over the weights is taken to hang
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 }
 
 fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
@@ -96,6 +104,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         opened.push((id, adapters::open(&[path], &checkpoint)?));
     }
     let cpu = machine::cpu(global)?;
+    let speculation = args.speculation.load(Arithmetic::Auto, &cpu, global)?;
     let (name, context, kv) = (args.name, args.ctx, args.kv);
     let told = global.clone();
     let asked = args.kv_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -106,7 +115,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
             adapters.push((id, Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
         }
         let kv_budget = asked.unwrap_or_else(|| budget::default(model.engine(), kv, context, parallel));
-        let options = BatchOptions { context, kv, kv_budget: Some(kv_budget) };
+        let options = BatchOptions { context, kv, kv_budget: Some(kv_budget), speculation };
         let backend = ModelBackend::new(model, name, adapters, options)?;
         let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
         told.note(format!("{} for caches: {tokens} tokens", output::bytes(kv_budget as u64)));
