@@ -5,13 +5,14 @@
 //! its tokens, and computes what it lacks when it goes on. None of this changes what a lane generates.
 
 use crate::{
-    EngineError, FinishReason, GenerateOptions, Model, Piece, Step, Workspace,
+    EngineError, FinishReason, GenerateOptions, Guesses, Model, Piece, Speculation, Step, Want, Workspace,
     block::State,
     prefix::{Match, PrefixCache},
     running::Running,
+    speculation::Speculator,
 };
 use edgelm_kernels::{KvCache, KvDtype};
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{collections::BTreeMap, ops::ControlFlow, ops::Range, time::Instant};
 
 const PAGE: usize = KvCache::PAGE_TOKENS;
 
@@ -27,6 +28,8 @@ pub struct BatchOptions {
     pub kv: Option<KvDtype>,
     /// Bytes for keys, values and states of all lanes and of kept prompts together; `None` = unlimited.
     pub kv_budget: Option<usize>,
+    /// Guess tokens; `None` = do not.
+    pub speculation: Option<Speculation>,
 }
 
 /// Memory for keys, values and states.
@@ -47,6 +50,8 @@ pub struct Progress {
     pub pieces: Vec<Piece>,
     /// Why it is over, once it is.
     pub finished: Option<FinishReason>,
+    /// How the lane's guesses have fared since it began.
+    pub guesses: Guesses,
 }
 
 /// Generations in progress. Not for several threads at once.
@@ -60,6 +65,7 @@ pub struct Batch<'a> {
     page_bytes: usize,
     state_bytes: usize,
     workspace: Workspace,
+    speculator: Option<Speculator>,
 }
 
 struct Lane<'a> {
@@ -73,7 +79,7 @@ struct Lane<'a> {
     /// Where a model with states has one taken: a beginning can only be shared there.
     snapshots: Vec<usize>,
     /// Its logits among those of the last pass.
-    row: Option<usize>,
+    rows: Option<Range<usize>>,
     is_prompt_kept: bool,
 }
 
@@ -101,7 +107,9 @@ impl<'a> Batch<'a> {
         let kv = options.kv.unwrap_or_else(|| engine.default_kv());
         let page_bytes = KvCache::page_bytes(&engine.kv_shapes(), kv);
         let state_bytes = engine.sequence(kv).states().map_or(0, |states| states.iter().map(State::bytes).sum());
+        let speculation = options.speculation.as_ref();
         let batch = Self {
+            speculator: speculation.map(|speculation| Speculator::new(model, speculation)).transpose()?,
             model,
             kv,
             lanes: BTreeMap::new(),
@@ -121,7 +129,8 @@ impl<'a> Batch<'a> {
     /// Tokens that one lane can hold when it is alone; `None` = any number.
     pub fn capacity(&self) -> Option<usize> {
         let budget = self.options.kv_budget?;
-        let pages = budget.saturating_sub(self.state_bytes).checked_div(self.page_bytes);
+        let page_bytes = self.page_bytes + self.draft_page_bytes();
+        let pages = budget.saturating_sub(self.state_bytes).checked_div(page_bytes);
         match pages {
             // A model without attention: the state is all there is.
             None => (budget < self.state_bytes).then_some(0),
@@ -144,17 +153,25 @@ impl<'a> Batch<'a> {
     }
 
     fn lane_bytes(&self, lane: &Lane<'_>, tokens: usize) -> usize {
-        lane.own_pages(tokens) * self.page_bytes + self.state_bytes
+        let draft = if lane.running.holds_draft() { tokens.div_ceil(PAGE) * self.draft_page_bytes() } else { 0 };
+        lane.own_pages(tokens) * self.page_bytes + self.state_bytes + draft
+    }
+
+    fn draft_page_bytes(&self) -> usize {
+        self.speculator.as_ref().map_or(0, Speculator::page_bytes)
     }
 
     /// A new lane. Nothing is computed yet; what is kept of its prompt's beginning is taken over when rows are asked for.
     ///
-    /// `options.context`, `kv` and `beams` are the batch's: they must not be set. Errors also on what
+    /// `options.context`, `kv`, `speculation` and `beams` are the batch's: they must not be set. Errors also on what
     /// [`Model::generate`] refuses, and where the lane could not hold its tokens if it were alone.
     pub fn begin(&mut self, prompt: &[u32], options: GenerateOptions) -> Result<LaneId, EngineError> {
-        for (option, is_set) in
-            [("context", options.context.is_some()), ("kv", options.kv.is_some()), ("beams", options.beams > 1)]
-        {
+        for (option, is_set) in [
+            ("context", options.context.is_some()),
+            ("kv", options.kv.is_some()),
+            ("speculation", options.speculation.is_some()),
+            ("beams", options.beams > 1),
+        ] {
             if is_set {
                 let what = "cannot be chosen for one of several generations".to_owned();
                 return Err(EngineError::Option { option, what });
@@ -178,7 +195,7 @@ impl<'a> Batch<'a> {
             is_tail_shared: false,
             cached: 0,
             snapshots: Vec::new(),
-            row: None,
+            rows: None,
             is_prompt_kept: false,
         };
         self.lanes.insert(id, lane);
@@ -236,55 +253,92 @@ impl<'a> Batch<'a> {
         true
     }
 
-    /// One pass. Every lane gets as many rows as the plan says, or what is pending where that is less.
+    /// Adds rows to a plan, for guesses at the tokens behind those that are about to be picked, where they are likely to pay
+    /// and there is memory for them. Nothing where the plan has part of a prompt: that is what the time is for then.
+    pub fn speculate(&mut self, plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError> {
+        let Some(mut speculator) = self.speculator.take() else { return Ok(()) };
+        let outcome = self.guess(&mut speculator, plan);
+        self.speculator = Some(speculator);
+        outcome
+    }
+
+    fn guess(&mut self, speculator: &mut Speculator, plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError> {
+        let lanes = self.lanes.iter_mut().filter(|(id, _)| plan.iter().any(|(other, _)| other == *id));
+        let mut candidates: Vec<_> = lanes.filter_map(|(_, lane)| lane.running.candidate()).collect();
+        if candidates.len() < plan.len() {
+            return Ok(());
+        }
+        speculator.guess(&mut candidates)?;
+        let mut longer = plan.clone();
+        for (id, rows) in &mut longer {
+            *rows += self.lanes.get(id).map_or(0, |lane| lane.running.guessed_rows());
+        }
+        if self.reserve(&longer) {
+            *plan = longer;
+        }
+        Ok(())
+    }
+
+    /// One pass. Every lane gets as many rows as the plan says, or what is pending and guessed where that is less.
     ///
     /// An error, or a panic, leaves every lane where it was.
     pub fn forward(&mut self, plan: &[(LaneId, usize)]) -> Result<(), EngineError> {
-        let mut wanted = 0;
+        let (mut wanted, mut is_decoding) = (0, true);
         let mut steps: Vec<Step<'_>> = Vec::with_capacity(plan.len());
         let mut rows = Vec::new();
         for (&id, lane) in &mut self.lanes {
-            lane.row = None;
+            lane.rows = None;
             let Some(&(_, count)) = plan.iter().find(|(other, _)| *other == id) else { continue };
             let pending = lane.running.pending();
-            let count = count.min(pending);
-            if count == 0 {
+            if count.min(pending) == 0 {
                 continue;
             }
-            if count == pending {
-                rows.push((id, wanted));
-                wanted += 1;
+            is_decoding &= pending == 1;
+            let step = lane.running.step(count);
+            let logits = match step.want {
+                Want::All => step.tokens.len(),
+                Want::Last => 1,
+                Want::None | Want::Hidden => 0,
+            };
+            if logits > 0 {
+                rows.push((id, wanted..wanted + logits));
+                wanted += logits;
             }
-            steps.push(lane.running.step(count));
+            steps.push(step);
         }
+        let begin = Instant::now();
         self.model.engine().forward(&mut steps, &mut self.workspace)?;
+        if let (Some(speculator), true) = (&mut self.speculator, is_decoding) {
+            speculator.observe(steps.iter().map(|step| step.tokens.len()).sum(), begin.elapsed());
+        }
         for (id, _) in plan {
             if let Some(lane) = self.lanes.get_mut(id) {
                 lane.is_tail_shared = false;
             }
         }
-        for (id, row) in rows {
+        for (id, rows) in rows {
             if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.row = Some(row);
+                lane.rows = Some(rows);
             }
         }
         Ok(())
     }
 
-    /// Picks a lane's token, if the last pass computed the logits for one. The lane stays until [`Batch::end`].
+    /// Picks a lane's token, and those behind it that were guessed right, if the last pass computed the logits for them. The lane stays until [`Batch::end`].
     pub fn take(&mut self, id: LaneId) -> Result<Progress, EngineError> {
         let mut progress = Progress::default();
         self.keep_beginning(id);
         let v = self.model.engine().config().vocab_size;
         if let Some(lane) = self.lanes.get_mut(&id) {
-            if let Some(row) = lane.row.take() {
-                let logits = &self.workspace.logits()[row * v..(row + 1) * v];
+            if let Some(rows) = lane.rows.take() {
+                let logits = &self.workspace.logits()[rows.start * v..rows.end * v];
                 lane.running.pick(logits, &mut |piece| {
                     progress.pieces.push(piece.clone());
                     ControlFlow::Continue(())
                 })?;
             }
             progress.finished = lane.running.finish_reason();
+            progress.guesses = lane.running.guesses();
         }
         Ok(progress)
     }
@@ -321,7 +375,7 @@ impl<'a> Batch<'a> {
         let sequence = self.model.sequence(lane.running.options());
         lane.running.resume_from(sequence);
         lane.shares(0);
-        lane.row = None;
+        lane.rows = None;
     }
 
     /// Ends a lane, finished or not. What it holds is kept as long as there is room.

@@ -1,7 +1,7 @@
 //! Beam search.
 
 use crate::{
-    Engine, EngineError, FinishReason, GenerateOptions, Generation, Piece, Sequence, Step, Want, Workspace,
+    Engine, EngineError, FinishReason, GenerateOptions, Generation, Guesses, Piece, Sequence, Step, Want, Workspace,
     generate::{TextOut, budget},
     sampling::top_log_probabilities,
 };
@@ -119,6 +119,7 @@ pub(crate) fn beam_search(
         ttft_ms: ttft * 1e3,
         prefill_tokens_per_second: prompt.len() as f64 / ttft,
         decode_tokens_per_second: steps as f64 / (seconds - ttft).max(1e-9),
+        guesses: Guesses::default(),
         tokens,
     })
 }

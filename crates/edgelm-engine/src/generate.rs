@@ -1,6 +1,6 @@
 //! What a generation is asked for and what comes of it.
 
-use crate::{EngineError, Grammar, LoadedAdapter, Sampling, stop::StopMatcher};
+use crate::{EngineError, Grammar, Guesses, LoadedAdapter, Sampling, Speculation, stop::StopMatcher};
 use edgelm_kernels::KvDtype;
 use edgelm_model::{DecodeStream, Tokenizer};
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub adapter: Option<Arc<LoadedAdapter>>,
     /// Generate only what this grammar accepts.
     pub constraint: Option<Grammar>,
+    /// Guess tokens and check several in a pass: the same answer, sooner.
+    pub speculation: Option<Speculation>,
 }
 
 /// Why generation ended.
@@ -84,6 +86,8 @@ pub struct Generation {
     pub prefill_tokens_per_second: f64,
     /// Tokens after the first over the time they took; 0 where there was none.
     pub decode_tokens_per_second: f64,
+    /// How speculation fared; zeros without it.
+    pub guesses: Guesses,
 }
 
 /// Context limit and number of tokens to generate at most; an error where they cannot be had.
@@ -99,6 +103,10 @@ pub(crate) fn budget(trained: usize, prompt: usize, options: &GenerateOptions) -
     if options.constraint.is_some() && (options.ignore_eos || options.beams > 1) {
         let what = "a constrained answer ends where its grammar does, and is searched by one beam".to_owned();
         return Err(EngineError::Option { option: "constraint", what });
+    }
+    if options.speculation.is_some() && options.beams > 1 {
+        let what = "a beam search has several next tokens".to_owned();
+        return Err(EngineError::Option { option: "speculation", what });
     }
     let max_new = options.max_tokens.unwrap_or(0);
     // The last token is returned but never fed back: it needs no place of its own, but one must be left for it to be

@@ -16,10 +16,12 @@ mod front;
 mod generate;
 mod head;
 mod model;
+mod picking;
 mod prefix;
 mod rope;
 mod running;
 mod sampling;
+mod speculation;
 mod stop;
 
 pub use adapter::LoadedAdapter;
@@ -35,6 +37,7 @@ pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;
 pub use model::Model;
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
+pub use speculation::{Guesses, Speculation};
 
 /// Why something cannot be run.
 #[derive(Debug, thiserror::Error)]

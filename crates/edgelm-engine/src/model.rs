@@ -127,7 +127,7 @@ impl Model {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        Running::new(&self.engine, self.text_side(options)?, sequence, prompt, options.clone())?.run(on_piece)
+        Running::new(&self.engine, self.text_side(options)?, sequence, prompt, options.clone())?.run(self, on_piece)
     }
 
     /// The tokenizer, or none for a model that came without one and of which no text is asked.

@@ -70,6 +70,7 @@ impl Sampling {
 
 /// SplitMix64 (Steele, Lea and Flood 2014): our own ten lines, because the same seed must give the same tokens in every
 /// release, which generator libraries do not promise.
+#[derive(Clone)]
 struct Random(u64);
 
 impl Random {
@@ -91,6 +92,7 @@ impl Random {
 ///
 /// The order is: penalties and biases, temperature, top-k, top-p, min-p, then one draw. (As in transformers and the OpenAI
 /// services: the cuts see the distribution after temperature.) Ties go to the lower id.
+#[derive(Clone)]
 pub struct Sampler {
     sampling: Sampling,
     random: Random,

@@ -76,6 +76,7 @@ pub trait Lanes {
     fn pending(&mut self, lane: LaneId) -> usize;
     fn cached_tokens(&self, lane: LaneId) -> usize;
     fn reserve(&mut self, plan: &[(LaneId, usize)]) -> bool;
+    fn speculate(&mut self, plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError>;
     fn forward(&mut self, plan: &[(LaneId, usize)]) -> Result<(), EngineError>;
     fn take(&mut self, lane: LaneId) -> Result<Progress, EngineError>;
     fn pause(&mut self, lane: LaneId);
@@ -96,6 +97,9 @@ impl Lanes for Batch<'_> {
     }
     fn reserve(&mut self, plan: &[(LaneId, usize)]) -> bool {
         Batch::reserve(self, plan)
+    }
+    fn speculate(&mut self, plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError> {
+        Batch::speculate(self, plan)
     }
     fn forward(&mut self, plan: &[(LaneId, usize)]) -> Result<(), EngineError> {
         Batch::forward(self, plan)

@@ -4,7 +4,7 @@
 //! is our own.
 
 use crate::{breaker::Circuit, listener::DoorMetrics, telemetry::Machine, worker::StopReason};
-use edgelm_engine::KvMemory;
+use edgelm_engine::{Guesses, KvMemory};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -96,6 +96,8 @@ pub(crate) struct Metrics {
     finished: Family<FinishLabels, Counter>,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    guesses_made: Counter,
+    guesses_right: Counter,
     pass_sequences: Histogram,
     pass_tokens: Histogram,
     pass_time: Histogram,
@@ -181,6 +183,8 @@ impl Metrics {
             finished: Family::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
+            guesses_made: Counter::default(),
+            guesses_right: Counter::default(),
             pass_sequences: Histogram::new(counts()),
             pass_tokens: Histogram::new(counts()),
             pass_time: Histogram::new(INTER_TOKEN_BUCKETS),
@@ -245,6 +249,12 @@ impl Metrics {
             self.prefix_queries.clone(),
         );
         registry.register("prefix_cache_hits", "Prompt tokens found there", self.prefix_hits.clone());
+        registry.register(
+            "spec_decode_num_draft_tokens",
+            "Tokens that were guessed and checked",
+            self.guesses_made.clone(),
+        );
+        registry.register("spec_decode_num_accepted_tokens", "Guesses that were right", self.guesses_right.clone());
 
         // Ours.
         registry.register(
@@ -362,6 +372,12 @@ impl Metrics {
     pub(crate) fn prefix(&self, prompt_tokens: usize, cached_tokens: usize) {
         self.prefix_queries.inc_by(u64::try_from(prompt_tokens).unwrap_or(u64::MAX));
         self.prefix_hits.inc_by(u64::try_from(cached_tokens).unwrap_or(u64::MAX));
+    }
+
+    /// A generation is over: how its guesses have fared.
+    pub(crate) fn guesses(&self, guesses: Guesses) {
+        self.guesses_made.inc_by(u64::try_from(guesses.made).unwrap_or(u64::MAX));
+        self.guesses_right.inc_by(u64::try_from(guesses.right).unwrap_or(u64::MAX));
     }
 
     /// A request is done.

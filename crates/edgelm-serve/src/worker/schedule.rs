@@ -28,6 +28,8 @@ pub(super) struct Schedule<'a> {
     /// In order of precedence.
     active: Vec<Active>,
     pace: Pace,
+    /// Until it fails.
+    speculates: bool,
 }
 
 /// A job that has begun.
@@ -93,6 +95,7 @@ impl<'a> Schedule<'a> {
             lanes,
             active: Vec::new(),
             pace: Pace::default(),
+            speculates: true,
         }
     }
 
@@ -116,7 +119,7 @@ impl<'a> Schedule<'a> {
     /// One pass, with all that comes before and after it.
     pub(super) fn pass(&mut self) {
         self.drop_unwanted();
-        let plan = self.plan();
+        let mut plan = self.plan();
         self.show();
         if plan.rows.is_empty() {
             if !self.active.is_empty() {
@@ -129,6 +132,9 @@ impl<'a> Schedule<'a> {
         let turn = self.shared.turns.take(&self.shared.account);
         let started = Instant::now();
         self.watchdog.begin(turn.number(), self.active.iter().map(|active| active.job.events.clone()).collect());
+        if plan.prompt_rows == 0 {
+            self.speculate(&mut plan);
+        }
         self.forward(&plan);
         drop(turn);
         if self.watchdog.is_abandoned() {
@@ -148,7 +154,23 @@ impl<'a> Schedule<'a> {
         }
         let took = started.elapsed();
         self.pace.observe(plan.decoding, plan.prompt_rows, took);
-        self.shared.metrics.pass(plan.rows.len(), plan.decoding + plan.prompt_rows, took);
+        self.shared.metrics.pass(plan.rows.len(), plan.rows.iter().map(|(_, rows)| rows).sum(), took);
+    }
+
+    /// Adds guesses to a plan. What fails here has no part in any answer, so it is not tried again and all else goes on.
+    fn speculate(&mut self, plan: &mut Plan) {
+        if !self.speculates {
+            return;
+        }
+        let alone = plan.rows.clone();
+        let why = match catch_unwind(AssertUnwindSafe(|| self.lanes.speculate(&mut plan.rows))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "a panic".to_owned(),
+        };
+        tracing::error!(why, "speculation failed; going on without it");
+        plan.rows = alone;
+        self.speculates = false;
     }
 
     /// Ends jobs whose client has left or whose time is over.
@@ -412,6 +434,7 @@ impl<'a> Schedule<'a> {
         active.choices[choice].state = State::Over;
         active.report_next();
         let is_over = active.choices.iter().all(|choice| choice.state == State::Over);
+        metrics.guesses(progress.guesses);
         self.end(lane);
         if is_over {
             self.shared.metrics.finished(reason);

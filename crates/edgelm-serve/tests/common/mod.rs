@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use edgelm_engine::{
-    Constraint, EngineError, FinishReason, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Piece, Pooling,
-    Progress,
+    Constraint, EngineError, FinishReason, GenerateOptions, Grammar, Guesses, KvMemory, LaneId, LoadedAdapter, Piece,
+    Pooling, Progress,
 };
 use edgelm_model::{GenerationConfig, Message, ModelError};
 use edgelm_serve::{
@@ -187,6 +187,9 @@ impl Lanes for FakeLanes<'_> {
         let held: usize = self.lanes.values().map(|lane| lane.held).sum();
         held + plan.iter().map(|(_, rows)| rows).sum::<usize>() <= self.fake.room
     }
+    fn speculate(&mut self, _plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError> {
+        Ok(())
+    }
     fn forward(&mut self, plan: &[(LaneId, usize)]) -> Result<(), EngineError> {
         let of_plan = |token: u32| plan.iter().any(|(lane, _)| self.lanes[lane].prompt.contains(&token));
         assert!(!of_plan(PANIC), "the fake was told to panic");
@@ -229,7 +232,7 @@ impl Lanes for FakeLanes<'_> {
                 lane.finished = Some(FinishReason::Length);
             }
         }
-        Ok(Progress { pieces, finished: lane.finished })
+        Ok(Progress { pieces, finished: lane.finished, guesses: Guesses::default() })
     }
     fn pause(&mut self, lane: LaneId) {
         self.lanes.get_mut(&lane).unwrap().held = 0;

@@ -16,6 +16,7 @@ pub mod pull;
 pub mod quantize;
 pub mod run;
 pub mod serve;
+mod speculation;
 pub mod template;
 pub mod tokenize;
 

@@ -7,7 +7,7 @@ mod windows;
 
 use crate::{
     adapters,
-    commands::{engine::EngineArgs, parse_ids},
+    commands::{engine::EngineArgs, parse_ids, speculation::SpeculationArgs},
     failure::Usage,
     interrupt, machine,
     options::Global,
@@ -63,6 +63,8 @@ pub struct RunArgs {
     /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
     #[arg(long, value_name = "F")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -174,6 +176,7 @@ impl GenerationArgs {
             logprobs: None,
             adapter: None,
             constraint: None,
+            speculation: None,
         }
     }
 
@@ -216,9 +219,11 @@ fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> 
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let model = Model::load_with(checkpoint, cpu, args.arithmetic)?;
     let adapter = adapters::load(&args.lora, model.engine())?;
+    let speculation = args.speculation.load(args.arithmetic, model.engine().cpu(), global)?;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
     let constraint = args.generation.constraint(&model)?;
-    let options = GenerateOptions { adapter, constraint, ..args.generation.options(model.generation_config()) };
+    let options =
+        GenerateOptions { adapter, constraint, speculation, ..args.generation.options(model.generation_config()) };
     if let Some(ids) = &args.tokens {
         return once(&model, parse_ids(ids)?, &options, load_ms, global);
     }
@@ -327,6 +332,9 @@ fn finish(generation: &Generation, has_tokenizer: bool, load_ms: f64, global: &G
             generation.ttft_ms,
             generation.finish_reason.name(),
         );
+        if generation.guesses.made > 0 {
+            eprintln!("{} of {} guesses were right", generation.guesses.right, generation.guesses.made);
+        }
     }
     Ok(())
 }
@@ -385,6 +393,7 @@ fn summary(generation: &Generation, load_ms: f64) -> serde_json::Value {
         "ttft_ms": generation.ttft_ms,
         "prefill_tokens_per_second": generation.prefill_tokens_per_second,
         "decode_tokens_per_second": generation.decode_tokens_per_second,
+        "guesses": { "made": generation.guesses.made, "right": generation.guesses.right },
         "peak_rss_bytes": machine::peak_rss_bytes(),
     })
 }

@@ -7,7 +7,12 @@ mod model_arg;
 mod notify;
 pub mod observe;
 
-use crate::{commands::run::parse_kv, failure::Usage, options::Global, output};
+use crate::{
+    commands::{run::parse_kv, speculation::SpeculationArgs},
+    failure::Usage,
+    options::Global,
+    output,
+};
 use anyhow::{Context, anyhow, bail};
 use artifact::{OnDisk, Settings};
 use clap::Args;
@@ -110,6 +115,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
     #[command(flatten)]
+    speculation: SpeculationArgs,
+    #[command(flatten)]
     pub observe: observe::ObserveArgs,
 }
 
@@ -191,6 +198,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         kv_budget: args.kv_budget,
         parallel,
         models: args.models.len(),
+        speculation: Some(args.speculation),
     };
     let mut specs = Vec::new();
     for (index, mut model) in args.models.into_iter().enumerate() {
@@ -199,7 +207,9 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
             model.id = Some(name);
         }
         let lora = if is_main { args.lora.clone() } else { Vec::new() };
-        specs.push(spec(model, lora, &settings, global)?);
+        // A draft model has the tokens of one model.
+        let speculation = settings.speculation.clone().filter(|_| is_main);
+        specs.push(spec(model, lora, &Settings { speculation, ..settings.clone() }, global)?);
     }
     check_ids(&specs, args.fallback.as_deref())?;
     if args.plan {

@@ -13,6 +13,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> anyhow::Result<()> {
         ("--lora", !args.lora.is_empty()),
         ("--trace", args.trace.is_some()),
         ("--window", args.window.is_some()),
+        ("--draft and --lookup", args.speculation.is_set()),
         ("--beams", args.generation.beams > 1),
         ("--kv", args.generation.kv.is_some()),
         ("--json-schema", args.generation.json_schema.is_some()),

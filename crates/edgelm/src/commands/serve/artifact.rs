@@ -1,6 +1,6 @@
 //! A model on disk, as the server loads it.
 
-use crate::{adapters, machine, options::Global, output, resolve};
+use crate::{adapters, commands::speculation::SpeculationArgs, machine, options::Global, output, resolve};
 use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model, kv_shapes, state_bytes};
 use edgelm_kernels::{KvCache, KvDtype};
 use edgelm_model::{Checkpoint, ModelConfig};
@@ -21,6 +21,7 @@ pub(super) struct Settings {
     pub(super) kv_budget: Option<u64>,
     pub(super) parallel: usize,
     pub(super) models: usize,
+    pub(super) speculation: Option<SpeculationArgs>,
 }
 
 /// One path.
@@ -150,12 +151,16 @@ impl Artifact for OnDisk {
         }
         // A pool of its own: a pass that hangs holds only its model's threads.
         let cpu = machine::cpu(&settings.global)?;
+        let speculation = match &settings.speculation {
+            Some(wanted) => wanted.load(Arithmetic::Auto, &cpu, &settings.global)?,
+            None => None,
+        };
         let model = Arc::new(Model::load_with(checkpoint, cpu, Arithmetic::Auto)?);
         let mut adapters = Vec::new();
         for (id, adapter) in opened {
             adapters.push((id.clone(), Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
         }
-        let options = BatchOptions { context: settings.context, kv: settings.kv, kv_budget: Some(plan.kv_bytes) };
+        let options = BatchOptions { context: settings.context, kv: settings.kv, kv_budget: Some(plan.kv_bytes), speculation };
         let backend = ModelBackend::new(model, Some(self.id.clone()), adapters, options)?;
         let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
         let kv = output::bytes(plan.kv_bytes as u64);

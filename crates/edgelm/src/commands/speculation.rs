@@ -1,0 +1,33 @@
+//! Flags for speculative decoding, of `run` and `serve`.
+
+use crate::{options::Global, resolve};
+use anyhow::Context;
+use clap::Args;
+use edgelm_engine::{Arithmetic, Model, Speculation};
+use edgelm_kernels::Cpu;
+use std::sync::Arc;
+
+#[derive(Args, Clone)]
+pub struct SpeculationArgs {
+    /// Smaller model with the same tokens, whose guesses MODEL checks several at a time: the same answer, sooner
+    #[arg(long, value_name = "MODEL", conflicts_with = "lookup")]
+    draft: Option<String>,
+    /// Guess what followed the same words before, and check several tokens at a time: the same answer, sooner
+    #[arg(long)]
+    lookup: bool,
+}
+
+impl SpeculationArgs {
+    pub fn is_set(&self) -> bool {
+        self.lookup || self.draft.is_some()
+    }
+
+    /// Loads the draft model, if there is one.
+    pub fn load(&self, arithmetic: Arithmetic, cpu: &Arc<Cpu>, global: &Global) -> anyhow::Result<Option<Speculation>> {
+        let Some(draft) = &self.draft else { return Ok(self.lookup.then_some(Speculation::Lookup)) };
+        let model = resolve::checkpoint(draft, global)
+            .and_then(|checkpoint| Ok(Model::load_with(checkpoint, Arc::clone(cpu), arithmetic)?))
+            .context("--draft")?;
+        Ok(Some(Speculation::Draft(Arc::new(model))))
+    }
+}
