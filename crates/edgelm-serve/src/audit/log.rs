@@ -218,14 +218,24 @@ impl Log {
         self.append_here(time, entry)
     }
 
-    fn append_here(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
+    /// The file that the next record goes to, with its first record.
+    fn begin_file(&mut self) -> Result<(), AuditError> {
         if self.file.is_none() {
             self.file = Some(append_to(&self.config.path)?);
             self.len = 0;
         }
-        if self.len == 0 && !matches!(entry, Entry::Start { .. } | Entry::File { .. }) {
-            self.append_here(time, &Entry::File { log: self.id.clone(), file: self.number })?;
+        if self.len == 0 && self.place != Place::START {
+            self.append_line(SystemTime::now(), &Entry::File { log: self.id.clone(), file: self.number })?;
         }
+        Ok(())
+    }
+
+    fn append_here(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
+        self.begin_file()?;
+        self.append_line(time, entry)
+    }
+
+    fn append_line(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
         let json = |error: serde_json::Error| AuditError::io("write", &self.config.path)(error.into());
         let (text, place) = line(self.place, time, entry).map_err(json)?;
         self.write(text.as_bytes())?;
@@ -288,6 +298,8 @@ impl Log {
     }
 
     fn checkpoint_here(&mut self, last: bool) -> Result<(), AuditError> {
+        // Before the signature: the record that begins a file is under it too.
+        self.begin_file()?;
         let now = SystemTime::now();
         let time = rfc3339(now);
         let key = self.config.key.clone();
