@@ -14,6 +14,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
+    overflow::{Overflow, Source},
     service::{MaxTokens, unix_now},
     stream::{Frame, Writer, events},
     tools::Call,

@@ -13,7 +13,7 @@ use crate::{
     service::{MaxTokens, Start},
     worker::Event,
 };
-use edgelm_engine::{EngineError, Sampling};
+use edgelm_engine::Sampling;
 use edgelm_model::Message;
 use serde_json::{Value, json};
 use std::{
