@@ -15,6 +15,8 @@ use std::{
 pub(crate) enum Client {
     /// The beginning of its hash.
     Key(u64),
+    /// The beginning of the hash of its certificate.
+    Certificate(u64),
     Address(IpAddr),
     /// A connection without an address.
     Unknown,

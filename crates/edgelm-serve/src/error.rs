@@ -11,7 +11,7 @@ use axum::{
 use edgelm_engine::EngineError;
 use edgelm_model::ModelError;
 use serde_json::{Value, json};
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +25,19 @@ pub enum ServeError {
         /// The system's word.
         source: io::Error,
     },
-    /// The listener failed later on.
-    #[error("listening on `{address}` failed")]
-    Listen {
-        /// The bound address.
-        address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
+    /// Others than this machine's users could reach the address, and nothing would ask who they are.
+    #[error("`{address}` can be reached from other machines, and anyone could use it")]
+    Exposed {
+        /// Host and port as configured.
+        address: String,
+    },
+    /// Certificates that make no working server.
+    #[error("`{path}`: {what}")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong; never quotes a key.
+        what: String,
     },
     /// The key file cannot be read.
     #[error("cannot read the API key file `{path}`")]

@@ -3,7 +3,7 @@
 //! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
 //! is our own.
 
-use crate::worker::StopReason;
+use crate::{listener::DoorMetrics, worker::StopReason};
 use edgelm_engine::{Guesses, KvMemory};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     pub(crate) engine_panics: Counter,
     pub(crate) stalls: Counter,
     pub(crate) ready: Gauge,
+    pub(crate) door: DoorMetrics,
     finished: Family<FinishLabels, Counter>,
     prefix_queries: Counter,
     prefix_hits: Counter,
@@ -87,6 +88,7 @@ impl Metrics {
             engine_panics: Counter::default(),
             stalls: Counter::default(),
             ready: Gauge::default(),
+            door: DoorMetrics::default(),
             finished: Family::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
@@ -107,6 +109,7 @@ impl Metrics {
     fn registered(mut self) -> Self {
         let registry = &mut self.registry;
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        self.door.register(registry);
         registry.register("http_requests", "Answers by route and status", self.requests.clone());
 
         // vLLM's.

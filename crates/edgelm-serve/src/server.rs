@@ -4,21 +4,14 @@ use crate::{
     ApiKeys, Origin, ServeError,
     api::{self, App},
     backend::Backend,
+    listener::{DoorLimits, Listener, Tls, TlsFiles},
     metrics::Metrics,
+    reload::{self, Watched},
     service::{Limits, Service},
     worker::WorkerConfig,
 };
-use std::{
-    error::Error,
-    future::{Future, IntoFuture},
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{error::Error, future::Future, net::SocketAddr, pin::pin, sync::Arc, thread, time::Duration};
 use tokio::{
-    net::TcpListener,
     sync::{oneshot, watch},
     time::timeout,
 };
@@ -30,6 +23,12 @@ pub struct ServerConfig {
     pub host: String,
     /// 0 = any free one.
     pub port: u16,
+    /// Certificates. `None` = no TLS.
+    pub tls: Option<TlsFiles>,
+    /// Listen also where other machines can connect and nothing asks who they are.
+    pub is_open: bool,
+    /// How patient the server is with connections.
+    pub door: DoorLimits,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
     /// Origins whose web pages may use the API.
@@ -57,6 +56,9 @@ impl Default for ServerConfig {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            tls: None,
+            is_open: false,
+            door: DoorLimits::default(),
             api_keys: ApiKeys::default(),
             cors_origins: Vec::new(),
             parallel: 8,
@@ -72,9 +74,23 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    fn address(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    /// Whether everyone who gets in is known by a key or a certificate.
+    fn is_guarded(&self) -> bool {
+        self.api_keys.are_wanted() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// The files that are read again when they change.
+    fn watched(&self, tls: Option<&Arc<Tls>>) -> Vec<Watched> {
+        let mut all = Vec::new();
+        if let Some(tls) = tls {
+            let shared = Arc::clone(tls);
+            all.push(Watched::new("certificates", tls.files().paths(), move || shared.reload()));
+        }
+        if let Some(path) = self.api_keys.path() {
+            let keys = self.api_keys.clone();
+            all.push(Watched::new("keys", vec![path.to_owned()], move || keys.reload().map(drop)));
+        }
+        all
     }
 }
 
@@ -103,9 +119,9 @@ pub async fn serve_loading(
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let bind_error = |source| ServeError::Bind { address: config.address(), source };
-    let listener = TcpListener::bind((config.host.as_str(), config.port)).await.map_err(bind_error)?;
-    let address = listener.local_addr().map_err(bind_error)?;
+    let tls = config.tls.clone().map(|files| Tls::load(files).map(Arc::new)).transpose()?;
+    let listener = Listener::bind(&config.host, config.port, config.is_guarded() || config.is_open).await?;
+    let address = listener.address();
     let metrics = Arc::new(Metrics::new());
     let app = Arc::new(App::new(&config, Arc::clone(&metrics)));
     let (stop, mut stopped) = watch::channel(false);
@@ -113,12 +129,13 @@ pub async fn serve_loading(
         // An error means that the sender is gone, which is just as good a reason to stop.
         let _ = stopped.wait_for(|&stop| stop).await;
     };
-    // Peers' addresses tell clients without keys from each other.
-    let router = api::router(&app, &config).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, router).with_graceful_shutdown(stopped);
-    let mut server = pin!(server.into_future());
+    let reloading = reload::watch(config.watched(tls.as_ref()), metrics.door.clone());
+    let server = listener.run(api::router(&app, &config), tls, config.door, metrics.door.clone(), stopped);
+    // Neither ends before it is told to.
+    let mut server = pin!(async {
+        tokio::select! { () = server => {}, () = reloading => {} }
+    });
     let mut shutdown = pin!(shutdown);
-    let listen_error = |source| ServeError::Listen { address, source };
 
     // A plain thread: the runtime would wait for a blocking task, and a shutdown while loading must not.
     let (loaded, mut loading) = oneshot::channel();
@@ -130,7 +147,7 @@ pub async fn serve_loading(
         })
         .map_err(ServeError::Thread)?;
     tokio::select! {
-        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
         loaded = &mut loading => {
             let loaded = loaded.unwrap_or_else(|_| Err("loading panicked".into()));
@@ -143,18 +160,19 @@ pub async fn serve_loading(
     on_ready(address);
 
     tokio::select! {
-        ended = &mut server => return ended.map_err(listen_error),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => {}
     }
     tracing::info!(%address, "shutting down");
     stop.send_replace(true);
-    if let Ok(ended) = timeout(config.drain, &mut server).await {
-        return ended.map_err(listen_error);
+    if timeout(config.drain, &mut server).await.is_ok() {
+        return Ok(());
     }
     tracing::warn!(drain_s = config.drain.as_secs(), "requests are still running after the drain time; stopping them");
     app.stop();
     // Enough for the last error to reach its client; a connection that takes longer is cut.
-    timeout(LAST_WORDS, &mut server).await.unwrap_or(Ok(())).map_err(listen_error)
+    let _ = timeout(LAST_WORDS, &mut server).await;
+    Ok(())
 }
 
 const LAST_WORDS: Duration = Duration::from_secs(1);

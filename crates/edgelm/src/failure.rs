@@ -7,6 +7,7 @@ use edgelm_kernels::KernelError;
 use edgelm_model::ModelError;
 use edgelm_onnx::OnnxError;
 use edgelm_ort::OrtError;
+use edgelm_serve::ServeError;
 use std::process::ExitCode;
 
 /// A combination of arguments that has no meaning (exit status 2).
@@ -113,6 +114,11 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     }
     if let Some(error) = cause.downcast_ref::<HubError>() {
         return error.hint();
+    }
+    if let Some(ServeError::Exposed { .. }) = cause.downcast_ref() {
+        return Some(
+            "ask for keys with --api-key-file or for certificates with --client-ca, or allow it with --insecure-bind",
+        );
     }
     if let Some(OnnxError::Context { .. }) = cause.downcast_ref() {
         return Some("--onnx-ctx says how many positions the graph is to have");

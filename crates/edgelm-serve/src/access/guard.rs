@@ -1,7 +1,7 @@
 //! The check in front of routes.
 
 use super::{ApiKeys, Scope};
-use crate::{caller::Client, error::ApiError};
+use crate::{caller::Client, error::ApiError, listener::Certificate};
 use axum::{
     extract::{ConnectInfo, Request, State},
     http::{Extensions, HeaderMap, header},
@@ -46,10 +46,18 @@ pub(crate) fn identify(
         Identity { client: Client::Key(key.id()), name: Some(key.name), scope: key.scope }
     } else {
         let address = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-        let client = address.map_or(Client::Unknown, Client::Address);
+        let certificate = extensions.get::<Certificate>();
+        let client = match certificate {
+            Some(certificate) => Client::Certificate(certificate.id),
+            None => address.map_or(Client::Unknown, Client::Address),
+        };
         // Without keys the machine's own users are trusted with everything, and whoever else gets in with the model.
         let is_own = address.is_some_and(|address| address.to_canonical().is_loopback());
-        Identity { client, name: None, scope: if is_own { Scope::Admin } else { Scope::Use } }
+        Identity {
+            client,
+            name: certificate.map(|certificate| Arc::clone(&certificate.name)),
+            scope: if is_own { Scope::Admin } else { Scope::Use },
+        }
     };
     if identity.scope < wanted {
         return Err(ApiError::Scope { wanted: wanted.name() });

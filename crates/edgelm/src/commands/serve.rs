@@ -1,6 +1,7 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 mod budget;
+mod door;
 
 use crate::{
     adapters,
@@ -11,25 +12,19 @@ use crate::{
 };
 use anyhow::Context;
 use clap::Args;
+use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model};
 use edgelm_kernels::KvDtype;
-use edgelm_serve::{ApiKeys, Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
+use edgelm_serve::{Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(Args)]
 pub struct ServeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
     model: String,
-    /// Address to listen on
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// Port to listen on (0 = any free one)
-    #[arg(long, value_name = "N", default_value_t = 8080)]
-    port: u16,
-    /// Accept only requests with one of these keys (one per line)
-    #[arg(long, value_name = "F")]
-    api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    door: DoorArgs,
     /// The model's id in requests [default: its folder's or file's name]
     #[arg(long, value_name = "ID")]
     name: Option<String>,
@@ -81,15 +76,8 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
-    let api_keys = match &args.api_key_file {
-        Some(path) => ApiKeys::from_file(path)?,
-        None => ApiKeys::default(),
-    };
     let parallel = usize::from(args.parallel);
     let config = ServerConfig {
-        host: args.host,
-        port: args.port,
-        api_keys,
         parallel,
         queue: args.queue,
         request_time: args.request_timeout,
@@ -97,6 +85,8 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         pass_limit: args.pass_limit,
         ..Default::default()
     };
+    let config = args.door.apply(config)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let mut opened = Vec::new();
@@ -124,7 +114,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let global = global.clone();
     let on_ready = move |address: std::net::SocketAddr| {
-        global.note(format!("listening on http://{address} (API under /v1, Ctrl-C stops)"));
+        global.note(format!("listening on {scheme}://{address} (API under /v1, Ctrl-C stops)"));
     };
     runtime.block_on(serve_loading(config, load, shutdown_signal(), on_ready)).context("serve")
 }
