@@ -16,7 +16,13 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = options::Cli::parse();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = options::Cli::parse_from(&arguments);
+    // Before anything else, as it may say how to log.
+    let cli = match commands::serve::config::complete(cli, &arguments) {
+        Ok(cli) => cli,
+        Err(error) => return failure::report(&error),
+    };
     output::start_logging(&cli.global);
     match commands::run(cli) {
         Ok(code) => code,

@@ -93,3 +93,42 @@ impl HttpBody for Watched {
         lock(&self.shared).body.as_ref().map(HttpBody::size_hint).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+    use std::{convert::Infallible, future::poll_fn};
+
+    fn endless(dropped: Arc<()>) -> Response {
+        let stream = futures::stream::repeat(dropped).map(|_| Ok::<_, Infallible>(Bytes::from_static(b"x")));
+        Response::new(Body::from_stream(stream))
+    }
+
+    async fn frame(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_nobody_comes_back_for_is_dropped() {
+        let (alive, limit, metrics) = (Arc::new(()), Duration::from_millis(80), DoorMetrics::default());
+        let mut body = watch(endless(Arc::clone(&alive)), limit, &metrics).into_body();
+        for _ in 0..6 {
+            assert!(frame(&mut body).await.is_some_and(|frame| frame.is_ok()));
+            tokio::time::sleep(limit / 4).await;
+        }
+        assert!(Arc::strong_count(&alive) > 1, "slow is not abandoned");
+        tokio::time::sleep(limit * 4).await;
+        assert_eq!(Arc::strong_count(&alive), 1, "nobody came");
+        assert!(frame(&mut body).await.is_some_and(|frame| frame.is_err()), "cut off is not the end");
+    }
+
+    #[tokio::test]
+    async fn waiting_for_the_model_is_not_waiting_for_the_client() {
+        let stream = futures::stream::pending::<Result<Bytes, Infallible>>();
+        let limit = Duration::from_millis(20);
+        let mut body = watch(Response::new(Body::from_stream(stream)), limit, &DoorMetrics::default()).into_body();
+        let waited = tokio::time::timeout(limit * 10, frame(&mut body)).await;
+        assert!(waited.is_err(), "still open");
+    }
+}

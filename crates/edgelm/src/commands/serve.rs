@@ -1,11 +1,13 @@
 //! `edgelm serve`: HTTP server with the APIs of OpenAI, Ollama and Anthropic.
 
 mod budget;
+pub mod config;
 mod door;
 
 use crate::{
     adapters,
     commands::{run::parse_kv, speculation::SpeculationArgs},
+    failure::Usage,
     machine,
     options::Global,
     output, resolve,
@@ -17,12 +19,26 @@ use edgelm_compress::parse_size;
 use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model};
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{Backend, ModelBackend, ServerConfig, serve_loading, shutdown_signal};
-use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    env,
+    error::Error,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 #[derive(Args)]
 pub struct ServeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`
-    model: String,
+    #[arg(required_unless_present = "config")]
+    model: Option<String>,
+    /// Read settings from this TOML file: each flag under its own name, MODEL as `model`. Flags given here win
+    #[arg(long, value_name = "F")]
+    config: Option<PathBuf>,
+    /// Print the settings in force as such a file, and end
+    #[arg(long)]
+    print_config: bool,
     #[command(flatten)]
     door: DoorArgs,
     /// The model's id in requests [default: its folder's or file's name]
@@ -75,7 +91,21 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+impl ServeArgs {
+    /// The file that settings come from.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
+    if args.print_config {
+        let arguments: Vec<OsString> = env::args_os().collect();
+        return output::stream(&config::effective(&arguments, args.config())?);
+    }
+    let Some(model) = args.model else {
+        return Err(Usage("`model` is neither in the configuration nor on the command line".to_owned()).into());
+    };
     let parallel = usize::from(args.parallel);
     let config = ServerConfig {
         parallel,
@@ -88,7 +118,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     let config = args.door.apply(config)?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
-    let checkpoint = resolve::checkpoint(&args.model, global)?;
+    let checkpoint = resolve::checkpoint(&model, global)?;
     let mut opened = Vec::new();
     for (id, path) in args.lora {
         opened.push((id, adapters::open(&[path], &checkpoint)?));
