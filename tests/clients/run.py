@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-CLIENTS = ["openai", "ollama", "anthropic"]
+CLIENTS = ["openai", "ollama", "anthropic", "grpc"]
 
 
 def main() -> int:

@@ -1,9 +1,12 @@
 //! Who asks, and since when.
 
-use crate::{access::Identity, error::ApiError};
+use crate::{
+    access::{Identity, Meter},
+    error::ApiError,
+};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::request::Parts,
+    http::{Extensions, request::Parts},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,19 +26,28 @@ pub(crate) enum Client {
 }
 
 /// A request's sender and its time of arrival.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) client: Client,
     pub(crate) received: Instant,
+    /// What it is charged for tokens, where they are limited.
+    pub(crate) meter: Option<Meter>,
+}
+
+impl Caller {
+    /// As the door found out.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        let known = extensions.get::<Identity>().map(|identity| identity.client);
+        let address = || extensions.get::<ConnectInfo<SocketAddr>>();
+        let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
+        Self { client, received: Instant::now(), meter: extensions.get::<Meter>().cloned() }
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let known = parts.extensions.get::<Identity>().map(|identity| identity.client);
-        let address = || parts.extensions.get::<ConnectInfo<SocketAddr>>();
-        let client = known.or_else(|| address().map(|info| Client::Address(info.0.ip()))).unwrap_or(Client::Unknown);
-        Ok(Self { client, received: Instant::now() })
+        Ok(Self::of(&parts.extensions))
     }
 }

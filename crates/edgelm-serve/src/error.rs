@@ -113,6 +113,8 @@ pub(crate) enum ApiError {
     CrossOrigin,
     #[error("the queue of {capacity} waiting requests is full")]
     QueueFull { capacity: usize, retry_after_s: u64 },
+    #[error("more than {limit} {what} in a minute; come again in {retry_after_s} s")]
+    RateLimited { what: &'static str, limit: u32, retry_after_s: u64 },
     #[error("the model is still loading")]
     Loading,
     #[error("the server is shutting down")]
@@ -161,6 +163,25 @@ impl ApiError {
         }
     }
 
+    /// HTTP's.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.parts().0
+    }
+
+    /// The stable, machine-readable kind.
+    pub(crate) fn code(&self) -> &'static str {
+        self.parts().2
+    }
+
+    /// When it may work again, where that is known.
+    pub(crate) fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after_s, .. } | Self::RateLimited { retry_after_s, .. } => Some(*retry_after_s),
+            Self::Loading => Some(1),
+            _ => None,
+        }
+    }
+
     fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
@@ -183,13 +204,15 @@ impl ApiError {
             Self::Scope { .. } => (StatusCode::FORBIDDEN, REQUEST, "insufficient_scope"),
             Self::CrossOrigin => (StatusCode::FORBIDDEN, REQUEST, "cross_origin"),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
+            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "loading"),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "shutting_down"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
         }
     }
 
-    fn param(&self) -> Option<&str> {
+    /// The field at fault.
+    pub(crate) fn param(&self) -> Option<&str> {
         match self {
             Self::MissingParameter { param }
             | Self::InvalidValue { param, .. }
@@ -234,17 +257,11 @@ impl IntoResponse for ApiError {
         // For the APIs that write errors in another shape.
         response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
-        match self {
-            Self::QueueFull { retry_after_s, .. } => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
-            }
-            Self::Loading => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1));
-            }
-            Self::InvalidApiKey => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            _ => {}
+        if let Some(seconds) = self.retry_after_s() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Self::InvalidApiKey = self {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

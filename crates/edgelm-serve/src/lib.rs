@@ -14,6 +14,7 @@ mod caller;
 mod error;
 mod listener;
 mod metrics;
+pub mod proto;
 mod reload;
 mod server;
 mod service;
@@ -22,7 +23,7 @@ mod stream;
 mod tools;
 mod worker;
 
-pub use access::{ApiKeys, NewKey, Origin, Scope};
+pub use access::{ApiKeys, NewKey, Origin, RateLimits, Scope};
 pub use api::check_request;
 pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend};
 pub use error::ServeError;

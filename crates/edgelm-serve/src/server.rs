@@ -1,7 +1,7 @@
 //! The server's life: bind, load, answer, drain, end.
 
 use crate::{
-    ApiKeys, Origin, ServeError,
+    ApiKeys, Origin, RateLimits, ServeError,
     api::{self, App},
     backend::Backend,
     listener::{DoorLimits, Listener, Tls, TlsFiles},
@@ -31,6 +31,8 @@ pub struct ServerConfig {
     pub door: DoorLimits,
     /// None = open to everyone who reaches the port.
     pub api_keys: ApiKeys,
+    /// What each client may ask for.
+    pub rates: RateLimits,
     /// Origins whose web pages may use the API.
     pub cors_origins: Vec<Origin>,
     /// Generations that run at once, sharing every pass over the weights.
@@ -60,6 +62,7 @@ impl Default for ServerConfig {
             is_open: false,
             door: DoorLimits::default(),
             api_keys: ApiKeys::default(),
+            rates: RateLimits::default(),
             cors_origins: Vec::new(),
             parallel: 8,
             queue: 32,

@@ -2,6 +2,7 @@
 
 use crate::{
     ServeError,
+    access::Meter,
     admission::{Admission, Slot},
     api::Parameters,
     backend::Backend,
@@ -54,13 +55,18 @@ pub(crate) struct Run {
     pub(crate) prompt_tokens: usize,
     pub(crate) choices: usize,
     cached_tokens: Arc<AtomicUsize>,
+    meter: Option<Meter>,
     _slot: Slot,
 }
 
 impl Run {
     /// The next event; an engine that ends without a last word is an error.
     pub(crate) async fn next(&mut self) -> Event {
-        self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal))
+        let event = self.events.recv().await.unwrap_or(Event::Failed(ApiError::Internal));
+        if let (Event::Piece { .. }, Some(meter)) = (&event, &self.meter) {
+            meter.spend(1);
+        }
+        event
     }
 
     /// Prompt tokens that were not computed but kept from earlier requests. Known when the first event is.
@@ -145,6 +151,9 @@ impl Service {
                 options
             })
             .collect();
+        if let Some(meter) = &caller.meter {
+            meter.spend(prompt.len());
+        }
         let (events, receiver) = unbounded_channel();
         let cached_tokens = Arc::default();
         let run = Run {
@@ -152,11 +161,12 @@ impl Service {
             prompt_tokens: prompt.len(),
             choices: choices.len(),
             cached_tokens: Arc::clone(&cached_tokens),
+            meter: caller.meter.clone(),
             _slot: slot,
         };
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
-        let Caller { client, received } = caller;
+        let Caller { client, received, meter: _ } = caller;
         self.worker.push(Job {
             prompt,
             prompt_param,

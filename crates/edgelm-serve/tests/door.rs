@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Fake, Running, client, eventually, read};
-use edgelm_serve::{ApiKeys, DoorLimits, NewKey, Scope, ServeError, ServerConfig, TlsFiles};
+use edgelm_serve::{ApiKeys, DoorLimits, NewKey, RateLimits, Scope, ServeError, ServerConfig, TlsFiles};
 use futures::StreamExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use serde_json::{Value, json};
@@ -340,4 +340,65 @@ async fn connections_beyond_the_limit_wait_outside() {
     assert!(!health.is_finished(), "there is no room");
     drop(first);
     assert_eq!(health.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_client_has_so_many_requests_and_tokens_a_minute() {
+    let rates = RateLimits { requests: Some(3), tokens: Some(20) };
+    let api_keys = ["k1", "k2"].into_iter().collect();
+    let server =
+        Running::start_with(Fake::default(), ServerConfig { rates, api_keys, ..ServerConfig::default() }).await;
+    let ask = async |key: &str, extra: Value| server.post(PATH, &body(extra)).bearer_auth(key).send().await.unwrap();
+    let header = |response: &reqwest::Response, name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    let first = ask("k1", json!({})).await;
+    assert_eq!(first.status(), 200);
+    assert_eq!(header(&first, "x-ratelimit-limit-requests"), "3");
+    assert_eq!(header(&first, "x-ratelimit-remaining-requests"), "2");
+    // One of the prompt, five of the answer.
+    assert_eq!(header(&first, "x-ratelimit-remaining-tokens"), "14");
+    assert_eq!(
+        (ask("k1", json!({})).await.status(), ask("k1", json!({})).await.status()),
+        (reqwest::StatusCode::OK, reqwest::StatusCode::OK)
+    );
+    let refused = ask("k1", json!({})).await;
+    assert_eq!(refused.status(), 429);
+    let wait: u64 = header(&refused, "retry-after").parse().unwrap();
+    assert!((1..=20).contains(&wait), "{wait}");
+    let answer: Value = refused.json().await.unwrap();
+    assert_eq!(answer["error"]["code"], "rate_limit_exceeded");
+    let models = server.client.get(server.url("/v1/models")).bearer_auth("k1").send().await.unwrap();
+    assert_eq!(models.status(), 200, "lists are no work");
+    // Another client has its own; a long answer takes all of it, also as a stream, and also embeddings count.
+    let long = ask("k2", json!({"prompt": "a ".repeat(30), "stream": true})).await;
+    assert!(long.text().await.unwrap().contains("[DONE]"));
+    let refused = ask("k2", json!({})).await;
+    assert_eq!(refused.status(), 429);
+    assert!(refused.text().await.unwrap().contains("20 tokens in a minute"));
+}
+
+#[tokio::test]
+async fn pages_of_named_origins_may_use_the_api() {
+    let cors_origins = vec!["https://chat.example.org".parse().unwrap()];
+    let api_keys = ["k"].into_iter().collect();
+    let config = ServerConfig { cors_origins, api_keys, ..ServerConfig::default() };
+    let server = Running::start_with(Fake::default(), config).await;
+    let from = |origin: &str| server.post(PATH, &body(json!({}))).bearer_auth("k").header("origin", origin);
+    let allowed = from("https://chat.example.org").send().await.unwrap();
+    assert_eq!(allowed.status(), 200);
+    assert_eq!(allowed.headers()["access-control-allow-origin"], "https://chat.example.org");
+    let refused = from("https://other.example.org").send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    assert!(refused.headers().get("access-control-allow-origin").is_none());
+    // The question before, which browsers ask without the key.
+    let question = server.client.request(reqwest::Method::OPTIONS, server.url(PATH));
+    let question = question
+        .header("origin", "https://chat.example.org")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "authorization, content-type");
+    let answer = question.send().await.unwrap();
+    assert_eq!(answer.status(), 204);
+    assert_eq!(answer.headers()["access-control-allow-headers"], "authorization, content-type");
+    let keyless =
+        server.post(PATH, &body(json!({}))).header("origin", "https://chat.example.org").send().await.unwrap();
+    assert_eq!(keyless.status(), 401, "an origin is no key");
 }

@@ -22,7 +22,7 @@ impl Drop for Server {
 #[test]
 fn official_clients_are_understood() {
     let python = env::var("EDGELM_CLIENTS_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let packages = ["-c", "import anthropic, jsonschema, ollama, openai"];
+    let packages = ["-c", "import anthropic, grpc_health, grpc_reflection, jsonschema, ollama, openai"];
     let has_packages = Command::new(&python).args(packages).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
     if !has_packages {
         println!("SKIPPED: `{python}` lacks the packages of tests/clients/requirements.txt");

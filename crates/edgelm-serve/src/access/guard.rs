@@ -1,10 +1,13 @@
 //! The check in front of routes.
 
-use super::{ApiKeys, Scope};
+use super::{
+    ApiKeys, RateLimits, Scope,
+    rate::{Limiter, Meter},
+};
 use crate::{caller::Client, error::ApiError, listener::Certificate};
 use axum::{
     extract::{ConnectInfo, Request, State},
-    http::{Extensions, HeaderMap, header},
+    http::{Extensions, HeaderMap, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -19,28 +22,54 @@ pub(crate) struct Identity {
     pub(crate) scope: Scope,
 }
 
-/// Lets requests through that come with a key of this scope, where keys are configured. Leaves word of whose it was.
-pub(crate) async fn require(
-    State((keys, scope)): State<(ApiKeys, Scope)>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    match identify(&keys, scope, request.headers(), request.extensions()) {
-        Ok(identity) => {
-            request.extensions_mut().insert(identity);
-            next.run(request).await
+/// What stands in front of every API of a server.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    keys: ApiKeys,
+    limiter: Arc<Limiter>,
+}
+
+impl Guard {
+    pub(crate) fn new(keys: ApiKeys, limits: RateLimits) -> Self {
+        Self { keys, limiter: Arc::new(Limiter::new(limits)) }
+    }
+
+    /// Lets a request in, and leaves word in it of whose it is. `is_work` are those that the model has to work for: only
+    /// they count against limits.
+    pub(crate) fn admit(
+        &self,
+        wanted: Scope,
+        is_work: bool,
+        headers: &HeaderMap,
+        extensions: &mut Extensions,
+    ) -> Result<Option<Meter>, ApiError> {
+        let identity = identify(&self.keys, wanted, headers, extensions)?;
+        let meter = if is_work { self.limiter.admit(identity.client)? } else { None };
+        extensions.insert(identity);
+        if let Some(meter) = &meter {
+            extensions.insert(meter.clone());
         }
-        Err(error) => error.into_response(),
+        Ok(meter)
     }
 }
 
+/// Lets requests through that come with a key of this scope, where keys are configured.
+pub(crate) async fn require(State((guard, scope)): State<(Guard, Scope)>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let is_work = parts.method == Method::POST;
+    let meter = match guard.admit(scope, is_work, &parts.headers, &mut parts.extensions) {
+        Ok(meter) => meter,
+        Err(error) => return error.into_response(),
+    };
+    let mut response = next.run(Request::from_parts(parts, body)).await;
+    if let Some(meter) = meter {
+        meter.show(response.headers_mut());
+    }
+    response
+}
+
 /// Who sends this, if that is enough.
-pub(crate) fn identify(
-    keys: &ApiKeys,
-    wanted: Scope,
-    headers: &HeaderMap,
-    extensions: &Extensions,
-) -> Result<Identity, ApiError> {
+fn identify(keys: &ApiKeys, wanted: Scope, headers: &HeaderMap, extensions: &Extensions) -> Result<Identity, ApiError> {
     let identity = if keys.are_wanted() {
         let key = bearer(headers).and_then(|key| keys.find(key)).ok_or(ApiError::InvalidApiKey)?;
         Identity { client: Client::Key(key.id()), name: Some(key.name), scope: key.scope }

@@ -4,12 +4,15 @@ mod guard;
 mod key;
 mod keys;
 mod origin;
+mod rate;
 mod scope;
 
 pub use key::NewKey;
 pub use keys::ApiKeys;
 pub use origin::Origin;
+pub use rate::RateLimits;
 pub use scope::Scope;
 
-pub(crate) use guard::{Identity, identify, require};
+pub(crate) use guard::{Guard, Identity, require};
 pub(crate) use origin::refuse_cross_origin;
+pub(crate) use rate::Meter;

@@ -63,18 +63,27 @@ impl Request {
     }
 }
 
-/// Answers a conversation.
-pub(super) async fn create(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    mut fields: Fields,
-) -> Result<Response, ApiError> {
+/// A request under way.
+pub(super) struct Begun {
+    pub(super) model: String,
+    pub(super) answers: Answers,
+    streaming: Option<Streaming>,
+}
+
+/// Reads a request and starts it.
+pub(super) async fn begin(app: &App, caller: Caller, mut fields: Fields) -> Result<Begun, ApiError> {
     let service = app.service()?;
     let Request { model, conversation, parameters, streaming } = Request::parse(&mut fields, &*service.backend)?;
     let target = service.target(&model)?;
     let reading = Reading { toolbox: conversation.toolbox.clone(), stops: Vec::new() };
     let prompt = move |backend: &dyn Backend| conversation.prompt(backend);
     let answers = Answers::new(service.start(caller, target, &parameters, "messages", prompt).await?, reading);
+    Ok(Begun { model, answers, streaming })
+}
+
+/// Answers a conversation.
+pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller, fields: Fields) -> Result<Response, ApiError> {
+    let Begun { model, answers, streaming } = begin(&app, caller, fields).await?;
     Ok(match streaming {
         Some(Streaming { include_usage }) => {
             let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);

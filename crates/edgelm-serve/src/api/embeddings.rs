@@ -7,6 +7,7 @@ use super::{
     parameters::labels,
 };
 use crate::{
+    caller::Caller,
     error::ApiError,
     service::{Service, Target},
 };
@@ -32,7 +33,12 @@ pub(crate) struct Embed {
 
 impl Embed {
     /// Vectors of length 1, and how many tokens were read.
-    pub(super) async fn run(self, service: &Service, target: Target) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    pub(crate) async fn run(
+        self,
+        service: &Service,
+        caller: &Caller,
+        target: Target,
+    ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
         let param = self.param;
         let width = service.backend.description().hidden_size;
         if let Some(dimensions) = self.dimensions.filter(|&wanted| wanted > width) {
@@ -58,7 +64,11 @@ impl Embed {
             }
             Ok((vectors, total))
         };
-        service.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))
+        let embedded = service.beside(embed).await?.map_err(|error| ApiError::from_engine(&error, param))?;
+        if let Some(meter) = &caller.meter {
+            meter.spend(embedded.1);
+        }
+        Ok(embedded)
     }
 }
 
@@ -115,11 +125,15 @@ impl Request {
 }
 
 /// Embeds texts.
-pub(super) async fn create(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let Request { model, embed, encoding } = Request::parse(&mut fields)?;
     let target = service.target(&model)?;
-    let (vectors, tokens) = embed.run(service, target).await?;
+    let (vectors, tokens) = embed.run(service, &caller, target).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

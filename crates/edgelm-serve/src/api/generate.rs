@@ -46,6 +46,25 @@ impl Request {
     }
 }
 
+/// Log-probabilities of a token's alternatives, at most.
+const MAX_LOGPROBS: i64 = 20;
+
+/// The same for gRPC, where a call can have several choices and log-probabilities, and its method says whether it streams.
+pub(super) async fn begin(app: &App, caller: Caller, mut fields: Fields) -> Result<(String, Answers), ApiError> {
+    let service = app.service()?;
+    let backend = &*service.backend;
+    let model = fields.required_string("model")?;
+    let prompt = Prompt::parse("prompt", fields.required("prompt")?)?;
+    let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
+    let mut parameters = Parameters::openai(&mut fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
+    parameters.options.logprobs = logprobs.map(|count| usize::try_from(count).unwrap_or(0));
+    fields.finish()?;
+    let target = service.target(&model)?;
+    let tokens = move |backend: &dyn Backend| prompt.tokens(backend);
+    let run = service.start(caller, target, &parameters, "prompt", tokens).await?;
+    Ok((model, Answers::new(run, Reading::default())))
+}
+
 /// Continues a prompt.
 pub(super) async fn create(
     State(app): State<Arc<App>>,

@@ -10,6 +10,7 @@ mod fields;
 mod format;
 mod functions;
 mod generate;
+mod grpc;
 mod models;
 mod ollama;
 mod openai;
@@ -24,7 +25,7 @@ pub(crate) use parameters::{Parameters, Wanted};
 
 use crate::{
     ServerConfig,
-    access::{self, Scope},
+    access::{self, Guard, Scope},
     error::ApiError,
     metrics::{Metrics, RequestLabels, seconds},
     service::Service,
@@ -80,8 +81,10 @@ impl App {
 
 /// All routes. Keys guard everything but `/` and `/health`.
 pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
-    let of_scope = |scope| middleware::from_fn_with_state((config.api_keys.clone(), scope), access::require);
+    let guard = Guard::new(config.api_keys.clone(), config.rates);
+    let of_scope = |scope| middleware::from_fn_with_state((guard.clone(), scope), access::require);
     let key = || of_scope(Scope::Use);
+    let grpc = grpc::router(app, &guard);
     // These two write their errors in shapes of their own, also those of keys.
     let ollama = Router::new()
         .route("/api/chat", post(ollama::chat))
@@ -120,6 +123,7 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
         .route("/health", get(operations::health))
         .merge(guarded)
         .merge(admin)
+        .merge(grpc)
         .merge(ollama)
         .merge(anthropic)
         .fallback(unknown_url)

@@ -450,12 +450,16 @@ pub(crate) fn embed_request(fields: &mut Fields, is_old: bool) -> Result<(String
 }
 
 /// `POST /api/embed`.
-pub(super) async fn embed(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+pub(super) async fn embed(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
     let begin = Instant::now();
     let service = app.service()?;
     let (model, embed) = embed_request(&mut fields, false)?;
     let target = target(service, &model)?;
-    let (vectors, tokens) = embed.run(service, target).await?;
+    let (vectors, tokens) = embed.run(service, &caller, target).await?;
     let nanos = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(Json(json!({
         "model": model,
@@ -467,11 +471,15 @@ pub(super) async fn embed(State(app): State<Arc<App>>, mut fields: Fields) -> Re
 }
 
 /// `POST /api/embeddings`, the older form.
-pub(super) async fn embeddings(State(app): State<Arc<App>>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+pub(super) async fn embeddings(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
     let service = app.service()?;
     let (model, embed) = embed_request(&mut fields, true)?;
     let target = target(service, &model)?;
-    let (vectors, _) = embed.run(service, target).await?;
+    let (vectors, _) = embed.run(service, &caller, target).await?;
     Ok(Json(json!({"embedding": vectors.into_iter().next()})))
 }
 

@@ -3,6 +3,7 @@
 mod budget;
 pub mod config;
 mod door;
+mod notify;
 
 use crate::{
     adapters,
@@ -116,6 +117,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         ..Default::default()
     };
     let config = args.door.apply(config)?;
+    let grpc_port = config.grpc_port;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Files are opened before the port is: a wrong MODEL fails at once, and only packing happens behind `/health`.
     let checkpoint = resolve::checkpoint(&model, global)?;
@@ -144,7 +146,15 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let global = global.clone();
     let on_ready = move |address: std::net::SocketAddr| {
-        global.note(format!("listening on {scheme}://{address} (API under /v1, Ctrl-C stops)"));
+        notify::service_manager("READY=1");
+        if let Some(port) = grpc_port {
+            global.note(format!("listening on {scheme}://{}:{port} for gRPC alone", address.ip()));
+        }
+        global.note(format!("listening on {scheme}://{address} (API under /v1, gRPC on the same port, Ctrl-C stops)"));
     };
-    runtime.block_on(serve_loading(config, load, shutdown_signal(), on_ready)).context("serve")
+    let shutdown = async {
+        shutdown_signal().await;
+        notify::service_manager("STOPPING=1");
+    };
+    runtime.block_on(serve_loading(config, load, shutdown, on_ready)).context("serve")
 }

@@ -4,7 +4,7 @@ use super::parse_seconds;
 use crate::failure::Usage;
 use clap::Args;
 use edgelm_compress::parse_size;
-use edgelm_serve::{ApiKeys, DoorLimits, Origin, ServerConfig, TlsFiles};
+use edgelm_serve::{ApiKeys, DoorLimits, Origin, RateLimits, ServerConfig, TlsFiles};
 use std::{path::PathBuf, time::Duration};
 
 #[derive(Args)]
@@ -15,6 +15,9 @@ pub(super) struct DoorArgs {
     /// Port to listen on (0 = any free one)
     #[arg(long, value_name = "N", default_value_t = 8080)]
     port: u16,
+    /// Port for gRPC alone. It is served on --port as well
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    grpc_port: Option<u16>,
     /// Accept only requests with one of these keys: lines of `edgelm keys new --api`, or keys as they are. Read again when
     /// it changes
     #[arg(long, value_name = "F")]
@@ -34,6 +37,13 @@ pub(super) struct DoorArgs {
     /// Origin whose web pages may use the API, or `*` (repeatable) [default: none but the server's own]
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<Origin>,
+    /// Requests that a client may make in a minute: a key, a certificate, or an address where there are neither [default:
+    /// any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_requests: Option<u32>,
+    /// Tokens of prompts and answers that a client may have in a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_tokens: Option<u32>,
     /// Open connections; others wait outside
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
@@ -71,10 +81,12 @@ impl DoorArgs {
         Ok(ServerConfig {
             host: self.host,
             port: self.port,
+            grpc_port: self.grpc_port,
             tls,
             is_open: self.insecure_bind,
             door: DoorLimits { connections, headers: self.header_timeout, unread: self.read_timeout },
             api_keys,
+            rates: RateLimits { requests: self.rate_requests, tokens: self.rate_tokens },
             cors_origins: self.cors_origin,
             body_timeout: self.body_timeout,
             body_limit_bytes: usize::try_from(self.body_limit).unwrap_or(usize::MAX),
