@@ -23,6 +23,8 @@ pub struct ServerConfig {
     pub host: String,
     /// 0 = any free one.
     pub port: u16,
+    /// A port for gRPC alone; `port` has it too.
+    pub grpc_port: Option<u16>,
     /// Certificates. `None` = no TLS.
     pub tls: Option<TlsFiles>,
     /// Listen also where other machines can connect and nothing asks who they are.
@@ -58,6 +60,7 @@ impl Default for ServerConfig {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            grpc_port: None,
             tls: None,
             is_open: false,
             door: DoorLimits::default(),
@@ -125,18 +128,27 @@ pub async fn serve_loading(
     let tls = config.tls.clone().map(|files| Tls::load(files).map(Arc::new)).transpose()?;
     let listener = Listener::bind(&config.host, config.port, config.is_guarded() || config.is_open).await?;
     let address = listener.address();
+    let grpc_listener = match config.grpc_port {
+        Some(port) => Some(Listener::bind(&config.host, port, config.is_guarded() || config.is_open).await?),
+        None => None,
+    };
     let metrics = Arc::new(Metrics::new());
     let app = Arc::new(App::new(&config, Arc::clone(&metrics)));
     let (stop, mut stopped) = watch::channel(false);
     let stopped = async move {
         // An error means that the sender is gone, which is just as good a reason to stop.
         let _ = stopped.wait_for(|&stop| stop).await;
-    };
+    }
+    .shared();
     let reloading = reload::watch(config.watched(tls.as_ref()), metrics.door.clone());
-    let server = listener.run(api::router(&app, &config), tls, config.door, metrics.door.clone(), stopped);
-    // Neither ends before it is told to.
+    let (router, grpc) = api::routers(&app, &config);
+    let grpc_server = grpc_listener
+        .map(|listener| listener.run(grpc, tls.clone(), config.door, metrics.door.clone(), stopped.clone()));
+    let server = listener.run(router, tls, config.door, metrics.door.clone(), stopped);
+    // None of them ends before it is told to.
     let mut server = pin!(async {
-        tokio::select! { () = server => {}, () = reloading => {} }
+        let servers = async { tokio::join!(server, OptionFuture::from(grpc_server)) };
+        tokio::select! { _ = servers => {}, () = reloading => {} }
     });
     let mut shutdown = pin!(shutdown);
 

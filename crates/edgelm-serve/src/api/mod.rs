@@ -79,8 +79,8 @@ impl App {
     }
 }
 
-/// All routes. Keys guard everything but `/` and `/health`.
-pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
+/// All routes, and those of gRPC alone. Keys guard everything but `/` and health.
+pub(crate) fn routers(app: &Arc<App>, config: &ServerConfig) -> (Router, Router) {
     let guard = Guard::new(config.api_keys.clone(), config.rates);
     let of_scope = |scope| middleware::from_fn_with_state((guard.clone(), scope), access::require);
     let key = || of_scope(Scope::Use);
@@ -118,20 +118,24 @@ pub(crate) fn router(app: &Arc<App>, config: &ServerConfig) -> Router {
     // What shows what all clients do.
     let admin = Router::new().route("/metrics", get(operations::metrics)).route_layer(of_scope(Scope::Admin));
     let origins: Arc<[_]> = config.cors_origins.clone().into();
-    Router::new()
+    let all = Router::new()
         .route("/", get(operations::page))
         .route("/health", get(operations::health))
         .merge(guarded)
         .merge(admin)
-        .merge(grpc)
         .merge(ollama)
         .merge(anthropic)
+        .merge(grpc.clone())
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(config.body_limit_bytes))
-        .layer(middleware::from_fn_with_state(origins, access::refuse_cross_origin))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
-        .with_state(Arc::clone(app))
+        .layer(DefaultBodyLimit::max(config.body_limit_bytes));
+    let around = |router: Router<Arc<App>>| {
+        router
+            .layer(middleware::from_fn_with_state(Arc::clone(&origins), access::refuse_cross_origin))
+            .layer(middleware::from_fn_with_state(Arc::clone(app), observe))
+            .with_state(Arc::clone(app))
+    };
+    (around(all), around(grpc))
 }
 
 async fn ollama_errors(response: Response) -> Response {
