@@ -122,3 +122,72 @@ fn a_budget_refuses_by_name_what_never_fits() {
     let answer = server.post("/v1/completions", &json!({"model": "demo", "prompt": "Once", "max_tokens": 5}));
     assert!(!text(&answer).is_empty());
 }
+
+/// Status, stdout and stderr of a command that ends by itself.
+fn edgelm(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_edgelm")).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn settings_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("serve.toml");
+    let file = path.to_str().unwrap();
+    std::fs::write(&path, "model = \"demo\"\nqueue = 5\nkv-budget = \"600KB\"\nkv = \"f16\"\n").unwrap();
+    let (status, first, _) = edgelm(&["serve", "--config", file, "--queue", "6", "--print-config"]);
+    assert_eq!(status, 0);
+    for line in ["model = \"demo\"", "queue = 6", "kv-budget = \"600KB\"", "port = 8080"] {
+        assert!(first.lines().any(|other| other == line), "{line}\n{first}");
+    }
+    let again = folder.path().join("again.toml");
+    std::fs::write(&again, &first).unwrap();
+    assert_eq!(edgelm(&["serve", "--config", again.to_str().unwrap(), "--print-config"]).1, first);
+
+    std::fs::write(&path, "queue = 5\n\nprot = 1\n").unwrap();
+    let (status, _, error) = edgelm(&["serve", "demo", "--config", file]);
+    assert!(status == 2 && error.contains("serve.toml:3: `prot` is not a flag"), "{error}");
+    std::fs::write(&path, "queue = -1\n").unwrap();
+    let (status, _, error) = edgelm(&["serve", "demo", "--config", file]);
+    assert!(status == 2 && error.contains("serve.toml:1: `queue`"), "{error}");
+
+    // What the file says is done.
+    std::fs::write(&path, "kv-budget = \"600KB\"\nkv = \"f16\"\n").unwrap();
+    let server = Server::start(&["--config", file]);
+    let (status, answer) = server.post("/v1/completions", &json!({"model": "demo", "prompt": "a", "max_tokens": 200}));
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("kv_budget_exceeded")));
+}
+
+#[test]
+fn keys_are_made_and_shown_and_open_doors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    let file = path.to_str().unwrap();
+    let (status, key, note) = edgelm(&["keys", "new", "--api", "--name", "ci", "--append", file]);
+    assert_eq!(status, 0, "{note}");
+    let key = key.trim();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(key.starts_with("elm_") && text.starts_with("ci:use:sha256:") && !text.contains(&key[4..]));
+    #[cfg(unix)]
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap()) & 0o777, 0o600);
+    let (status, _, error) = edgelm(&["keys", "new", "--api", "--name", "ci", "--append", file]);
+    assert!(status == 1 && error.contains("`ci`"), "{error}");
+    let (_, shown, _) = edgelm(&["--json", "keys", "show", "--api", file]);
+    assert_eq!(serde_json::from_str::<Value>(&shown).unwrap(), json!([{"name": "ci", "scope": "use"}]));
+    assert_eq!(edgelm(&["keys", "new"]).0, 2);
+
+    let server = Server::start(&["--api-key-file", file]);
+    assert_eq!(server.post("/tokenize", &json!({"content": "a"})).0, 401);
+    assert_eq!(server.post(&format!("/tokenize HTTP/1.1\r\nx-api-key: {key}\r\nx:"), &json!({"content": "a"})).0, 200);
+}
+
+#[test]
+fn doors_that_would_stand_open_are_refused_with_a_way_out() {
+    let (status, _, error) = edgelm(&["serve", "demo", "--host", "0.0.0.0", "--port", "0"]);
+    assert!(status == 1 && error.contains("`0.0.0.0:0`") && error.contains("--insecure-bind"), "{error}");
+    let (status, _, error) = edgelm(&["serve", "demo", "--client-ca", "x"]);
+    assert!(status == 2 && error.contains("--tls-cert"), "{error}");
+    let (status, _, error) = edgelm(&["serve", "demo", "--port", "0", "--tls-cert", "/none/x.pem", "--tls-key", "y"]);
+    assert!(status == 1 && error.contains("/none/x.pem"), "{error}");
+}

@@ -66,7 +66,8 @@ fn path_of<S: NamedService>(_: &S) -> String {
 /// Keys and rates, as in front of HTTP.
 async fn admit(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    let is_work = !parts.uri.path().starts_with("/grpc.");
+    let path = parts.uri.path();
+    let is_work = !path.starts_with("/grpc.") && !path.ends_with("/ListModels");
     match guard.admit(Scope::Use, is_work, &parts.headers, &mut parts.extensions) {
         Ok(meter) => {
             let mut response = next.run(Request::from_parts(parts, body)).await;
