@@ -10,6 +10,7 @@ use crate::{
     service::{Limits, Service},
     worker::WorkerConfig,
 };
+use futures::{FutureExt, future::OptionFuture};
 use std::{error::Error, future::Future, net::SocketAddr, pin::pin, sync::Arc, thread, time::Duration};
 use tokio::{
     sync::{oneshot, watch},

@@ -45,6 +45,7 @@ impl Guard {
     ) -> Result<Option<Meter>, ApiError> {
         let identity = identify(&self.keys, wanted, headers, extensions)?;
         let meter = if is_work { self.limiter.admit(identity.client)? } else { None };
+        tracing::debug!(client = identity.name.as_deref(), scope = identity.scope.name(), "let in");
         extensions.insert(identity);
         if let Some(meter) = &meter {
             extensions.insert(meter.clone());
