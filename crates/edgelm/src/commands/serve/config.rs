@@ -102,10 +102,10 @@ fn check(arg: &Arg, name: &str, values: &[String]) -> Result<(), String> {
     if matches!(arg.get_action(), ArgAction::SetTrue) {
         return Ok(());
     }
-    let alone = Command::new("serve").no_binary_name(true).arg(arg.clone().required(false).global(false));
-    let words =
-        values.iter().map(|value| if arg.is_positional() { value.clone() } else { format!("--{name}={value}") });
-    match alone.try_get_matches_from(words) {
+    let flag = |value: &String| if arg.is_positional() { value.clone() } else { format!("--{name}={value}") };
+    // With a file, so that nothing else is missing.
+    let words = ["edgelm", "serve", "--config=-"].into_iter().map(str::to_owned).chain(values.iter().map(flag));
+    match Cli::command().try_get_matches_from(words) {
         Ok(_) => Ok(()),
         Err(error) => {
             let text = error.to_string();
