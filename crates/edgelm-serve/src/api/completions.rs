@@ -129,7 +129,7 @@ impl Prompt {
         Ok(Self::Tokens(tokens.collect::<Result<_, _>>()?))
     }
 
-        pub(crate) fn tokens(&self, backend: &dyn Backend) -> Result<Vec<u32>, EngineError> {
+    pub(crate) fn tokens(&self, backend: &dyn Backend) -> Result<Vec<u32>, EngineError> {
         match self {
             Self::Text(text) => backend.text_prompt(text),
             Self::Tokens(tokens) => Ok(tokens.clone()),

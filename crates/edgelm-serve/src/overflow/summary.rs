@@ -67,7 +67,7 @@ impl Lease {
         let backend = self.backend();
         let most = MOST_TOKENS.min(limit / 4).max(1);
         // Some tokens around the summary are the template's and the heading's.
-        let rest = limit.saturating_sub(most + 48);
+        let rest = limit.saturating_sub(most + (limit / 8).min(48));
         let fit = move |turns: Turns, backend: &dyn Backend| turns.fitting(rest, backend);
         let (turns, count, bare) = on_thread(&backend, Turns::new(conversation), start.param, fit).await?;
         if count == 0 {
@@ -84,17 +84,17 @@ impl Lease {
         }
         while done < count {
             // As many turns at once as fit, one at least.
-            let (mut next, mut prompt) = (count, Vec::new());
-            loop {
-                let (ask, before) = (request(&turns, done, next, &summary), backend.clone());
-                prompt = on_thread(&before, ask, start.param, |ask, backend| ask.prompt(backend)).await?;
+            let mut next = count;
+            let prompt = loop {
+                let ask = request(&turns, done, next, &summary);
+                let prompt = on_thread(&backend, ask, start.param, |ask, backend| ask.prompt(backend)).await?;
                 if prompt.len() + most <= self.room() || next == done + 1 {
-                    break;
+                    break prompt;
                 }
                 next = done + (next - done) / 2;
-            }
+            };
             // A turn too long for the context on its own: its beginning has to do.
-            prompt = shortened(prompt, self.room().saturating_sub(most));
+            let prompt = shortened(prompt, self.room().saturating_sub(most));
             let (text, tokens) = self.write(prompt, most, parameters, start).await?;
             summary_tokens += tokens;
             summary = text;
