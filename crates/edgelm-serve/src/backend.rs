@@ -3,7 +3,7 @@
 use crate::health::{Patience, Probe, TEXT, run_probe};
 use edgelm_engine::{
     Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
-    Pooling, Progress,
+    Pooling, Progress, Speculation,
 };
 use edgelm_model::{Checkpoint, GenerationConfig, Message, ModelError};
 use serde_json::{Map, Value};
@@ -241,11 +241,15 @@ impl Backend for ModelBackend {
         run_probe(self.model.engine(), self.model.sequence(&options), &text, self.context(), patience)
     }
     fn restarted(&self) -> Result<Option<Arc<dyn Backend>>, EngineError> {
+        let mut options = self.options.clone();
+        if let Some(Speculation::Draft(draft)) = &mut options.speculation {
+            *draft = Arc::new(draft.on_new_threads()?);
+        }
         Ok(Some(Arc::new(Self {
             model: Arc::new(self.model.on_new_threads()?),
             name: self.name.clone(),
             adapters: self.adapters.clone(),
-            options: self.options.clone(),
+            options,
             about: self.about.clone(),
             kv_limit: self.kv_limit,
             anchor: self.anchor.clone(),

@@ -160,7 +160,8 @@ impl Artifact for OnDisk {
         for (id, adapter) in opened {
             adapters.push((id.clone(), Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
         }
-        let options = BatchOptions { context: settings.context, kv: settings.kv, kv_budget: Some(plan.kv_bytes), speculation };
+        let options =
+            BatchOptions { context: settings.context, kv: settings.kv, kv_budget: Some(plan.kv_bytes), speculation };
         let backend = ModelBackend::new(model, Some(self.id.clone()), adapters, options)?;
         let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
         let kv = output::bytes(plan.kv_bytes as u64);
