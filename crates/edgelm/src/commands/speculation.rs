@@ -22,6 +22,11 @@ impl SpeculationArgs {
         self.lookup || self.draft.is_some()
     }
 
+    /// The draft model's path, if there is one.
+    pub fn draft(&self) -> Option<&str> {
+        self.draft.as_deref()
+    }
+
     /// Loads the draft model, if there is one.
     pub fn load(&self, arithmetic: Arithmetic, cpu: &Arc<Cpu>, global: &Global) -> anyhow::Result<Option<Speculation>> {
         let Some(draft) = &self.draft else { return Ok(self.lookup.then_some(Speculation::Lookup)) };

@@ -63,8 +63,15 @@ impl OnDisk {
         let config = checkpoint.config();
         let Weights { bytes, default_kv } = weights(&checkpoint)?;
         let kv = self.settings.kv.unwrap_or(default_kv);
+        let draft = match self.settings.speculation.as_ref().and_then(SpeculationArgs::draft) {
+            Some(path) => {
+                let checkpoint = resolve::checkpoint(path, &self.settings.global)?;
+                weights(&checkpoint)?.bytes
+            }
+            None => 0,
+        };
         Ok(Need {
-            weights_bytes: bytes,
+            weights_bytes: bytes + draft,
             work_bytes: work_bytes(config, self.settings.parallel),
             mapped_bytes: checkpoint.file_bytes(),
             page_bytes: KvCache::page_bytes(&kv_shapes(config), kv) as u64,
