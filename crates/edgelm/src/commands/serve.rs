@@ -20,8 +20,7 @@ use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig, serve_models,
-    shutdown_signal,
+    Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig, serve_models, shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
