@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn one_token_is_no_match() {
-        assert_eq!(guess(&[1, 2, 3, 4, 3], 4), []);
-        assert_eq!(guess(&[3], 4), []);
-        assert_eq!(guess(&[], 4), []);
+        assert!(guess(&[1, 2, 3, 4, 3], 4).is_empty());
+        assert!(guess(&[3], 4).is_empty());
+        assert!(guess(&[], 4).is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Flags for speculative decoding, of `run` and `serve`.
 
-use crate::{options::Global, resolve};
+use crate::{failure::Usage, options::Global, resolve};
 use anyhow::Context;
 use clap::Args;
 use edgelm_engine::{Arithmetic, Model, Speculation};
@@ -29,6 +29,10 @@ impl SpeculationArgs {
 
     /// Loads the draft model, if there is one.
     pub fn load(&self, arithmetic: Arithmetic, cpu: &Arc<Cpu>, global: &Global) -> anyhow::Result<Option<Speculation>> {
+        // With one in a file of settings, the command line's own check does not see it.
+        if self.lookup && self.draft.is_some() {
+            return Err(Usage("--draft and --lookup exclude each other".into()).into());
+        }
         let Some(draft) = &self.draft else { return Ok(self.lookup.then_some(Speculation::Lookup)) };
         let model = resolve::checkpoint(draft, global)
             .and_then(|checkpoint| Ok(Model::load_with(checkpoint, Arc::clone(cpu), arithmetic)?))
