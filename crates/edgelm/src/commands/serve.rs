@@ -36,7 +36,7 @@ use std::{
 pub struct ServeArgs {
     /// Folder, .gguf file, hf.co/org/name or `demo`; `ID=PATH` for another id, `ID=PATH,PATH…` for others to load where the first
     /// cannot be. The first model is loaded at once, the others when they are asked for
-    #[arg(id = "model", value_name = "MODEL", required_unless_present = "config", value_parser = ModelArg::parse)]
+    #[arg(id = "model", value_name = "MODEL", value_parser = ModelArg::parse)]
     models: Vec<ModelArg>,
     /// Load all models at the start
     #[arg(long)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 #[derive(Args)]
-pub(super) struct NewArgs {
+pub(super) struct ApiArgs {
     /// What it opens: `use` (generate, embed, list models) or `admin` (metrics and the dashboard too)
     #[arg(long, value_name = "use|admin", default_value = "use", requires = "api")]
     scope: Scope,
@@ -25,8 +25,8 @@ pub(super) struct NewArgs {
 }
 
 /// Prints a new key, which is not kept anywhere, and the line that stands for it in a key file.
-pub(super) fn new(args: NewArgs, global: &Global) -> anyhow::Result<()> {
-    let NewArgs { scope, name, append } = args;
+pub(super) fn new(args: ApiArgs, global: &Global) -> anyhow::Result<()> {
+    let ApiArgs { scope, name, append } = args;
     let new = NewKey::random(&name, scope)?;
     if let Some(path) = &append {
         add(path, &name, &new.line)?;

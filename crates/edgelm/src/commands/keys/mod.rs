@@ -30,9 +30,9 @@ struct NewArgs {
     #[arg(long, group = "kind", requires = "out")]
     signing: bool,
     #[command(flatten)]
-    of_api: api::NewArgs,
+    of_api: api::ApiArgs,
     #[command(flatten)]
-    of_signing: signing::NewArgs,
+    of_signing: signing::SigningArgs,
 }
 
 #[derive(Args)]

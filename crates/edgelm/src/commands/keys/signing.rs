@@ -7,14 +7,14 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
-pub(super) struct NewArgs {
+pub(super) struct SigningArgs {
     /// File for the private key, readable by its owner alone; F.pub gets the public one
     #[arg(long, short, value_name = "F", requires = "signing")]
     out: Option<PathBuf>,
 }
 
 /// Makes a key pair and prints the public key.
-pub(super) fn new(args: NewArgs, global: &Global) -> anyhow::Result<()> {
+pub(super) fn new(args: SigningArgs, global: &Global) -> anyhow::Result<()> {
     let path = args.out.ok_or_else(|| Usage("--signing needs --out F".to_owned()))?;
     let (key, public_path) = SigningKey::create(&path)?;
     let key = key.verifying_key().to_string();

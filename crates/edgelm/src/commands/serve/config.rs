@@ -8,7 +8,7 @@ use crate::{
     options::{Cli, Command as Chosen},
 };
 use anyhow::Context;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, error::ErrorKind};
 use std::{any::TypeId, ffi::OsString, fmt::Write, fs, ops::Range, path::Path};
 use toml::{
     Value,
@@ -107,6 +107,8 @@ fn check(arg: &Arg, name: &str, values: &[String]) -> Result<(), String> {
     let words = ["edgelm", "serve", "--config=-"].into_iter().map(str::to_owned).chain(values.iter().map(flag));
     match Cli::command().try_get_matches_from(words) {
         Ok(_) => Ok(()),
+        // What else it needs may be in the file, or on the command line.
+        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => Ok(()),
         Err(error) => {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
