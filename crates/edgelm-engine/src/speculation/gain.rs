@@ -77,7 +77,7 @@ impl Cost {
     /// Seconds of a pass, between those measured in proportion; in units of a pass of one row where none was.
     fn pass(&self, rows: usize) -> f64 {
         let known = || self.passes.iter().enumerate().filter_map(|(index, &took)| Some((index + 1, took?)));
-        let (below, above) = (known().filter(|&(n, _)| n <= rows).last(), known().find(|&(n, _)| n >= rows));
+        let (below, above) = (known().rfind(|&(n, _)| n <= rows), known().find(|&(n, _)| n >= rows));
         let row = |(n, took): (usize, f64)| ROW * took / (1.0 + ROW * (n - 1) as f64);
         match (below, above) {
             (Some((_, took)), Some((n, _))) if n == rows => took,
@@ -156,7 +156,7 @@ mod tests {
                 .map(|(&(p, _), &n)| (0..=n).map(|guess| f64::powi(p, guess as i32)).sum::<f64>())
                 .sum();
             let rows = 3 + counts.iter().sum::<usize>();
-            tokens / (cost.pass(rows) + 0.03 * *counts.iter().max().unwrap() as f64)
+            tokens / (cost.pass(rows) + 0.03 * counts.iter().max().copied().unwrap_or(0) as f64)
         };
         let mut best = (0.0, Vec::new());
         for a in 0..=4 {

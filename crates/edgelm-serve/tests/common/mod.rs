@@ -98,7 +98,7 @@ impl Backend for Fake {
         self.context
     }
     fn kv_limit(&self) -> Option<KvLimit> {
-        (self.room < usize::MAX).then_some(KvLimit { budget_bytes: self.room * 10, tokens: self.room })
+        (self.room < usize::MAX).then_some(KvLimit { budget_bytes: self.room.saturating_mul(10), tokens: self.room })
     }
     fn vocab_size(&self) -> usize {
         100

@@ -162,7 +162,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         return output::stream(&config::effective(&arguments, args.config())?);
     }
     if args.models.is_empty() {
-        return Err(Usage("`model` is neither in the configuration nor on the command line".to_owned()).into());
+        return Err(Usage("no MODEL: neither on the command line nor in a --config file".to_owned()).into());
     }
     let parallel = usize::from(args.parallel);
     let config = ServerConfig {
