@@ -94,7 +94,7 @@ pub enum Command {
     /// Speed of prefill and decode, or of each kernel (`bench kernels`)
     Bench(BenchArgs),
     /// HTTP server with the APIs of OpenAI, Ollama and Anthropic
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Keys of a server's API, and keys that sign
     Keys(KeysArgs),
     /// Audit logs of servers

@@ -214,9 +214,13 @@ mod tests {
         Arc::new(Breaker::new(config, |_| ()))
     }
 
+    fn passes(breaker: &Arc<Breaker>) -> Pass {
+        breaker.pass().unwrap_or_else(|wait| panic!("refused for {wait} s"))
+    }
+
     fn run(breaker: &Arc<Breaker>, outcomes: &[Outcome]) {
         for &outcome in outcomes {
-            breaker.pass().ok().expect("passes").report(outcome);
+            passes(breaker).report(outcome);
         }
     }
 
@@ -244,7 +248,7 @@ mod tests {
         assert_eq!(breaker.circuit(), Circuit::Open);
         run(&breaker, &[GOOD, BAD]);
         assert_eq!(breaker.circuit(), Circuit::Open);
-        let mut probes: Vec<Pass> = (0..PROBES).map(|_| breaker.pass().ok().expect("a probe")).collect();
+        let mut probes: Vec<Pass> = (0..PROBES).map(|_| passes(&breaker)).collect();
         assert!(breaker.pass().is_err(), "no more at once");
         // A client that left makes room for another.
         probes.pop();
@@ -258,9 +262,9 @@ mod tests {
     #[test]
     fn what_began_before_a_change_is_not_counted_after_it() {
         let breaker = breaker(Duration::ZERO);
-        let mut late = breaker.pass().ok().expect("passes");
+        let mut late = passes(&breaker);
         run(&breaker, &[BAD; 4]);
-        let mut probe = breaker.pass().ok().expect("a probe");
+        let mut probe = passes(&breaker);
         late.report(BAD);
         assert_eq!(breaker.circuit(), Circuit::HalfOpen);
         probe.report(GOOD);

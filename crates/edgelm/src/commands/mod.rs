@@ -44,7 +44,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
         Command::Keys(args) => keys::run(args, global)?,
-        Command::Serve(args) => serve::run(args, global)?,
+        Command::Serve(args) => serve::run(*args, global)?,
     }
     Ok(ExitCode::SUCCESS)
 }
