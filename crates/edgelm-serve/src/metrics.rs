@@ -343,6 +343,8 @@ impl Metrics {
     pub(crate) fn loaded(&self, model: &str, is_loaded: bool) {
         let labels = ModelLabels { model_name: model.to_owned() };
         self.models_loaded.get_or_create(&labels).set(i64::from(is_loaded));
+        // There from the start: the first failure is an increase only over a zero that was seen.
+        drop(self.model_load_failures.get_or_create(&labels));
         if is_loaded {
             self.model_loads.get_or_create(&labels).inc();
         }
