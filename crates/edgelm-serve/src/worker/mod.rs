@@ -323,8 +323,12 @@ impl Shared {
     /// Until the thread has to end.
     fn follow(&self, schedule: &mut Schedule<'_>, seat: &Seat) {
         while !seat.watchdog.is_abandoned() {
-            if schedule.is_idle() && !self.wait() {
-                return;
+            if schedule.is_idle() {
+                // Those that the last pass finished are gone only now.
+                schedule.show();
+                if !self.wait() {
+                    return;
+                }
             }
             if self.stopping.load(Ordering::Relaxed) {
                 schedule.fail_all(&ApiError::ShuttingDown);

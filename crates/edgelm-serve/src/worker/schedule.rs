@@ -182,7 +182,8 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    fn show(&self) {
+    /// Tells the metrics what is there now.
+    pub(super) fn show(&self) {
         let metrics = &self.shared.metrics;
         let parts = &self.shared.parts;
         parts.running.set(&metrics.running, i64::try_from(self.active.len()).unwrap_or(i64::MAX));
