@@ -1,10 +1,6 @@
 //! The APIs in front of a real model: forms of answers, functions, embeddings, tokens.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{client, read};
+use crate::fake::{client, read};
 use edgelm_engine::{BatchOptions, Model};
 use edgelm_kernels::Cpu;
 use edgelm_model::Checkpoint;

@@ -1,10 +1,6 @@
 //! The OpenAI API as a client sees it.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, events, read};
+use crate::fake::{Fake, Running, events, read};
 use edgelm_model::GenerationConfig;
 use edgelm_serve::ServerConfig;
 use serde_json::{Value, json};

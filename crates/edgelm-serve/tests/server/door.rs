@@ -1,10 +1,6 @@
 //! Who gets in, over which connections, and who is let go.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, client, eventually, read};
+use crate::fake::{Fake, Running, client, eventually, read};
 use edgelm_serve::{ApiKeys, DoorLimits, NewKey, RateLimits, Scope, ServeError, ServerConfig, TlsFiles};
 use futures::StreamExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};

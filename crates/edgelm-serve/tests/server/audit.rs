@@ -1,10 +1,6 @@
 //! The audit log: what `verify` finds, what a restart does, and what a server writes.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, eventually};
+use crate::fake::{Fake, Running, eventually};
 use edgelm_serve::{
     ServerConfig,
     audit::{

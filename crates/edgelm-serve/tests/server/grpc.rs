@@ -1,10 +1,6 @@
 //! The gRPC API, through a client in Rust.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, eventually};
+use crate::fake::{Fake, Running, eventually};
 use edgelm_serve::{
     NewKey, RateLimits, Scope, ServerConfig,
     proto::v1::{

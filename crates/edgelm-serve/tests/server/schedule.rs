@@ -1,10 +1,6 @@
 //! Several requests at once: who runs, who waits, who pays for whom.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, events, eventually, read};
+use crate::fake::{Fake, Running, events, eventually, read};
 use edgelm_serve::{ApiKeys, ServerConfig};
 use serde_json::{Value, json};
 use std::{

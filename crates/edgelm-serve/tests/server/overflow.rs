@@ -1,10 +1,6 @@
 //! Prompts that are longer than the context.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running};
+use crate::fake::{Fake, Running};
 use edgelm_serve::{Overflow, ServerConfig};
 use serde_json::{Value, json};
 

@@ -1,7 +1,5 @@
 //! A fake model behind a real server on a free port.
 
-#![allow(dead_code, reason = "every test binary uses its own part")]
-
 use edgelm_engine::{
     Constraint, EngineError, FinishReason, GenerateOptions, Grammar, Guesses, KvMemory, LaneId, LoadedAdapter, Piece,
     Pooling, Progress,

@@ -1,14 +1,12 @@
 //! The audit log of a server that is killed, filled up and verified, by the command line alone.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used)]
 
+use super::process::Server;
 use serde_json::{Value, json};
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::Write,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     thread,
     time::Duration,
 };
@@ -23,57 +21,21 @@ fn report(log: &Path, key: &Path, code: i32) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A server that ends with the value; `limit` is its `ulimit -f`.
-struct Server {
-    process: Child,
-    address: String,
+/// `limit` is the server's `ulimit -f`.
+fn start(log: &Path, key: &Path, limit: Option<u32>, more: &[&str]) -> Server {
+    // SIGXFSZ must not end it: then writes beyond the limit fail as on a full disk.
+    let script = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
+        .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
+        .args(["--audit-log", log.to_str().unwrap(), "--audit-key", key.to_str().unwrap()])
+        .args(more);
+    Server::run(command)
 }
 
-impl Server {
-    fn start(log: &Path, key: &Path, limit: Option<u32>, more: &[&str]) -> Self {
-        // SIGXFSZ must not end it: then writes beyond the limit fail as on a full disk.
-        let script = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
-        let mut process = Command::new("sh")
-            .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
-            .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
-            .args(["--audit-log", log.to_str().unwrap(), "--audit-key", key.to_str().unwrap()])
-            .args(more)
-            .env("EDGELM_OFFLINE", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("the server ended").unwrap();
-            if let Some((_, rest)) = line.split_once("listening on http://") {
-                break rest.split(' ').next().unwrap().to_owned();
-            }
-        };
-        thread::spawn(move || lines.for_each(drop));
-        Self { process, address }
-    }
-
-    fn ask(&self) -> u16 {
-        let body = json!({"model": "demo", "prompt": "The harbour", "max_tokens": 2}).to_string();
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
-        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer.split(' ').nth(1).unwrap().parse().unwrap()
-    }
-
-    fn end(mut self, signal: &str) {
-        Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn ask(server: &Server) -> u16 {
+    server.post("/v1/completions", &json!({"model": "demo", "prompt": "The harbour", "max_tokens": 2})).0
 }
 
 #[test]
@@ -87,9 +49,9 @@ fn a_server_that_is_killed_leaves_a_log_that_goes_on() {
     assert_eq!(shown.stdout, made.stdout);
     assert!(!edgelm(&["keys", "new", "--signing", "--out", key.to_str().unwrap()]).status.success(), "no key is lost");
 
-    let server = Server::start(&log, &key, None, &["--audit-checkpoint-records", "3"]);
+    let server = start(&log, &key, None, &["--audit-checkpoint-records", "3"]);
     for _ in 0..5 {
-        assert_eq!(server.ask(), 200);
+        assert_eq!(ask(&server), 200);
     }
     // The last record comes when its answer is out.
     while fs::read_to_string(&log).unwrap().matches("\"kind\":\"request\"").count() < 5 {
@@ -103,8 +65,8 @@ fn a_server_that_is_killed_leaves_a_log_that_goes_on() {
     file.write_all(b"{\"seq\":99,\"time\":\"20").unwrap();
     report(&log, &public, 1);
 
-    let server = Server::start(&log, &key, None, &[]);
-    assert_eq!(server.ask(), 200);
+    let server = start(&log, &key, None, &[]);
+    assert_eq!(ask(&server), 200);
     server.end("-TERM");
     let whole = report(&log, &public, 0);
     assert_eq!((&whole["requests"], &whole["is_closed"]), (&json!(6), &json!(true)));
@@ -123,10 +85,10 @@ fn a_full_disk_refuses_requests_or_does_not() {
         let folder = tempfile::tempdir().unwrap();
         let (log, key) = (folder.path().join("audit.jsonl"), folder.path().join("key"));
         assert!(edgelm(&["keys", "new", "--signing", "--out", key.to_str().unwrap()]).status.success());
-        let server = Server::start(&log, &key, Some(8), &["--audit-on-failure", policy]);
+        let server = start(&log, &key, Some(8), &["--audit-on-failure", policy]);
         let mut last = 0;
         for _ in 0..40 {
-            last = server.ask();
+            last = ask(&server);
             thread::sleep(Duration::from_millis(10));
         }
         assert_eq!(last, expected, "{policy}");

@@ -1,10 +1,6 @@
 //! What a server says about itself: probes of health, traces, and the metrics that dashboards and alerts name.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, eventually};
+use crate::fake::{Fake, Running, eventually};
 use edgelm_serve::ServerConfig;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{

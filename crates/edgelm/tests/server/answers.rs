@@ -1,69 +1,8 @@
 //! The server on the built-in model: many requests at once say what each says alone.
-#![allow(clippy::unwrap_used)]
 
+use super::process::Server;
 use serde_json::{Value, json};
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    process::{Child, Command, Stdio},
-    thread,
-};
-
-/// A server that ends with the value.
-struct Server {
-    process: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(arguments: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_edgelm"))
-            .args(["serve", "demo", "--port", "0", "--threads", "2"])
-            .args(arguments)
-            .env("EDGELM_OFFLINE", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("the server ended").unwrap();
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split(' ').next().unwrap().to_owned();
-            }
-        };
-        // Somebody has to read on, or the server would wait for a full pipe.
-        thread::spawn(move || lines.for_each(drop));
-        Self { process, address }
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        self.post_with(path, "", body)
-    }
-
-    /// `headers`: lines, each with its end.
-    fn post_with(&self, path: &str, headers: &str, body: &Value) -> (u16, Value) {
-        let body = body.to_string();
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(
-            stream,
-            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use std::{process::Command, thread};
 
 /// Of any length; the beginning is the same for all.
 fn request(index: usize) -> Value {

@@ -1,10 +1,6 @@
 //! Queueing, cancelling, crashing, loading and stopping.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, Stock, client, events, eventually, read};
+use crate::fake::{Fake, Running, Stock, client, events, eventually, read};
 use edgelm_serve::{Backend, ServeError, ServerConfig, serve, serve_models};
 use futures::StreamExt;
 use serde_json::{Value, json};

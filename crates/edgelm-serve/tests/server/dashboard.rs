@@ -1,10 +1,6 @@
 //! The page in a browser: headless Chromium by WebDriver, where both programs are installed.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, client};
+use crate::fake::{Fake, Running, client};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader},

@@ -1,23 +1,11 @@
 //! The official clients of OpenAI, Ollama and Anthropic against `edgelm serve demo`: `tests/clients/`.
 
-#![allow(clippy::unwrap_used)]
-
+use super::process::Server;
 use std::{
     env,
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
-
-/// Ends the server with the test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn official_clients_are_understood() {
@@ -28,19 +16,10 @@ fn official_clients_are_understood() {
         println!("SKIPPED: `{python}` lacks the packages of tests/clients/requirements.txt");
         return;
     }
-    let server = Command::new(env!("CARGO_BIN_EXE_edgelm"))
-        .args(["serve", "demo", "--port", "0"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut server = Server(server);
-    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
-    let url = lines
-        .map_while(Result::ok)
-        .find_map(|line| line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned))
-        .expect("the server says where it listens");
+    let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients/run.py");
     // A proxy of the machine is not for this.
+    let url = format!("http://{}", server.address);
     let status = Command::new(python).arg(script).args([&url, "demo"]).env("NO_PROXY", "127.0.0.1").status().unwrap();
     assert!(status.success(), "see the lines that begin with FAILED");
 }

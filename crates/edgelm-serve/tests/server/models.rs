@@ -1,10 +1,6 @@
 //! Several models: loaded on demand, unloaded for memory, failing and stood in for.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Fake, Running, Stock, eventually, read};
+use crate::fake::{Fake, Running, Stock, eventually, read};
 use edgelm_serve::{Backend, BoxError, BreakerConfig, KeepAlive, ModelSpec, ServerConfig};
 use serde_json::{Value, json};
 use std::{

@@ -1,0 +1,8 @@
+//! `edgelm serve` as a process: what it answers, what its audit log survives, and the official clients.
+#![allow(clippy::unwrap_used)]
+
+mod answers;
+#[cfg(unix)]
+mod audit_log;
+mod clients;
+mod process;

@@ -1,0 +1,69 @@
+//! `edgelm serve demo` as a process of its own.
+
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+/// A server that ends with the value.
+pub struct Server {
+    pub process: Child,
+    /// Host and port.
+    pub address: String,
+}
+
+impl Server {
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgelm"));
+        command.args(["serve", "demo", "--port", "0"]).args(arguments);
+        Self::run(command)
+    }
+
+    /// Starts what becomes a server, and waits until that says where it listens.
+    pub fn run(mut command: Command) -> Self {
+        let mut process = command.env("EDGELM_OFFLINE", "1").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("the server ended").unwrap();
+            if let Some((_, rest)) = line.split_once("listening on http://") {
+                break rest.split(' ').next().unwrap().to_owned();
+            }
+        };
+        // Somebody has to read on, or the server would wait for a full pipe.
+        thread::spawn(move || lines.for_each(drop));
+        Self { process, address }
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.post_with(path, "", body)
+    }
+
+    /// `headers`: lines, each with its end.
+    pub fn post_with(&self, path: &str, headers: &str, body: &Value) -> (u16, Value) {
+        let (address, body) = (&self.address, body.to_string());
+        let mut stream = TcpStream::connect(address).unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}");
+        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap())
+    }
+
+    /// Sends a signal and waits for the end.
+    #[cfg(unix)]
+    pub fn end(mut self, signal: &str) {
+        Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
