@@ -30,6 +30,7 @@ mod service;
 mod signals;
 mod stream;
 mod telemetry;
+mod time;
 mod tools;
 mod turns;
 mod worker;

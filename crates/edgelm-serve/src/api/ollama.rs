@@ -21,6 +21,7 @@ use crate::{
     overflow::Source as PromptSource,
     service::{MaxTokens, unix_now},
     stream::{Frame, Writer, lines},
+    time::{Fraction, rfc3339},
     tools::{Call, Tool, Toolbox},
     worker::TokenLogprob,
 };
@@ -548,7 +549,7 @@ pub(super) async fn ps(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiEr
         listing["context_length"] = status.about.context.into();
         // A hundred years are for ever to a client.
         let left = status.expires.map_or(100 * 365 * 86_400, |left| left.as_secs().min(100 * 365 * 86_400));
-        listing["expires_at"] = rfc3339(unix_now() + left, 0).into();
+        listing["expires_at"] = date(unix_now() + left).into();
         models.push(listing);
     }
     Ok(Json(json!({"models": models})))
@@ -572,7 +573,7 @@ pub(super) async fn show(State(app): State<Arc<App>>, mut fields: Fields) -> Res
     info[format!("{architecture}.context_length")] = status.about.context.into();
     info[format!("{architecture}.embedding_length")] = about.hidden_size.into();
     Ok(Json(json!({
-        "modified_at": rfc3339(status.about.modified, 0),
+        "modified_at": date(status.about.modified),
         "details": details(about),
         "template": about.chat_template.clone().unwrap_or_default(),
         "model_info": info,
@@ -594,7 +595,7 @@ fn listing(status: &Status, digest: Option<&str>, id: &str) -> Value {
     let mut listing = json!({
         "name": id,
         "model": id,
-        "modified_at": rfc3339(status.about.modified, 0),
+        "modified_at": date(status.about.modified),
         "size": about.size_bytes,
         "details": details(about),
     });
@@ -622,35 +623,17 @@ fn parameter_size(count: u64) -> String {
 }
 
 fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    rfc3339(since.as_secs(), since.subsec_nanos())
+    rfc3339(SystemTime::now(), Fraction::Nanos)
 }
 
-/// A time in UTC as RFC 3339 writes it. Days become a date by the algorithm of Hinnant's `civil_from_days`.
-fn rfc3339(seconds: u64, nanos: u32) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+/// Of a Unix time.
+fn date(seconds: u64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_secs(seconds), Fraction::Nanos)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(rfc3339(951_782_400, 5), "2000-02-29T00:00:00.000000005Z");
-        assert_eq!(rfc3339(1_735_689_599, 0), "2024-12-31T23:59:59.000000000Z");
-    }
 
     #[test]
     fn sizes() {

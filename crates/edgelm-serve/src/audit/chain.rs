@@ -4,8 +4,11 @@
 //! `{"seq":7,"time":"…","prev":"<hash of line 6>",…,"hash":"<of the bytes before ,"hash">"}`. So the bytes themselves are what
 //! is hashed, and no canonical form of JSON is needed: `prev` is among them, which makes the chain.
 
-use super::{record::Entry, time::rfc3339};
-use crate::encoding::{from_hex, hex};
+use super::record::Entry;
+use crate::{
+    encoding::{from_hex, hex},
+    time::{Fraction, rfc3339},
+};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -66,7 +69,7 @@ struct Body<'a> {
 
 /// The line of the record behind `place`, with its line end, and the place behind it.
 pub(super) fn line(place: Place, time: SystemTime, entry: &Entry) -> Result<(String, Place), serde_json::Error> {
-    let body = Body { seq: place.records, time: rfc3339(time), prev: hex(&place.head), entry };
+    let body = Body { seq: place.records, time: rfc3339(time, Fraction::Millis), prev: hex(&place.head), entry };
     let mut text = serde_json::to_string(&body)?;
     // Its own bracket comes last.
     text.pop();

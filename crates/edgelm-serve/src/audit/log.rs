@@ -9,9 +9,11 @@ use super::{
     key::SigningKey,
     note,
     record::Entry,
-    time::rfc3339,
 };
-use crate::encoding::hex;
+use crate::{
+    encoding::hex,
+    time::{Fraction, rfc3339},
+};
 use aws_lc_rs::rand;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -212,10 +214,9 @@ impl Log {
 
     /// Appends a record. On an error the log is as it was.
     pub(super) fn append(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
-        if self.file.is_some() && self.len >= self.config.rotate_bytes {
-            self.rotate()?;
-        }
-        self.append_here(time, entry)
+        self.rotate_if_full()?;
+        self.begin_file()?;
+        self.append_line(time, entry)
     }
 
     /// The file that the next record goes to, with its first record.
@@ -228,11 +229,6 @@ impl Log {
             self.append_line(SystemTime::now(), &Entry::File { log: self.id.clone(), file: self.number })?;
         }
         Ok(())
-    }
-
-    fn append_here(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
-        self.begin_file()?;
-        self.append_line(time, entry)
     }
 
     fn append_line(&mut self, time: SystemTime, entry: &Entry) -> Result<(), AuditError> {
@@ -275,6 +271,10 @@ impl Log {
         if self.config.fsync == Fsync::Record { self.sync() } else { Ok(()) }
     }
 
+    fn rotate_if_full(&mut self) -> Result<(), AuditError> {
+        if self.file.is_some() && self.len >= self.config.rotate_bytes { self.rotate() } else { Ok(()) }
+    }
+
     /// The file is full: signs it, gives it its number, and lets the next record begin a new one.
     fn rotate(&mut self) -> Result<(), AuditError> {
         let to = numbered(&self.config.path, self.number);
@@ -291,9 +291,7 @@ impl Log {
 
     /// Signs all there is. `last`: nothing comes after.
     pub(super) fn checkpoint(&mut self, last: bool) -> Result<(), AuditError> {
-        if self.file.is_some() && self.len >= self.config.rotate_bytes {
-            self.rotate()?;
-        }
+        self.rotate_if_full()?;
         self.checkpoint_here(last)
     }
 
@@ -301,7 +299,7 @@ impl Log {
         // Before the signature: the record that begins a file is under it too.
         self.begin_file()?;
         let now = SystemTime::now();
-        let time = rfc3339(now);
+        let time = rfc3339(now, Fraction::Millis);
         let key = self.config.key.clone();
         let entry = match &key {
             None => Entry::Checkpoint { last, key: None, signature: None, signed_time: None },
@@ -312,7 +310,7 @@ impl Log {
                 signed_time: Some(time.clone()),
             },
         };
-        self.append_here(now, &entry)?;
+        self.append_line(now, &entry)?;
         self.sync()?;
         if let Some(key) = key {
             // Of this record too, which its own signature cannot be.
@@ -325,8 +323,7 @@ impl Log {
     /// Writes the newest checkpoint beside the log, where it says how far the log goes.
     fn state(&self, note: &str) -> Result<(), AuditError> {
         let path = checkpoint_path(&self.config.path);
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(".new");
+        let temporary = with_suffix(&path, "new");
         let write = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(note.as_bytes())?;

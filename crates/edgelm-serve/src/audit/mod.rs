@@ -9,7 +9,6 @@ mod key;
 mod log;
 mod note;
 mod record;
-mod time;
 mod verify;
 mod writer;
 

@@ -1,15 +1,26 @@
-//! Times as RFC 3339 writes them, in UTC with milliseconds.
+//! Times as RFC 3339 writes them, in UTC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// How finely a time is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Fraction {
+    Millis,
+    Nanos,
+}
+
 /// `2026-11-22T08:43:47.120Z`. Times before 1970 are written as 1970.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime, fraction: Fraction) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+    let seconds = since.as_secs();
+    let fraction = match fraction {
+        Fraction::Millis => format!("{:03}", since.subsec_millis()),
+        Fraction::Nanos => format!("{:09}", since.subsec_nanos()),
+    };
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction}Z")
 }
 
 /// Year, month and day of a number of days since 1970, in the Gregorian calendar.
@@ -41,8 +52,15 @@ mod tests {
             (1_709_251_199, "2024-02-29T23:59:59.000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds), Fraction::Millis), text);
         }
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(1_999)), "1970-01-01T00:00:01.999Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(1_999), Fraction::Millis), "1970-01-01T00:00:01.999Z");
+        for (seconds, nanos, text) in [
+            (0, 0, "1970-01-01T00:00:00.000000000Z"),
+            (951_782_400, 5, "2000-02-29T00:00:00.000000005Z"),
+            (1_735_689_599, 0, "2024-12-31T23:59:59.000000000Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::new(seconds, nanos), Fraction::Nanos), text);
+        }
     }
 }
