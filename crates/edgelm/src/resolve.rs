@@ -2,12 +2,9 @@
 
 use crate::{options::Global, progress};
 use anyhow::{Context, bail};
-use edgelm_fleet::hub;
+use edgelm_fleet::{digest, hub};
 use edgelm_model::{Checkpoint, Embedded, Texts};
-use sha2::{Digest, Sha256};
 use std::{
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
@@ -44,7 +41,8 @@ pub fn texts(model: &str, global: &Global) -> anyhow::Result<Texts> {
 /// `<digest>  <name>` in order of their names.
 pub fn digest(model: &str, global: &Global) -> anyhow::Result<String> {
     if model == "demo" {
-        return Ok(list_digest(DEMO.iter().map(|(name, bytes)| ((*name).to_owned(), hex(&Sha256::digest(bytes))))));
+        let digests: Vec<_> = DEMO.iter().map(|(name, bytes)| (*name, digest::sha256(bytes))).collect();
+        return Ok(digest::sha256_of_list(&digests));
     }
     let path = path(model, global)?;
     let files = files(&path)?;
@@ -56,7 +54,7 @@ pub fn digest(model: &str, global: &Global) -> anyhow::Result<String> {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         digests.push((name, file_digest(file)?));
     }
-    Ok(list_digest(digests.into_iter()))
+    Ok(digest::sha256_of_list(&digests))
 }
 
 /// When the newest of a model's files was changed, as Unix time; 0 where nobody knows.
@@ -95,31 +93,7 @@ fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn file_digest(path: &Path) -> anyhow::Result<String> {
-    let read = || {
-        let mut hasher = Sha256::new();
-        let mut file = File::open(path)?;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                return Ok::<_, std::io::Error>(hex(&hasher.finalize()));
-            }
-            hasher.update(&buffer[..count]);
-        }
-    };
-    read().with_context(|| format!("cannot read `{}`", path.display()))
-}
-
-fn list_digest(files: impl Iterator<Item = (String, String)>) -> String {
-    let mut hasher = Sha256::new();
-    for (name, digest) in files {
-        hasher.update(format!("{digest}  {name}\n"));
-    }
-    hex(&hasher.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    digest::sha256_of_file(path).with_context(|| format!("cannot read `{}`", path.display()))
 }
 
 /// The file or folder that MODEL means, downloaded if need be.

@@ -1,66 +1,34 @@
-//! Digests of files.
+//! Digests of downloaded files, of the kind that the hub says.
 
 use super::{HubError, listing::Digest};
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use crate::digest;
+use sha1::{Digest as _, Sha1};
+use std::{io, path::Path};
 
 /// Hexadecimal digest of a file, of the kind that `like` is.
 pub(super) async fn of_file(path: &Path, like: &Digest) -> Result<String, HubError> {
     match like {
         Digest::Sha256(_) => sha256_of_file(path).await,
         Digest::GitSha1(_) => {
-            hash(path, |length| {
-                let mut hasher = Sha1::new();
-                hasher.update(format!("blob {length}\0"));
-                hasher
-            })
-            .await
+            let start = |length: u64| Sha1::new().chain_update(format!("blob {length}\0"));
+            on_thread(path, move |path| digest::of_file(path, start)).await
         }
     }
 }
 
 /// SHA-256 of a file.
 pub(super) async fn sha256_of_file(path: &Path) -> Result<String, HubError> {
-    hash(path, |_| Sha256::new()).await
-}
-
-/// SHA-256 of the lines `<digest>  <name>\n`, for (name, digest) pairs.
-pub(super) fn sha256_of_list(files: &[(&str, String)]) -> String {
-    let mut hasher = Sha256::new();
-    for (name, digest) in files {
-        hasher.update(format!("{digest}  {name}\n"));
-    }
-    hex(&hasher.finalize())
+    on_thread(path, digest::sha256_of_file).await
 }
 
 /// Reads on a blocking thread: a large file takes seconds.
-async fn hash<H>(path: &Path, start: impl FnOnce(u64) -> H + Send + 'static) -> Result<String, HubError>
-where
-    H: sha2::Digest,
-{
+async fn on_thread(
+    path: &Path,
+    hash: impl FnOnce(&Path) -> io::Result<String> + Send + 'static,
+) -> Result<String, HubError> {
     let owned = path.to_owned();
-    let hashed = tokio::task::spawn_blocking(move || -> io::Result<String> {
-        let mut file = File::open(owned)?;
-        let mut hasher = start(file.metadata()?.len());
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hex(&hasher.finalize())),
-                read => hasher.update(&buffer[..read]),
-            }
-        }
-    })
-    .await;
+    let hashed = tokio::task::spawn_blocking(move || hash(&owned)).await;
     hashed.map_err(io::Error::other).flatten().map_err(HubError::io(path))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -118,7 +118,7 @@ async fn finish(cache: &RepoCache, commit: String, selection: &select::Selection
     }
     let digest = match digests.as_slice() {
         [(_, digest)] => digest.clone(),
-        several => digest::sha256_of_list(several),
+        several => crate::digest::sha256_of_list(several),
     };
     let path = match &selection.entry {
         Some(file) => cache.snapshot_path(&commit, file),
