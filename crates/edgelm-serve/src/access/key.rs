@@ -4,10 +4,13 @@
 //! down here. The salt keeps equal keys in two files from being told to be equal.
 
 use super::Scope;
-use crate::ServeError;
+use crate::{
+    ServeError,
+    encoding::{from_hex, hex},
+};
 use rustls::crypto::aws_lc_rs;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write, hint::black_box, sync::Arc};
+use std::{hint::black_box, sync::Arc};
 
 const ALGORITHM: &str = "sha256";
 /// In front of every key, so that scanners of leaked secrets and people know what it is.
@@ -67,8 +70,10 @@ impl StoredKey {
         if algorithm != ALGORITHM {
             return Err(format!("the only kind of hash is `{ALGORITHM}`"));
         }
-        let salt = unhex(salt).ok_or_else(|| format!("the salt is not {SALT_BYTES} bytes in hexadecimal"))?;
-        let hash = unhex(hash).ok_or_else(|| format!("the hash is not {HASH_BYTES} bytes in hexadecimal"))?;
+        let salt = from_hex(&salt.to_ascii_lowercase())
+            .ok_or_else(|| format!("the salt is not {SALT_BYTES} bytes in hexadecimal"))?;
+        let hash = from_hex(&hash.to_ascii_lowercase())
+            .ok_or_else(|| format!("the hash is not {HASH_BYTES} bytes in hexadecimal"))?;
         Ok(Self { name: name.into(), scope, salt, hash })
     }
 
@@ -105,27 +110,6 @@ fn check_name(name: &str) -> Result<(), String> {
 
 fn digest(salt: &[u8], key: &[u8]) -> [u8; HASH_BYTES] {
     Sha256::new().chain_update(salt).chain_update(key).finalize().into()
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, two) in bytes.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
