@@ -384,11 +384,7 @@ impl Metrics {
 
     /// A request is done.
     pub(crate) fn finished(&self, reason: StopReason) {
-        let finished_reason = match reason {
-            StopReason::Stop => "stop",
-            StopReason::Length => "length",
-        };
-        self.finished.get_or_create(&FinishLabels { finished_reason }).inc();
+        self.finished.get_or_create(&FinishLabels { finished_reason: reason.name() }).inc();
     }
 
     /// The text a scraper reads.

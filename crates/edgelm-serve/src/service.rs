@@ -335,9 +335,7 @@ impl Lease {
         });
         (receiver, cached_tokens)
     }
-}
 
-impl Lease {
     /// An answer of the same text for each choice, made without the model.
     fn answer(self, caller: &Caller, text: &str, choices: u64) -> Run {
         let (sender, events) = unbounded_channel();

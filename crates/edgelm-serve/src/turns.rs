@@ -50,10 +50,12 @@ impl Turns {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        let mut had = account.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *had = (*had).max(state.served);
-        state.waiting.push((number, *had));
-        drop(had);
+        let had = {
+            let mut had = account.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *had = (*had).max(state.served);
+            *had
+        };
+        state.waiting.push((number, had));
         loop {
             let first = state.waiting.iter().min_by_key(|(number, had)| (*had, *number)).map(|(number, _)| *number);
             if state.current.is_none() && first == Some(number) {
@@ -61,7 +63,6 @@ impl Turns {
             }
             state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let had = state.waiting.iter().find(|(other, _)| *other == number).map_or(Duration::ZERO, |(_, had)| *had);
         state.waiting.retain(|(other, _)| *other != number);
         state.served = state.served.max(had);
         state.current = Some(number);

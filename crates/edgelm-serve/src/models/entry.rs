@@ -95,6 +95,14 @@ impl Phase {
             Self::Leaving(_) | Self::Freeing => "unloading",
         }
     }
+
+    /// What is in memory.
+    pub(super) fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Loaded(service) | Self::Leaving(service) => Some(service),
+            Self::Absent | Self::Loading | Self::Freeing => None,
+        }
+    }
 }
 
 impl Entry {
@@ -144,8 +152,8 @@ impl Entry {
 
     /// SHA-256 of the files of the artifact that is loaded, or was last; read off the runtime's threads the first time.
     pub(crate) async fn digest(&self) -> Option<String> {
-        let artifact = Arc::clone(self.spec.artifacts.get(self.state().artifact)?);
-        tokio::task::spawn_blocking(move || artifact.digest().ok()).await.ok().flatten()
+        let artifact = self.state().artifact;
+        self.digest_of(artifact).await
     }
 
     /// See [`Self::digest`]; of this artifact.
@@ -177,10 +185,7 @@ impl Entry {
     /// What is known of it now.
     pub(crate) fn status(&self) -> Status {
         let state = self.state();
-        let service = match &state.phase {
-            Phase::Loaded(service) | Phase::Leaving(service) => Some(service),
-            Phase::Absent | Phase::Loading | Phase::Freeing => None,
-        };
+        let service = state.phase.service();
         let is_used = service.is_some_and(|service| Arc::strong_count(service) > 1);
         Status {
             phase: state.phase.name(),

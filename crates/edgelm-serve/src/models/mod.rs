@@ -164,10 +164,7 @@ impl Models {
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         for entry in &self.entries {
-            let service = match &entry.state().phase {
-                Phase::Loaded(service) | Phase::Leaving(service) => Some(Arc::clone(service)),
-                Phase::Absent | Phase::Loading | Phase::Freeing => None,
-            };
+            let service = entry.state().phase.service().map(Arc::clone);
             if let Some(service) = service {
                 service.stop();
             }
@@ -308,7 +305,7 @@ impl Models {
         let mut failures: Vec<String> = Vec::new();
         let mut last: BoxError = "no artifact".into();
         for (index, artifact) in entry.spec.artifacts.iter().enumerate() {
-            let error = match self.load_artifact(entry, artifact).await {
+            let error = match self.load_artifact(entry, index, artifact).await {
                 Ok((service, total_bytes)) => {
                     let took = begin.elapsed();
                     if index > 0 {
@@ -361,6 +358,7 @@ impl Models {
     async fn load_artifact(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
+        index: usize,
         artifact: &Arc<dyn Artifact>,
     ) -> Result<(Arc<Service>, u64), BoxError> {
         let plan = loop {
@@ -391,8 +389,7 @@ impl Models {
         let service = Service::new(backend, entry.admission.clone(), self.limits, worker, turns, metrics)?;
         let service = Arc::new(service);
         if self.is_probing {
-            let place = entry.spec.artifacts.iter().position(|other| Arc::ptr_eq(other, artifact)).unwrap_or(0);
-            health::warm_up(entry, place, &service, &self.metrics.health).await?;
+            health::warm_up(entry, index, &service, &self.metrics.health).await?;
         }
         Ok((service, plan.total_bytes))
     }

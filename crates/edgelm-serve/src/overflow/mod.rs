@@ -114,7 +114,7 @@ impl Lease {
             return Ok((whole, Dropped::default()));
         }
         let (tokens, mut dropped) = match source {
-            Source::Plain(_) => slide_tokens(&whole, limit, &*backend),
+            Source::Plain(_) => (slide_tokens(&whole, limit, &*backend), Dropped::default()),
             Source::Chat(conversation) if overflow == Overflow::Summarize => {
                 self.summarized(*conversation, limit, parameters, start).await?
             }
@@ -132,12 +132,12 @@ impl Lease {
 }
 
 /// Leaves out tokens behind what every prompt begins with.
-fn slide_tokens(whole: &[u32], limit: usize, backend: &dyn Backend) -> (Vec<u32>, Dropped) {
+fn slide_tokens(whole: &[u32], limit: usize, backend: &dyn Backend) -> Vec<u32> {
     let begin = backend.text_prompt("").unwrap_or_default();
     let kept = if whole.starts_with(&begin) && begin.len() < limit { begin.len() } else { 0 };
     let mut tokens = whole[..kept].to_vec();
     tokens.extend_from_slice(&whole[whole.len() - (limit - kept)..]);
-    (tokens, Dropped::default())
+    tokens
 }
 
 /// Tokenizing is long: not on the runtime's threads.

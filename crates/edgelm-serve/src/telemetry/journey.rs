@@ -164,10 +164,7 @@ impl Journey {
         let mut steps = self.steps();
         steps.answers.push(String::new());
         steps.done = Some(Instant::now());
-        steps.result = Some(match reason {
-            StopReason::Stop => "stop",
-            StopReason::Length => "length",
-        });
+        steps.result = Some(reason.name());
     }
 
     /// It failed in the engine, or before.

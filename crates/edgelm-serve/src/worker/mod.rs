@@ -70,6 +70,16 @@ pub(crate) enum StopReason {
     Length,
 }
 
+impl StopReason {
+    /// As metrics and logs name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
 /// A token with its probability, as text.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenLogprob {
