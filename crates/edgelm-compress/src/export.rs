@@ -37,6 +37,8 @@ pub fn export(
         let problem = "learned positions cannot be folded into weights".to_owned();
         return Err(CompressError::Setting { what: "--lora", value: "ADAPTION_PROMPT".to_owned(), problem });
     }
+    let form = is_gguf(output).then(|| checkpoint.gguf_form());
+    let checkpoint = form.as_ref().unwrap_or(checkpoint);
     let is_changed =
         |id: TensorId| adapters.iter().any(|of| of.lora.contains_key(&id) || of.replaced.contains_key(&id));
     let changed_ids: Vec<TensorId> = checkpoint.tensor_ids().iter().copied().filter(|&id| is_changed(id)).collect();

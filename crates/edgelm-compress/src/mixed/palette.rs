@@ -113,6 +113,7 @@ impl Palette {
 }
 
 fn gguf_header_bytes(checkpoint: &Checkpoint) -> Result<u64, CompressError> {
+    let checkpoint = &checkpoint.gguf_form();
     let mut declared = Vec::new();
     for (name, shape, _) in checkpoint.gguf_extra_tensors() {
         declared.push((name, DType::F32, shape));

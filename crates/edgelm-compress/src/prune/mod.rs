@@ -241,6 +241,8 @@ pub fn prune<'a>(
 ) -> Result<PruneReport, CompressError> {
     let begin = Instant::now();
     options.check()?;
+    let form = is_gguf(output).then(|| checkpoint.gguf_form());
+    let checkpoint = form.as_ref().unwrap_or(checkpoint);
     if options.hidden.or(options.heads).or(options.ffn).is_some() {
         needs_plain_layers(checkpoint.config(), "pruning of widths")?;
     }

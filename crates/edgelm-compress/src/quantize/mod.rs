@@ -200,6 +200,8 @@ pub fn quantize(
     let begin = Instant::now();
     refuse_overwriting_input(checkpoint, output)?;
     let is_folder = options.formats.is_for_folder(output);
+    let form = (!is_folder).then(|| checkpoint.gguf_form());
+    let checkpoint = form.as_ref().unwrap_or(checkpoint);
     let plans = plan(checkpoint, options, is_folder)?;
     let storage = match options.formats {
         Formats::Folder(scheme) => scheme.storage(),
@@ -265,7 +267,11 @@ pub fn quantize(
             }
         }
         let importance = match options.method {
-            Method::Imatrix(importance) => importance.of(plan.id),
+            // It was measured on the model as it is: what a file stores transposed has other columns.
+            Method::Imatrix(importance) => importance.of(plan.id).filter(|columns| {
+                let shape = checkpoint.config().tensor_shape(plan.id);
+                shape.is_some_and(|shape| shape.last() == Some(&columns.len()))
+            }),
             Method::Rtn | Method::Layerwise(_) => None,
         };
         let error = errors.get(&plan.id);

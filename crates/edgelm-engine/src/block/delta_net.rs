@@ -10,7 +10,7 @@ use super::{
 };
 use crate::EngineError;
 use edgelm_kernels::{GatedDelta, Matrix, activate_mul, gated_delta, rms_norm};
-use edgelm_model::{DeltaNet as Config, LayerTensor, TensorId, Tensors};
+use edgelm_model::{DeltaNet as Config, LayerTensor, TensorId, Tensors, ValueOrder};
 use edgelm_tensor::Activation;
 use std::ops::ControlFlow;
 
@@ -24,13 +24,15 @@ pub(super) struct DeltaNet {
     /// β and the decay of each head.
     rates: LinearGroup,
     conv: Conv,
-    /// −exp(A_log) [H].
+    /// A [H].
     a: Vec<f32>,
     dt_bias: Vec<f32>,
     /// 1/√K twice, once for the length and once for the product: gain of a norm of queries.
     query_gain: Vec<f32>,
     /// 1/√K: gain of a norm of keys that makes their length 1.
     key_gain: Vec<f32>,
+    /// How often the heads of keys are written down, so that those of values meet theirs in order.
+    repeats: usize,
     norm: Vec<f32>,
     norm_eps: f32,
     output: LinearGroup,
@@ -52,10 +54,14 @@ impl DeltaNet {
             rates: group(&[T::MixerBeta, T::MixerDecay])?,
             output: group(&[T::MixerOut])?,
             conv: Conv::load(tensors, index, config.channels(), Some(tensors.config().style.activation))?,
-            a: vector(T::DecayLog)?.into_iter().map(|log| -log.exp()).collect(),
+            a: vector(T::DecayLog)?.into_iter().map(|a| config.decay.rate(a)).collect(),
             dt_bias: vector(T::StepBias)?,
             query_gain: vec![1.0 / (root * root); config.key_dim],
             key_gain: vec![1.0 / root; config.key_dim],
+            repeats: match config.order {
+                ValueOrder::Grouped => 1,
+                ValueOrder::Tiled => config.value_heads / config.key_heads.max(1),
+            },
             norm: vector(T::MixerNorm)?,
             norm_eps: tensors.config().norm_eps,
             config,
@@ -88,7 +94,13 @@ impl DeltaNet {
             take_columns(convolved, channels, columns, spare);
             part.resize(spare.len(), 0.0);
             rms_norm(cpu, spare, gain, eps, part);
+            if self.repeats > 1 {
+                std::mem::swap(part, spare);
+                part.clear();
+                spare.chunks_exact(key).for_each(|row| (0..self.repeats).for_each(|_| part.extend_from_slice(row)));
+            }
         }
+        let keys_width = key * self.repeats;
         take_columns(convolved, channels, 2 * key..channels, values);
         betas.iter_mut().for_each(|beta| *beta = sigmoid(*beta));
         for row in rates.chunks_exact_mut(self.a.len()) {
@@ -104,9 +116,9 @@ impl DeltaNet {
             gated_delta(
                 cpu,
                 GatedDelta {
-                    q: &queries[of(key)],
-                    k: &keys[of(key)],
-                    groups: self.config.key_heads,
+                    q: &queries[of(keys_width)],
+                    k: &keys[of(keys_width)],
+                    groups: self.config.key_heads * self.repeats,
                     v: &values[of(value)],
                     heads,
                     g: &rates[of(heads)],

@@ -61,7 +61,10 @@ impl LatentAttention {
             queries: queries.transpose()?,
             input: group(&[T::Q, T::QDown, T::Latent])?,
             norm: norm(T::LatentNorm, config.rank)?,
-            keys: k.each(config.heads, |part| k.pack(cpu, config.rank, &transposed(part, config.rank)))?,
+            keys: k.each(config.heads, |part| match config.transposed_keys {
+                true => k.pack(cpu, config.rank, part),
+                false => k.pack(cpu, config.rank, &transposed(part, config.rank)),
+            })?,
             values: v.each(config.heads, |part| v.pack(cpu, config.value_dim, part))?,
             output: group(&[T::O])?,
             config,
@@ -108,7 +111,12 @@ impl LatentAttention {
         take_columns(projected, width, rank..width, turning_k);
         take_columns(q, query_dim, nope_dim..query_dim, turning);
         self.norm.apply(cpu, channels, latent);
-        (pass.observer)(&[LayerTensor::LatentK, LayerTensor::LatentV], latent, rows)?;
+        // Keys that are stored transposed are multiplied with queries, head by head.
+        let readers: &[LayerTensor] = match self.config.transposed_keys {
+            true => &[LayerTensor::LatentV],
+            false => &[LayerTensor::LatentK, LayerTensor::LatentV],
+        };
+        (pass.observer)(readers, latent, rows)?;
         if let Some(table) = tables.of(self.rope) {
             for x in [&mut *turning, &mut *turning_k] {
                 rope(cpu, x, rope_dim, &table.cos, &table.sin, rows, self.pairs);

@@ -18,7 +18,7 @@ pub(super) struct Mamba2 {
     config: Config,
     input: LinearGroup,
     conv: Conv,
-    /// −exp(A_log) [H].
+    /// A [H].
     a: Vec<f32>,
     d: Vec<f32>,
     dt_bias: Vec<f32>,
@@ -65,7 +65,7 @@ impl Mamba2 {
         Ok(Self {
             input: LinearGroup::load(tensors, matrices, index, &[T::MixerIn])?,
             conv: Conv::load(tensors, index, config.channels(), Some(tensors.config().style.activation))?,
-            a: vector(T::DecayLog)?.into_iter().map(|log| -log.exp()).collect(),
+            a: vector(T::DecayLog)?.into_iter().map(|a| config.decay.rate(a)).collect(),
             d: vector(T::Skip)?,
             dt_bias: vector(T::StepBias)?,
             norm: (config.norm != GatedNorm::None).then(norm).transpose()?,

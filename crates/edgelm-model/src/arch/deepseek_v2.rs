@@ -2,15 +2,30 @@
 //! Baseline: Llama. Latent attention; experts, and shared ones, in all but the first layers.
 
 use super::{Arch, BiasRule, MlpBiasRule, experts, latent, llama::LLAMA};
-use crate::config::{MAX_EXPERTS, MAX_INTERMEDIATE, Routing};
-use crate::{AttentionBias, RopePairs};
+use crate::config::{GgufExperts, GgufMixer, MAX_EXPERTS, MAX_INTERMEDIATE, Routing, RoutingKey, SharedExpert};
+use crate::{AttentionBias, ModelConfig, RopePairs};
 use serde_json::Value;
 
 pub(super) const DEEPSEEK_V2: Arch = Arch {
     name: "deepseek_v2",
     hf_name: "DeepseekV2ForCausalLM",
     hf_model_type: "deepseek_v2",
-    gguf_name: None,
+    gguf_name: Some("deepseek2"),
+    gguf_rope_factors: false,
+    gguf_experts: Some(GgufExperts {
+        routing_keys: &[RoutingKey::Score, RoutingKey::Normalize, RoutingKey::Scale],
+        shared: SharedExpert::Counted,
+        leading_dense: true,
+        ..GgufExperts::everywhere(Routing::softmax(false), true)
+    }),
+    gguf_mixer: GgufMixer::Latent,
+    gguf_form: ModelConfig::transpose_latent_keys,
+    read_gguf: |keys, config| {
+        if keys.has_layer_weight("attn_kv_b") {
+            config.arch = &FUSED;
+        }
+        Ok(())
+    },
     hf_names: latent::NAMES,
     aliases: &[("head_dim", "qk_rope_head_dim"), ("num_experts", "n_routed_experts")],
     only: &[
@@ -47,3 +62,6 @@ pub(super) const DEEPSEEK_V2: Arch = Arch {
     },
     ..LLAMA
 };
+
+/// Older files, which have what makes keys and values in one tensor.
+const FUSED: Arch = Arch { gguf_names: latent::GGUF_FUSED, gguf_form: |_| (), ..DEEPSEEK_V2 };

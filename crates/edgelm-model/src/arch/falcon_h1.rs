@@ -1,15 +1,23 @@
 //! Falcon-H1 (TII 2025, arXiv:2507.22448).
 //! Baseline: Llama. Mamba-2 beside attention in every layer, and fixed factors on most products.
 
-use super::{Arch, Defaults, Names, mixers, names::llama_layer};
-use crate::config::{GatedNorm, Keys, Mixer, Multipliers};
-use crate::{LayerTensor, ModelConfig, ModelError, arch::llama::LLAMA};
+use super::{
+    Arch, Defaults, Names, mixers,
+    names::{GGUF, gguf_layer, llama_layer},
+};
+use crate::config::{GatedNorm, GgufMixer, Keys, Mixer, Multipliers};
+use crate::{LayerTensor, ModelConfig, ModelError, RopePairs, arch::llama::LLAMA};
 
 pub(super) const FALCON_H1: Arch = Arch {
     name: "falcon_h1",
     hf_name: "FalconH1ForCausalLM",
     hf_model_type: "falcon_h1",
-    gguf_name: None,
+    gguf_name: Some("falcon-h1"),
+    gguf_names: Names { layer: gguf, ..GGUF },
+    gguf_rope_pairs: RopePairs::Halves,
+    gguf_rope_factors: false,
+    gguf_mixer: GgufMixer::BesideMamba2,
+    gguf_form: ModelConfig::fold_factors,
     hf_names: Names { layer, output_norm: "final_layernorm", ..LLAMA.hf_names },
     only: &[("attn_layer_indices", "null"), ("mamba_use_mlp", "true")],
     harmless: &["mlp_expansion_factor", "num_logits_to_keep"],
@@ -56,5 +64,13 @@ fn layer(tensor: LayerTensor) -> &'static str {
         Up => "feed_forward.up_proj",
         Down => "feed_forward.down_proj",
         _ => llama_layer(tensor),
+    }
+}
+
+/// llama.cpp has one name without an end.
+fn gguf(tensor: LayerTensor) -> &'static str {
+    match tensor {
+        LayerTensor::FfnNorm => "ffn_norm$",
+        _ => gguf_layer(tensor),
     }
 }

@@ -46,7 +46,7 @@ pub(super) const GPT_OSS: Arch = Arch {
         experts.for_each(|experts| experts.bias = true);
         Ok(())
     },
-    gguf_experts: Some(GgufExperts { routing: ROUTING, own_width: true, shared: false }),
+    gguf_experts: Some(GgufExperts::everywhere(ROUTING, true)),
     gguf_names: Names {
         layer: |tensor| match tensor {
             LayerTensor::FfnNorm => "post_attention_norm",

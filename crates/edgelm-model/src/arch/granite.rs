@@ -10,7 +10,13 @@ pub(super) const GRANITE: Arch = Arch {
     hf_name: "GraniteForCausalLM",
     hf_model_type: "granite",
     gguf_name: Some("granite"),
-    gguf_keys: &[StyleKey::AttentionScale, StyleKey::EmbeddingScale, StyleKey::ResidualScale, StyleKey::LogitDivisor],
+    gguf_keys: &[
+        StyleKey::AttentionScale,
+        StyleKey::EmbeddingScale,
+        StyleKey::ResidualScale,
+        StyleKey::LogitDivisor,
+        StyleKey::Rotation,
+    ],
     read_hf: read_factors,
     ..LLAMA
 };

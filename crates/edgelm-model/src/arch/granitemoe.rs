@@ -6,7 +6,7 @@ use super::{
     granite::{GRANITE, read_factors},
     names::llama_layer,
 };
-use crate::config::{GgufExperts, Routing};
+use crate::config::{GgufExperts, Routing, SharedExpert};
 use crate::{ExpertTensor, LayerTensor};
 
 pub(super) const GRANITEMOE: Arch = Arch {
@@ -21,7 +21,10 @@ pub(super) const GRANITEMOE: Arch = Arch {
         read_factors(keys, config)?;
         experts::read(keys, config, Routing::softmax(true))
     },
-    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: false, shared: false }),
+    gguf_experts: Some(GgufExperts {
+        shared: SharedExpert::Plain,
+        ..GgufExperts::everywhere(Routing::softmax(true), false)
+    }),
     ..GRANITE
 };
 

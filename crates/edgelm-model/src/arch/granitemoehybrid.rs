@@ -1,8 +1,14 @@
 //! Granite 4 (IBM 2025).
 //! Baseline: Granite 3 MoE. Mamba-2 in most layers; a shared expert beside the others, or alone.
 
-use super::{Arch, Names, granite::read_factors, granitemoe::GRANITEMOE, mixers, names::llama_layer};
-use crate::config::{Keys, MAX_INTERMEDIATE, Mixer, Routing};
+use super::{
+    Arch, Names,
+    granite::{GRANITE, read_factors},
+    granitemoe::GRANITEMOE,
+    mixers,
+    names::llama_layer,
+};
+use crate::config::{GgufExperts, GgufMixer, Keys, MAX_INTERMEDIATE, Mixer, Routing, SharedExpert};
 use crate::{ExpertTensor, LayerRope, LayerTensor, ModelConfig, ModelError, arch::experts};
 use serde_json::Value;
 
@@ -10,7 +16,19 @@ pub(super) const GRANITEMOEHYBRID: Arch = Arch {
     name: "granitemoehybrid",
     hf_name: "GraniteMoeHybridForCausalLM",
     hf_model_type: "granitemoehybrid",
-    gguf_name: None,
+    gguf_name: Some("granitehybrid"),
+    gguf_experts: Some(GgufExperts {
+        shared: SharedExpert::Plain,
+        ..GgufExperts::everywhere(Routing::softmax(true), false)
+    }),
+    gguf_mixer: GgufMixer::Mamba2,
+    gguf_form: |config| {
+        // Without Mamba-2 these are files of Granite 3.
+        if config.layers.iter().all(|layer| layer.mixer == Mixer::Attention) {
+            let has_experts = config.layers.iter().any(|layer| layer.experts.is_some());
+            config.arch = if has_experts { &GRANITEMOE } else { &GRANITE };
+        }
+    },
     hf_names: Names { layer, ..GRANITEMOE.hf_names },
     aliases: &[("num_experts", "num_local_experts"), ("layer_types", "layers_block_type")],
     only: &[("normalization_function", "\"rmsnorm\"")],

@@ -1,9 +1,22 @@
 //! Keys of config.json about latent attention, as the families that have it share them.
 
-use super::{Names, Order, names::llama_layer};
+use super::{
+    Names, Order,
+    names::{GGUF, gguf_layer, llama_layer},
+};
 use crate::config::{Keys, LatentAttention, MAX_HEAD_DIM, MAX_INTERMEDIATE, Mixer, RopeScaling};
 use crate::{LayerTensor, ModelConfig, ModelError};
 use serde_json::Value;
+
+/// What llama.cpp's older files call them, and those of MiniCPM3: what makes keys and values in one tensor.
+pub(super) const GGUF_FUSED: Names = Names {
+    layer: |tensor| match tensor {
+        LayerTensor::LatentK | LayerTensor::LatentV => "attn_kv_b",
+        other => gguf_layer(other),
+    },
+    fused: NAMES.fused,
+    ..GGUF
+};
 
 /// What DeepSeek's files call these tensors.
 pub(super) const NAMES: Names = Names {
@@ -40,6 +53,7 @@ pub(super) fn read(keys: &mut Keys<'_>, config: &mut ModelConfig) -> Result<(), 
         nope_dim,
         rope_dim,
         value_dim: keys.size("v_head_dim", MAX_HEAD_DIM)?.unwrap_or(config.hidden_size / heads),
+        transposed_keys: false,
     };
     if keys.size("qk_head_dim", MAX_HEAD_DIM)?.is_some_and(|width| width != nope_dim + rope_dim) {
         return Err(keys.bad("qk_head_dim", &format!("is not {nope_dim} + {rope_dim}")));

@@ -6,7 +6,7 @@ use super::{
     names::{GGUF, gguf_layer, llama_layer},
     qwen3::QWEN3,
 };
-use crate::config::{Keys, MAX_HEADS, MAX_INTERMEDIATE};
+use crate::config::{GgufMixer, Keys, MAX_HEADS, MAX_INTERMEDIATE};
 use crate::{AttentionBias, LayerTensor, ModelConfig, ModelError, arch::BiasRule};
 
 pub(super) const LFM2: Arch = Arch {
@@ -17,6 +17,7 @@ pub(super) const LFM2: Arch = Arch {
     // llama.cpp has the last norm under the name of that of the embeddings.
     gguf_names: Names { layer: gguf, output_norm: "token_embd_norm", embedding_norm: "", ..GGUF },
     gguf_rope_factors: false,
+    gguf_mixer: GgufMixer::ShortConv,
     hf_names: Names { layer, output_norm: "embedding_norm", ..QWEN3.hf_names },
     aliases: &[
         ("rms_norm_eps", "norm_eps"),

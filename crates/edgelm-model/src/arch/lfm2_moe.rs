@@ -8,7 +8,7 @@ use super::{
     lfm2::{self, LFM2},
     mixers,
 };
-use crate::config::{Keys, MAX_HEADS, Routing, RoutingScore};
+use crate::config::{GgufExperts, Keys, MAX_HEADS, Routing, RoutingKey, RoutingScore};
 use crate::{ExpertTensor, LayerTensor, ModelConfig, ModelError};
 use serde_json::Value;
 
@@ -16,7 +16,12 @@ pub(super) const LFM2_MOE: Arch = Arch {
     name: "lfm2_moe",
     hf_name: "Lfm2MoeForCausalLM",
     hf_model_type: "lfm2_moe",
-    gguf_name: None,
+    gguf_name: Some("lfm2moe"),
+    gguf_experts: Some(GgufExperts {
+        routing_keys: &[RoutingKey::Score, RoutingKey::Scale],
+        leading_dense: true,
+        ..GgufExperts::everywhere(Routing { score: RoutingScore::Sigmoid, ..Routing::softmax(true) }, true)
+    }),
     hf_names: Names { layer, ..LFM2.hf_names },
     aliases: &[("rms_norm_eps", "norm_eps"), ("tie_word_embeddings", "tie_embedding")],
     harmless: &["output_router_logits", "conv_dim", "conv_dim_out", "num_heads", "theta"],

@@ -4,6 +4,7 @@ use super::{
     Arch, BiasRule, Defaults, MlpBiasRule, WindowRule,
     names::{GGUF, LLAMA_NAMES},
 };
+use crate::config::GgufMixer;
 use crate::{AttentionBias, Multipliers, NormKind, Norms, QkNorm, Residual, RopePairs, Style};
 use edgelm_tensor::Activation;
 
@@ -67,6 +68,8 @@ pub(super) const LLAMA: Arch = Arch {
     gguf_long_factors: false,
     gguf_keys: &[],
     gguf_experts: None,
+    gguf_mixer: GgufMixer::Attention,
+    gguf_form: |_| (),
     read_gguf: |_, _| Ok(()),
     read_hf: |_, _| Ok(()),
 };

@@ -2,13 +2,15 @@
 //! Baseline: Llama. A selective state space in the place of attention, and no feed-forward half.
 
 use super::{Arch, Defaults, Names, mixers, names::llama_layer};
+use crate::config::GgufMixer;
 use crate::{LayerRope, LayerTensor, Mixer, Norms, Style, arch::llama::LLAMA};
 
 pub(super) const MAMBA2: Arch = Arch {
     name: "mamba2",
     hf_name: "Mamba2ForCausalLM",
     hf_model_type: "mamba2",
-    gguf_name: None,
+    gguf_name: Some("mamba2"),
+    gguf_mixer: GgufMixer::OnlyMamba2,
     hf_names: Names {
         layer,
         token_embedding: "embeddings",

@@ -1,7 +1,8 @@
 //! Keys of config.json about layers that are not attention, as several families have them.
 
 use crate::config::{
-    DeltaNet, GatedNorm, Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mamba2, Mixer, ShortConv,
+    Decay, DeltaNet, GatedNorm, Keys, MAX_HEAD_DIM, MAX_HEADS, MAX_INTERMEDIATE, MAX_KERNEL, Mamba2, Mixer, ShortConv,
+    ValueOrder,
 };
 use crate::{ModelConfig, ModelError};
 use serde_json::Value;
@@ -62,6 +63,7 @@ pub(super) fn read_mamba2(keys: &mut Keys<'_>, config: &ModelConfig) -> Result<M
         input_scale: 1.0,
         scales: [1.0; 5],
         output_scale: 1.0,
+        decay: Decay::Log,
     })
 }
 
@@ -104,6 +106,8 @@ pub(super) fn read_delta_nets(keys: &mut Keys<'_>, config: &mut ModelConfig) -> 
         value_heads: keys.required_size("linear_num_value_heads", MAX_HEADS)?,
         value_dim: keys.required_size("linear_value_head_dim", MAX_HEAD_DIM)?,
         kernel: keys.size("linear_conv_kernel_dim", MAX_KERNEL)?.unwrap_or(4),
+        decay: Decay::Log,
+        order: ValueOrder::Grouped,
     };
     let default = all_but_each(keys)?;
     let own = own_layers(keys, config, default)?;

@@ -15,7 +15,7 @@ pub(super) const MIXTRAL: Arch = Arch {
     harmless: experts::HARMLESS,
     defaults: Defaults { norm_eps: 1e-5, rope_theta: 1e6, sliding_window: None, ..MISTRAL.defaults },
     read_hf: |keys, config| experts::read(keys, config, Routing::softmax(true)),
-    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: false, shared: false }),
+    gguf_experts: Some(GgufExperts::everywhere(Routing::softmax(true), false)),
     ..MISTRAL
 };
 

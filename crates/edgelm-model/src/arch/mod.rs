@@ -72,7 +72,7 @@ pub use names::{Names, Order, Prefix, Rows, Stored, Transposed};
 
 use crate::{
     AttentionBias, LayerTensor, ModelConfig, ModelError, Style, TensorId,
-    config::{GgufExperts, GgufKeys, Keys, RopePairs, StyleKey},
+    config::{GgufExperts, GgufKeys, GgufMixer, Keys, RopePairs, StyleKey},
 };
 
 /// Every architecture known. Where two share a GGUF name, the simpler one stands first.
@@ -183,8 +183,12 @@ pub struct Arch {
     pub gguf_long_factors: bool,
     /// Keys of GGUF files beyond those of Llama that say what layers compute.
     pub gguf_keys: &'static [StyleKey],
-    /// How GGUF files state experts, in families that have them in every layer.
+    /// How GGUF files state experts, in families that have them.
     pub gguf_experts: Option<GgufExperts>,
+    /// What stands in layers of GGUF files beside attention.
+    pub gguf_mixer: GgufMixer,
+    /// What a model becomes in GGUF files, where converters change numbers: see [`ModelConfig::gguf_form`].
+    pub(crate) gguf_form: fn(&mut ModelConfig),
     /// What GGUF files of this family say without words, or in words that no other family has; read after all keys.
     pub(crate) read_gguf: fn(&GgufKeys<'_>, &mut ModelConfig) -> Result<(), ModelError>,
     /// Keys of config.json that no other family has, read after all others.

@@ -24,8 +24,9 @@ pub struct Names {
     pub fused: &'static [(&'static [LayerTensor], Order)],
     /// Which linear layers are stored [in, out].
     pub transposed: Transposed,
-    /// Convolutions are stored [C, K], not [C, 1, K].
-    pub flat_convolutions: bool,
+    /// As llama.cpp computes with them: convolutions are stored [C, K], not [C, 1, K]; what Mamba-2 has per head [H, 1], its
+    /// norm [G, C / G]; what makes keys and values of latent attention with heads apart.
+    pub llama_cpp_shapes: bool,
     /// What names begin with, and those of the output head: the usual first, then what other exports have.
     pub prefixes: &'static [Prefix],
 }
@@ -151,8 +152,8 @@ impl Names {
         if !is_expert && stored.name.contains("{}") {
             stored.spread = Some(stored.shape.remove(0));
         }
-        if tensor == LayerTensor::Conv && self.flat_convolutions {
-            stored.shape.remove(1);
+        if self.llama_cpp_shapes {
+            to_llama_cpp(&config.layers[index].mixer, tensor, &mut stored.shape);
         }
         if tensor.is_linear()
             && (self.transposed == Transposed::All || is_expert && self.transposed == Transposed::Experts)
@@ -195,6 +196,25 @@ impl Names {
             let share = |part: &LayerTensor| (self.layer)(*part) == (self.layer)(tensor);
             (parts.len() > 1 && parts.contains(&tensor) && parts.iter().all(share)).then_some((parts, *order))
         })
+    }
+}
+
+/// The shape that a tensor of a layer with this mixer has in GGUF files.
+fn to_llama_cpp(mixer: &Mixer, tensor: LayerTensor, shape: &mut Vec<usize>) {
+    use LayerTensor::*;
+    match (mixer, tensor) {
+        (_, Conv) => {
+            shape.remove(1);
+        }
+        (Mixer::Mamba2(_) | Mixer::AttentionAndMamba2(_), DecayLog | Skip) => shape.push(1),
+        (Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(mamba), MixerNorm) => {
+            *shape = vec![mamba.groups, mamba.width() / mamba.groups.max(1)];
+        }
+        (Mixer::LatentAttention(latent), LatentK | LatentV) if latent.transposed_keys => {
+            shape[0] /= latent.heads.max(1);
+            shape.insert(0, latent.heads);
+        }
+        _ => {}
     }
 }
 
@@ -265,7 +285,7 @@ pub(super) const LLAMA_NAMES: Names = Names {
     layer: llama_layer,
     fused: &[],
     transposed: Transposed::None,
-    flat_convolutions: false,
+    llama_cpp_shapes: false,
     prefixes: &[("model.", ""), ("", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")],
 };
 
@@ -328,7 +348,7 @@ pub(super) const GGUF: Names = Names {
     layer: gguf_layer,
     fused: &[],
     transposed: Transposed::None,
-    flat_convolutions: true,
+    llama_cpp_shapes: true,
     prefixes: &[("", "")],
 };
 

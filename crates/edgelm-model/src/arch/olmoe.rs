@@ -21,6 +21,6 @@ pub(super) const OLMOE: Arch = Arch {
         let normalize = keys.flag("norm_topk_prob")?.unwrap_or(false);
         experts::read(keys, config, Routing::softmax(normalize))
     },
-    gguf_experts: Some(GgufExperts { routing: Routing::softmax(false), own_width: false, shared: false }),
+    gguf_experts: Some(GgufExperts::everywhere(Routing::softmax(false), false)),
     ..LLAMA
 };

@@ -2,7 +2,7 @@
 //! Baseline: Qwen2. Experts in place of the feed-forward network, one of them shared by all tokens behind a gate.
 
 use super::{Arch, Defaults, experts, qwen2::QWEN2};
-use crate::config::{GgufExperts, MAX_INTERMEDIATE, Routing};
+use crate::config::{GgufExperts, MAX_INTERMEDIATE, Routing, SharedExpert};
 
 pub(super) const QWEN2_MOE: Arch = Arch {
     name: "qwen2_moe",
@@ -21,6 +21,9 @@ pub(super) const QWEN2_MOE: Arch = Arch {
         }
         experts::read_dense_layers(keys, config, &dense)
     },
-    gguf_experts: Some(GgufExperts { routing: Routing::softmax(false), own_width: true, shared: true }),
+    gguf_experts: Some(GgufExperts {
+        shared: SharedExpert::Gated,
+        ..GgufExperts::everywhere(Routing::softmax(false), true)
+    }),
     ..QWEN2
 };

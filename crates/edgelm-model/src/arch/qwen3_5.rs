@@ -4,15 +4,29 @@
 use super::{
     Arch, Names, Order,
     mixers::read_delta_nets,
-    qwen3_next::{QWEN3_NEXT, delta_layer},
+    names::{GGUF, gguf_layer},
+    qwen3_next::{self, QWEN3_NEXT, delta_layer},
 };
-use crate::LayerTensor;
+use crate::config::{GgufMixer, StyleKey};
+use crate::{LayerTensor, ModelConfig, ValueOrder};
 
 pub(super) const QWEN3_5: Arch = Arch {
     name: "qwen3_5",
     hf_name: "Qwen3_5ForCausalLM",
     hf_model_type: "qwen3_5_text",
-    gguf_name: None,
+    gguf_name: Some("qwen35"),
+    gguf_names: Names {
+        layer: |tensor| match tensor {
+            LayerTensor::MixerBeta | LayerTensor::MixerDecay => gguf_layer(tensor),
+            _ => qwen3_next::gguf(tensor),
+        },
+        fused: &[(&[LayerTensor::Q, LayerTensor::QGate], Order::PerHead)],
+        ..GGUF
+    },
+    gguf_keys: &[StyleKey::RopeSections],
+    gguf_experts: None,
+    gguf_mixer: GgufMixer::DeltaNet(ValueOrder::Tiled),
+    gguf_form: ModelConfig::tile_values,
     hf_names: Names {
         layer: delta_layer,
         fused: &[(&[LayerTensor::Q, LayerTensor::QGate], Order::PerHead)],

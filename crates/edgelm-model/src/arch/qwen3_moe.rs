@@ -17,6 +17,6 @@ pub(super) const QWEN3_MOE: Arch = Arch {
         experts::read(keys, config, Routing::softmax(normalize))?;
         experts::read_dense_layers(keys, config, &dense)
     },
-    gguf_experts: Some(GgufExperts { routing: Routing::softmax(true), own_width: true, shared: false }),
+    gguf_experts: Some(GgufExperts::everywhere(Routing::softmax(true), true)),
     ..QWEN3
 };

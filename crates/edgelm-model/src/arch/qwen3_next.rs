@@ -2,15 +2,31 @@
 //! Baseline: Qwen3-MoE. Gated delta nets in three of four layers; gates on what the other layers' attention returns; norms
 //! stored less 1; a shared expert.
 
-use super::{Arch, Defaults, MlpBiasRule, Names, Order, WindowRule, experts, mixers, names::llama_layer};
-use crate::config::{MAX_INTERMEDIATE, Routing};
-use crate::{LayerTensor, NormKind, OutputGate, QkNorm, Style, arch::qwen3_moe::QWEN3_MOE};
+use super::{
+    Arch, Defaults, MlpBiasRule, Names, Order, WindowRule, experts, mixers,
+    names::{GGUF, gguf_layer, llama_layer},
+};
+use crate::config::{GgufExperts, GgufMixer, MAX_INTERMEDIATE, Routing, SharedExpert};
+use crate::{LayerTensor, NormKind, OutputGate, QkNorm, Style, ValueOrder, arch::qwen3_moe::QWEN3_MOE};
 
 pub(super) const QWEN3_NEXT: Arch = Arch {
     name: "qwen3_next",
     hf_name: "Qwen3NextForCausalLM",
     hf_model_type: "qwen3_next",
-    gguf_name: None,
+    gguf_name: Some("qwen3next"),
+    gguf_names: Names {
+        layer: gguf,
+        fused: &[
+            (&[LayerTensor::Q, LayerTensor::QGate], Order::PerHead),
+            (&[LayerTensor::MixerBeta, LayerTensor::MixerDecay], Order::PerKeyHead),
+        ],
+        ..GGUF
+    },
+    gguf_experts: Some(GgufExperts {
+        shared: SharedExpert::Gated,
+        ..GgufExperts::everywhere(Routing::softmax(true), true)
+    }),
+    gguf_mixer: GgufMixer::DeltaNet(ValueOrder::Grouped),
     hf_names: Names {
         layer,
         fused: &[
@@ -70,5 +86,18 @@ pub(super) fn delta_layer(tensor: LayerTensor) -> &'static str {
         MixerNorm => "linear_attn.norm",
         MixerOut => "linear_attn.out_proj",
         _ => llama_layer(tensor),
+    }
+}
+
+/// What llama.cpp calls them in Qwen3-Next; all but two in Qwen3.5 too.
+pub(super) fn gguf(tensor: LayerTensor) -> &'static str {
+    use LayerTensor::*;
+    match tensor.weight() {
+        QGate => "attn_q",
+        FfnNorm => "post_attention_norm",
+        MixerIn => "attn_qkv",
+        MixerGate => "attn_gate",
+        MixerBeta | MixerDecay => "ssm_ba",
+        _ => gguf_layer(tensor),
     }
 }

@@ -1,14 +1,19 @@
 //! Youtu-LLM (Tencent 2025, arXiv:2512.24618).
 //! Baseline: Llama. Latent attention.
 
-use super::{Arch, BiasRule, Defaults, MlpBiasRule, latent, llama::LLAMA};
+use super::{Arch, BiasRule, Defaults, MlpBiasRule, deepseek_v2::DEEPSEEK_V2, latent, llama::LLAMA};
 use crate::{AttentionBias, RopePairs};
 
 pub(super) const YOUTU: Arch = Arch {
     name: "youtu",
     hf_name: "YoutuForCausalLM",
     hf_model_type: "youtu",
-    gguf_name: None,
+    // llama.cpp runs these as a DeepSeek-V2 without experts.
+    gguf_name: DEEPSEEK_V2.gguf_name,
+    gguf_rope_factors: false,
+    gguf_experts: DEEPSEEK_V2.gguf_experts,
+    gguf_mixer: DEEPSEEK_V2.gguf_mixer,
+    gguf_form: DEEPSEEK_V2.gguf_form,
     hf_names: latent::NAMES,
     aliases: &[("head_dim", "qk_rope_head_dim")],
     harmless: &["embedding_initializer_range"],

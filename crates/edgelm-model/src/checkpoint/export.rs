@@ -18,7 +18,7 @@ impl Checkpoint {
 
     /// The same for this model with another config: layers left out, widths changed.
     pub fn gguf_metadata_with(&self, config: &ModelConfig) -> Result<Metadata, ModelError> {
-        let mut out = match &self.store {
+        let mut out = match &*self.store {
             Store::Gguf(file) if *config == self.config => copied(file.metadata()),
             Store::Gguf(file) => {
                 let mut out = config.gguf_metadata()?;
@@ -63,7 +63,7 @@ impl Checkpoint {
     /// The same for this model with another config.
     pub fn gguf_notes_with(&self, config: &ModelConfig) -> Vec<String> {
         let mut notes = config.gguf_notes();
-        if let Store::Safetensors(_) = &self.store {
+        if let Store::Safetensors(_) = &*self.store {
             if !self.has_tokenizer() {
                 notes.push("no `tokenizer.json`: the file has no tokenizer and takes token ids only".to_owned());
             }

@@ -7,6 +7,7 @@ mod edited;
 mod export;
 mod export_hf;
 mod files;
+mod form;
 mod open;
 mod packed;
 mod part;
@@ -20,8 +21,12 @@ pub use texts::Texts;
 use crate::arch::{Names, Prefix, Stored};
 use crate::{ChatTemplate, GenerationConfig, ModelConfig, ModelError, TensorId, Tokenizer};
 use edgelm_format::{IntLayout, Ints, Reordered, Source, TensorView, gguf::GgufFile, safetensors::SafeTensors};
-use edgelm_tensor::{DType, block::decode_row};
+use edgelm_tensor::{
+    DType,
+    block::{decode_row, encode_row},
+};
 use files::Files;
+use form::Form;
 use packed::PackedFolder;
 use std::{
     borrow::Cow,
@@ -97,11 +102,13 @@ pub struct Checkpoint {
     name: String,
     config: ModelConfig,
     generation: GenerationConfig,
-    store: Store,
+    store: Arc<Store>,
     ids: Vec<TensorId>,
     shapes: HashMap<TensorId, Vec<usize>>,
     prefix: Prefix,
-    texts: Texts,
+    texts: Arc<Texts>,
+    /// Where it is shown otherwise than the files have it.
+    form: Option<Form>,
 }
 
 impl Checkpoint {
@@ -151,12 +158,20 @@ impl Checkpoint {
 
     /// A tensor's bytes. Errors if absent.
     pub fn tensor(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
-        let Some(shape) = self.shapes.get(&id) else { return Err(self.missing(id)) };
+        match self.changed(id)? {
+            Some(changed) => Ok(changed),
+            None => self.of_files(self.source_id(id)),
+        }
+    }
+
+    /// The same as the files hold it.
+    fn of_files(&self, id: TensorId) -> Result<TensorView<'_>, ModelError> {
+        let Some(shape) = self.file_shapes().get(&id) else { return Err(self.missing(id)) };
         let stored = self.stored(id);
         if stored.spread.is_some() {
             return self.gathered(id, &stored, shape);
         }
-        if let (Store::Packed(folder), Some((expert, _))) = (&self.store, stored.expert)
+        if let (Store::Packed(folder), Some((expert, _))) = (&*self.store, stored.expert)
             && folder.is_packed(&stored.name)
         {
             // Codes are unpacked for this expert alone.
@@ -164,7 +179,7 @@ impl Checkpoint {
             let rows = alone.shape[0];
             let bytes = folder.rows(&alone.name, expert * rows..(expert + 1) * rows)?;
             let bytes = bytes.ok_or_else(|| self.missing(id))?.into();
-            let view = TensorView { dtype: self.describe(id)?.0, shape, bytes };
+            let view = TensorView { dtype: self.describe_file(id)?.0, shape, bytes };
             return Ok(part::of(view, &alone, shape));
         }
         let view = self.store.get(&stored.name)?.ok_or_else(|| self.missing(id))?;
@@ -173,7 +188,7 @@ impl Checkpoint {
 
     /// A tensor whose rows are tensors of their own.
     fn gathered<'a>(&'a self, id: TensorId, stored: &Stored, shape: &'a [usize]) -> Result<TensorView<'a>, ModelError> {
-        let (dtype, _) = self.describe(id)?;
+        let (dtype, _) = self.describe_file(id)?;
         let mut bytes = Vec::new();
         for name in stored.names() {
             let row = self.store.get(&name)?.filter(|row| row.dtype == dtype).ok_or_else(|| self.missing(id))?;
@@ -193,17 +208,26 @@ impl Checkpoint {
 
     /// Name as stored in the file; of the tensor it is a part of, where it is one.
     pub fn stored_name(&self, id: TensorId) -> String {
-        names(&self.config, self.storage()).name(self.prefix, id)
+        names(self.source(), self.storage()).name(self.prefix, self.source_id(id))
     }
 
     fn stored(&self, id: TensorId) -> Stored {
-        stored(&self.config, &self.store, self.prefix, id)
+        stored(self.source(), &self.store, self.prefix, id)
     }
 
     /// Format and shape of a tensor, without reading its values. Errors if absent.
     pub fn describe(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
+        let (dtype, _) = self.describe_file(self.source_id(id))?;
+        match self.shapes.get(&id) {
+            Some(shape) => Ok((self.changed_dtype(id, dtype), shape)),
+            None => Err(self.missing(id)),
+        }
+    }
+
+    /// The same of what the files hold.
+    fn describe_file(&self, id: TensorId) -> Result<(DType, &[usize]), ModelError> {
         let name = self.stored(id).names().swap_remove(0);
-        match (self.store.describe(&name)?, self.shapes.get(&id)) {
+        match (self.store.describe(&name)?, self.file_shapes().get(&id)) {
             (Some((dtype, _)), Some(shape)) => Ok((dtype, shape)),
             _ => Err(self.missing(id)),
         }
@@ -211,28 +235,47 @@ impl Checkpoint {
 
     /// Format and bytes of one row of a matrix, without reading the others. Errors if absent.
     pub fn row(&self, id: TensorId, row: usize) -> Result<(DType, Cow<'_, [u8]>), ModelError> {
-        if let Store::Packed(folder) = &self.store
+        if self.is_changed(id) {
+            let (dtype, shape) = self.describe(id)?;
+            let mut values = vec![0.0; shape.last().copied().unwrap_or(1)];
+            self.values(id, row..row + 1, &mut values)?;
+            let mut bytes = vec![0; dtype.row_bytes(values.len())?];
+            encode_row(dtype, &values, None, &mut bytes)?;
+            return Ok((dtype, bytes.into()));
+        }
+        let id = self.source_id(id);
+        if let Store::Packed(folder) = &*self.store
             && self.stored(id).rows.is_none()
             && let Some(bytes) = folder.rows(&self.stored_name(id), row..row + 1)?
         {
-            return Ok((self.describe(id)?.0, bytes.into()));
+            return Ok((self.describe_file(id)?.0, bytes.into()));
         }
-        Ok(row_of(self.tensor(id)?, row))
+        Ok(row_of(self.of_files(id)?, row))
     }
 
     /// Rows of a matrix as the values that the file means, in f32: what [`Self::tensor`] holds them in, some formats round
     /// a little. Errors if the tensor is absent, or has not so many rows, or `out` is not of their length.
     pub fn values(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
         let name = self.stored_name(id);
-        let (dtype, shape) = self.describe(id)?;
+        let (_, shape) = self.describe(id)?;
         let columns = shape.last().copied().unwrap_or(1);
         let count: usize = shape.iter().rev().skip(1).product();
         if rows.end > count || out.len() != rows.len() * columns {
             let got = vec![rows.end, out.len()];
             return Err(ModelError::TensorShape { name, got, want: shape.to_vec() });
         }
-        let stored = self.stored(id);
-        if let Store::Packed(folder) = &self.store
+        if self.changed_values(id, rows.clone(), out)? {
+            return Ok(());
+        }
+        self.values_of_files(self.source_id(id), rows, out)
+    }
+
+    /// The same as the files mean it; `rows` and `out` fit the tensor.
+    fn values_of_files(&self, id: TensorId, rows: Range<usize>, out: &mut [f32]) -> Result<(), ModelError> {
+        let (dtype, shape) = self.describe_file(id)?;
+        let columns = shape.last().copied().unwrap_or(1);
+        let (name, stored) = (self.stored_name(id), self.stored(id));
+        if let Store::Packed(folder) = &*self.store
             && folder.is_packed(&name)
             && !stored.transposed
             && stored.expert.is_none()
@@ -244,14 +287,15 @@ impl Checkpoint {
             return Ok(());
         }
         let row_bytes = dtype.row_bytes(columns)?;
-        let bytes = self.tensor(id)?.bytes;
+        let bytes = self.of_files(id)?.bytes;
         Ok(decode_row(dtype, &bytes[rows.start * row_bytes..rows.end * row_bytes], out)?)
     }
 
     /// The format in which the engine runs a matrix: that of [`Self::describe`], or of [`Self::reordered`]. Errors if absent.
     pub fn run_dtype(&self, id: TensorId) -> Result<DType, ModelError> {
         let dtype = self.describe(id)?.0;
-        Ok(match &self.store {
+        Ok(match &*self.store {
+            Store::Packed(_) if self.is_changed(id) => dtype,
             Store::Packed(folder) => folder.run_dtype(&self.stored_name(id)).unwrap_or(dtype),
             Store::Safetensors(_) | Store::Gguf(_) => dtype,
         })
@@ -259,7 +303,7 @@ impl Checkpoint {
 
     /// How another program quantized the model, in a line: method, bits, groups. `None` where no `quantization_config` says.
     pub fn quantization(&self) -> Option<&str> {
-        match &self.store {
+        match &*self.store {
             Store::Packed(folder) => Some(folder.summary()),
             Store::Safetensors(_) | Store::Gguf(_) => None,
         }
@@ -269,7 +313,8 @@ impl Checkpoint {
     /// absent.
     pub fn is_coded(&self, id: TensorId) -> Result<bool, ModelError> {
         let dtype = self.describe(id)?.0;
-        Ok(match &self.store {
+        Ok(match &*self.store {
+            Store::Packed(_) if !dtype.is_quantized() && self.is_changed(id) => false,
             Store::Packed(folder) => dtype.is_quantized() || folder.is_packed(&self.stored_name(id)),
             Store::Safetensors(_) | Store::Gguf(_) => dtype.is_quantized(),
         })
@@ -278,8 +323,10 @@ impl Checkpoint {
     /// A matrix with its columns in an order that lets a smaller format hold it than that of [`Self::tensor`], where there is
     /// one: integers whose groups were made in the order of importance.
     pub fn reordered(&self, id: TensorId) -> Result<Option<Reordered>, ModelError> {
-        match &self.store {
+        match &*self.store {
+            Store::Packed(_) if self.is_changed(id) => Ok(None),
             Store::Packed(folder) => {
+                let id = self.source_id(id);
                 let stored = self.stored(id);
                 let Some(whole) = folder.reordered(&stored.name)? else { return Ok(None) };
                 let Some(rows) = self.shapes.get(&id).and_then(|shape| shape.first()) else { return Ok(None) };
@@ -294,8 +341,9 @@ impl Checkpoint {
     /// How a matrix looks as whole numbers with scales, where that changes none of its codes. Errors if absent.
     pub fn int_layout(&self, id: TensorId) -> Result<Option<IntLayout>, ModelError> {
         let (dtype, _) = self.describe(id)?;
-        let stored = self.stored(id);
-        match &self.store {
+        let stored = self.stored(self.source_id(id));
+        match &*self.store {
+            _ if self.is_changed(id) => Ok(None),
             Store::Packed(folder) if folder.is_packed(&stored.name) => {
                 let is_plain = !stored.transposed && stored.expert.is_none() && stored.spread.is_none();
                 Ok(if is_plain { folder.int_layout(&stored.name)? } else { None })
@@ -307,9 +355,12 @@ impl Checkpoint {
     /// All rows of a matrix as [`Self::int_layout`] says. Errors if absent; empty where it says nothing.
     pub fn ints(&self, id: TensorId) -> Result<Ints, ModelError> {
         let mut ints = Ints::default();
-        let stored = self.stored(id);
+        if self.is_changed(id) {
+            return Ok(ints);
+        }
+        let stored = self.stored(self.source_id(id));
         let rows = self.describe(id)?.1.first().copied().unwrap_or(0);
-        if let Store::Packed(folder) = &self.store
+        if let Store::Packed(folder) = &*self.store
             && folder.ints(&stored.name, (0..rows).map(|row| stored.row(row)), &mut ints)?
         {
             return Ok(ints);
@@ -321,7 +372,8 @@ impl Checkpoint {
 
     /// The scale of a linear layer's int8 inputs, where calibration fixed it.
     pub fn input_scale(&self, id: TensorId) -> Option<f32> {
-        match &self.store {
+        match &*self.store {
+            Store::Packed(_) if self.is_changed(id) => None,
             Store::Packed(folder) => folder.input_scale(&self.stored_name(id)),
             Store::Safetensors(_) | Store::Gguf(_) => None,
         }
@@ -330,7 +382,7 @@ impl Checkpoint {
     /// Lets the kernel drop the pages of a tensor that was read.
     pub fn release(&self, id: TensorId) {
         let name = self.stored_name(id);
-        if let Store::Packed(folder) = &self.store
+        if let Store::Packed(folder) = &*self.store
             && folder.release(&name)
         {
             return;
@@ -342,7 +394,7 @@ impl Checkpoint {
 
     /// Lets the kernel drop the pages of a part of a tensor's bytes that was read.
     pub fn release_part(&self, id: TensorId, part: &[u8]) {
-        if let Store::Packed(folder) = &self.store
+        if let Store::Packed(folder) = &*self.store
             && folder.release(&self.stored_name(id))
         {
             // It was a part of a copy.
@@ -360,7 +412,7 @@ impl Checkpoint {
 
     /// Bytes of the weight files.
     pub fn file_bytes(&self) -> u64 {
-        match &self.store {
+        match &*self.store {
             Store::Safetensors(file) => file.file_bytes(),
             Store::Packed(folder) => folder.file().file_bytes(),
             Store::Gguf(file) => file.file_bytes(),

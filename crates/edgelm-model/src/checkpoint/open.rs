@@ -90,8 +90,9 @@ fn finish(
 ) -> Result<Checkpoint, ModelError> {
     let prefix = verify::prefix(&config, &store);
     let ids = verify::tensors(&config, &store, prefix, path)?;
-    let shapes = ids.iter().filter_map(|&id| Some((id, config.tensor_shape(id)?))).collect();
-    Ok(Checkpoint { path: path.to_owned(), name, config, generation, store, ids, shapes, prefix, texts })
+    let shapes = verify::shapes(&config, &ids);
+    let (store, texts) = (Arc::new(store), Arc::new(texts));
+    Ok(Checkpoint { path: path.to_owned(), name, config, generation, store, ids, shapes, prefix, texts, form: None })
 }
 
 /// The folder's own name, also where the path is `.` or ends in `..`.

@@ -3,7 +3,10 @@
 use super::{StorageKind, Store};
 use crate::arch::{Prefix, Stored};
 use crate::{ModelConfig, ModelError, TensorId};
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 /// GGUF tensors that belong to the config rather than to the weights.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -21,6 +24,11 @@ pub(super) fn prefix(config: &ModelConfig, store: &Store) -> Prefix {
         .copied()
         .find(|prefix| found.contains(embedding(prefix).as_str()))
         .unwrap_or(names.prefixes[0])
+}
+
+/// Shapes that the config implies.
+pub(super) fn shapes(config: &ModelConfig, ids: &[TensorId]) -> HashMap<TensorId, Vec<usize>> {
+    ids.iter().filter_map(|&id| Some((id, config.tensor_shape(id)?))).collect()
 }
 
 /// Checks the tensor directory; returns the ids in walk order.

@@ -18,7 +18,7 @@ impl ModelConfig {
         let refuse = |what: &str| {
             ModelError::Export(format!("files of architecture `{architecture}` have no words for this model's {what}"))
         };
-        if self.arch.gguf_experts.is_some() && self.layers.iter().any(|layer| layer.experts.is_none()) {
+        if self.arch.gguf_experts.is_some_and(|kind| !kind.has_words_for(&self.layers)) {
             return Err(refuse("layers without experts"));
         }
         let shapes = self.gguf_shapes();
@@ -64,8 +64,9 @@ impl ModelConfig {
             return Some("output head");
         }
         let scale = |config: &Self| {
-            let head_dim = config.layers.first().map_or(1, |layer| layer.head_dim);
-            config.style.attention_scale.unwrap_or(1.0 / (head_dim as f32).sqrt())
+            let with_heads = config.layers.iter().find(|layer| layer.mixer.has_attention());
+            let scale = |head_dim: usize| config.style.attention_scale.unwrap_or(1.0 / (head_dim as f32).sqrt());
+            with_heads.map_or(1.0, |layer| scale(layer.head_dim))
         };
         if !is_close(scale(self).into(), scale(back).into()) {
             return Some("attention scale");
@@ -94,6 +95,7 @@ impl ModelConfig {
                 rope: LayerRope::None,
                 num_attention_heads: heads(layer.num_attention_heads),
                 num_key_value_heads: heads(layer.num_key_value_heads),
+                head_dim: heads(layer.head_dim),
                 intermediate_size: layer.experts.map_or(layer.intermediate_size, |experts| experts.intermediate_size),
                 ..layer.clone()
             }

@@ -84,6 +84,14 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
+    /// The same from 0 on.
+    pub(super) fn whole(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+        match self.get(key).and_then(Value::as_u64) {
+            Some(0) => Ok(Some(0)),
+            _ => self.size(key, max),
+        }
+    }
+
     pub(crate) fn required<T>(&self, key: &str, value: Result<Option<T>, ModelError>) -> Result<T, ModelError> {
         value?.ok_or_else(|| self.fail(format!("key `{}.{key}` is missing", self.arch)))
     }
@@ -104,7 +112,7 @@ impl<'a> GgufKeys<'a> {
         self.per_layer_from(1, key, layers, max)
     }
 
-    /// The same with a least size of each layer in an array.
+    /// The same with a least size.
     pub(super) fn per_layer_from(
         &self,
         least: u64,
@@ -113,7 +121,8 @@ impl<'a> GgufKeys<'a> {
         max: usize,
     ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(value @ Value::Array(_)) = self.get(key) else {
-            return Ok(self.size(key, max)?.map(|value| vec![value; layers]));
+            let one = if least == 0 { self.whole(key, max) } else { self.size(key, max) };
+            return Ok(one?.map(|value| vec![value; layers]));
         };
         let values = value.as_u64s().filter(|values| values.len() == layers);
         let size = |n: u64| if n == 0 && least == 0 { Some(0) } else { bounded(n, max) };

@@ -4,14 +4,14 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, ShortConv, StyleKey,
-    gguf_experts,
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, StyleKey, gguf_experts,
     gguf_keys::GgufKeys,
-    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_KERNEL, MAX_LAYERS, MAX_VOCAB},
+    gguf_mixers::{self, GgufMixer},
+    limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
     rope::yarn_mscale,
 };
 use crate::{
-    Arch, LayerTensor, ModelError, TensorId,
+    Arch, LayerTensor, ModelError, Style, TensorId,
     arch::{ARCHS, BiasRule, WindowRule},
 };
 use edgelm_format::gguf::{Array, Metadata, Value};
@@ -74,9 +74,11 @@ impl ModelConfig {
             return Err(keys.bad(epsilon, "must be from 0 to 1"));
         }
         let mut layers = read_layers(&keys, arch, hidden_size, &tensors)?;
+        gguf_mixers::read(&keys, arch, hidden_size, &mut layers)?;
         gguf_experts::read(&keys, arch, &mut layers)?;
         let head_dim = layers.first().map_or(0, |layer| layer.head_dim);
         let rope = read_rope(&keys, arch, head_dim, max_position_embeddings, &tensors)?;
+        let attention_scale = gguf_mixers::latent_scale(&keys, &layers, &rope)?;
         let local_rope = read_local_rope(&keys, arch, &rope, &mut layers)?;
         if keys.get("attention.causal").is_some_and(|causal| causal.as_bool() != Some(true)) {
             return Err(keys.bad("attention.causal", "only true is supported"));
@@ -94,7 +96,7 @@ impl ModelConfig {
             max_position_embeddings,
             norm_eps: norm_eps as f32,
             tie_word_embeddings: (tensors.shape)(&arch.gguf_tensor_name(TensorId::Output)).is_none(),
-            style: arch.style.with_whole_gains(),
+            style: Style { attention_scale: attention_scale.or(arch.style.attention_scale), ..arch.style.with_whole_gains() },
             rope,
             local_rope,
             layers,
@@ -126,22 +128,23 @@ fn read_layers(
     tensors: &GgufTensors<'_>,
 ) -> Result<Vec<LayerConfig>, ModelError> {
     let count = keys.required("block_count", keys.size("block_count", MAX_LAYERS))?;
-    let heads = keys.required("attention.head_count", keys.per_layer("attention.head_count", count, MAX_HEADS))?;
-    // Layers without key heads are convolutions, in the one family that has them.
-    let kernel = match arch.own_layer_types.contains(&"conv") {
-        true => keys.size("shortconv.l_cache", MAX_KERNEL)?,
-        false => None,
-    };
-    let least = u64::from(kernel.is_none());
+    let least = u64::from(!arch.gguf_mixer.is_by_heads());
+    let heads = keys.per_layer_from(least, "attention.head_count", count, MAX_HEADS);
+    let heads = keys.required("attention.head_count", heads)?;
     let kv_heads = keys.per_layer_from(least, "attention.head_count_kv", count, MAX_HEADS)?;
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
-    let most_kv_heads = kv_heads.iter().copied().max().unwrap_or(1).max(1);
-    let ffn = keys.required("feed_forward_length", keys.per_layer("feed_forward_length", count, MAX_INTERMEDIATE))?;
+    // Of a layer without heads, what those with them have: nobody reads it.
+    let most = heads.iter().copied().max().unwrap_or(1).max(1);
+    let heads: Vec<usize> = heads.into_iter().map(|count| if count == 0 { most } else { count }).collect();
+    let least = u64::from(arch.defaults.intermediate_ratio != Some(0));
+    let ffn = keys.per_layer_from(least, "feed_forward_length", count, MAX_INTERMEDIATE);
+    let ffn = keys.required("feed_forward_length", ffn)?;
     let head_dim = match keys.size("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
         None => hidden_size / heads[0],
     };
-    if keys.size("attention.value_length", MAX_HEAD_DIM)?.is_some_and(|length| length != head_dim) {
+    let value_length = keys.size("attention.value_length", MAX_HEAD_DIM)?;
+    if arch.gguf_mixer != GgufMixer::Latent && value_length.is_some_and(|length| length != head_dim) {
         return Err(keys.bad("attention.value_length", &format!("must equal the key length, {head_dim}")));
     }
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
@@ -182,15 +185,10 @@ fn read_layers(
                     (true, true) => AttentionBias::Qkvo,
                 },
             };
-            let mixer = match (kv_heads[index], kernel) {
-                (0, Some(kernel)) => Mixer::ShortConv(ShortConv { channels: hidden_size, kernel, bias: false }),
-                _ => Mixer::Attention,
-            };
             LayerConfig {
-                mixer,
+                mixer: Mixer::Attention,
                 num_attention_heads: heads[index],
-                // Of a layer without attention, what those with it have: nobody reads it.
-                num_key_value_heads: if mixer == Mixer::Attention { kv_heads[index] } else { most_kv_heads },
+                num_key_value_heads: kv_heads[index],
                 head_dim,
                 intermediate_size: ffn[index],
                 experts: None,
@@ -230,13 +228,15 @@ fn read_rope(
     let beta_fast = keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0);
     let beta_slow = keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0);
     let log_multiplier = keys.nonzero("rope.scaling.yarn_log_multiplier")?;
-    if log_multiplier.is_some() && !arch.gguf_keys.contains(&StyleKey::QueryGrowth) {
+    let is_latent = arch.gguf_mixer == GgufMixer::Latent;
+    if log_multiplier.is_some() && !is_latent && !arch.gguf_keys.contains(&StyleKey::QueryGrowth) {
         return Err(keys.bad("rope.scaling.yarn_log_multiplier", "only 0 is supported for this architecture"));
     }
     if keys.get("rope.scaling.yarn_ext_factor").is_some_and(|value| value.as_f64() != Some(1.0)) {
         return Err(keys.bad("rope.scaling.yarn_ext_factor", "only 1 is supported"));
     }
     let yarn_factor = |factor: f64| match log_multiplier {
+        log if is_latent => gguf_mixers::latent_attention_factor(log, factor),
         Some(log) => yarn_mscale(factor, 1.0) / yarn_mscale(factor, log),
         None => yarn_mscale(factor, 1.0),
     };

@@ -1,8 +1,10 @@
 //! What layers compute, where GGUF files say it in a key: one table for reading and writing.
 
-use super::{ModelConfig, QueryGrowth, Residual, Style, gguf_keys::GgufKeys, limits::MAX_CONTEXT};
+use super::{
+    LayerConfig, LayerRope, ModelConfig, QueryGrowth, Residual, Style, gguf_keys::GgufKeys, limits::MAX_CONTEXT,
+};
 use crate::ModelError;
-use edgelm_format::gguf::Value;
+use edgelm_format::gguf::{Array, Value};
 
 /// A key of GGUF files that changes what layers compute, in families whose files have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,11 @@ pub enum StyleKey {
     ParallelResidual,
     /// `attention.temperature_scale`: β of queries that grow with their position.
     QueryGrowth,
+    /// `rope.scaling.finetuned`: false where no layer rotates queries and keys.
+    Rotation,
+    /// `rope.dimension_sections`: how rotated components are shared out between the positions of a text or picture, which are
+    /// all the same in a text.
+    RopeSections,
 }
 
 /// The bias of the first of eight heads over one position is half of this power of two.
@@ -47,6 +54,8 @@ impl StyleKey {
             Self::AlibiBias => "attention.max_alibi_bias",
             Self::ParallelResidual => "use_parallel_residual",
             Self::QueryGrowth => "attention.temperature_scale",
+            Self::Rotation => "rope.scaling.finetuned",
+            Self::RopeSections => "rope.dimension_sections",
         }
     }
 
@@ -59,6 +68,18 @@ impl StyleKey {
                 return Err(keys.bad(name, "must be true or false"));
             };
             config.style.residual = if parallel { Residual::Parallel } else { Residual::Sequential };
+            return Ok(());
+        }
+        if self == Self::Rotation {
+            match keys.get(name).map(Value::as_bool) {
+                None | Some(Some(true)) => {}
+                Some(Some(false)) => config.layers.iter_mut().for_each(|layer| layer.rope = LayerRope::None),
+                Some(None) => return Err(keys.bad(name, "must be true or false")),
+            }
+            return Ok(());
+        }
+        if self == Self::RopeSections {
+            keys.get(name);
             return Ok(());
         }
         let value = keys.nonzero(name)?;
@@ -86,7 +107,7 @@ impl StyleKey {
                 let original_max_position_embeddings = original.unwrap_or(config.max_position_embeddings);
                 config.rope.query_growth = Some(QueryGrowth { beta: value, original_max_position_embeddings });
             }
-            Self::AlibiBias | Self::ParallelResidual => {}
+            Self::AlibiBias | Self::ParallelResidual | Self::Rotation | Self::RopeSections => {}
         }
         Ok(())
     }
@@ -105,6 +126,16 @@ impl StyleKey {
             Self::ClipQkv => style.clip_qkv,
             Self::AlibiBias => Some(ALIBI_BIAS as f32),
             Self::QueryGrowth => config.rope.query_growth.map(|growth| growth.beta as f32),
+            Self::Rotation => {
+                let rotates = |layer: &LayerConfig| layer.mixer.has_attention() && layer.rope != LayerRope::None;
+                return Some((self.name(), Value::Bool(config.layers.iter().any(rotates))));
+            }
+            Self::RopeSections => {
+                // As even as whole numbers are: 11, 11 and 10 of Qwen3.5's 32.
+                let pairs = u32::try_from(config.rope.rotary_dim / 2).unwrap_or(0);
+                let sections = [pairs.div_ceil(3), (pairs + 1) / 3, pairs / 3, 0].map(|count| count as i32);
+                return Some((self.name(), Value::Array(Array::I32(sections.to_vec()))));
+            }
             Self::ParallelResidual => {
                 return Some((self.name(), Value::Bool(style.residual == Residual::Parallel)));
             }

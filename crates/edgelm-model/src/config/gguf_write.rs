@@ -3,7 +3,10 @@
 //! Two keys are our own, where GGUF has none and llama.cpp, which ignores them, still computes the right thing within
 //! the trained context: `edgelm.rope.dynamic_factor` and `edgelm.rope.yarn_truncate`.
 
-use super::{LayerConfig, Mixer, ModelConfig, RopeScaling, gguf_experts, gguf_read::gguf_epsilon, rope::yarn_mscale};
+use super::{
+    LayerConfig, Mixer, ModelConfig, RopeScaling, gguf_experts, gguf_mixers, gguf_mixers::GgufMixer,
+    gguf_read::gguf_epsilon, rope::yarn_mscale,
+};
 use crate::ModelError;
 use edgelm_format::gguf::{Array, Metadata, Value};
 
@@ -14,6 +17,10 @@ impl ModelConfig {
     /// `general.architecture` and every `{arch}.*` key. Errors where the GGUF reader of this program could
     /// not get the same model back.
     pub fn gguf_metadata(&self) -> Result<Metadata, ModelError> {
+        self.gguf_form().metadata_as_it_is()
+    }
+
+    fn metadata_as_it_is(&self) -> Result<Metadata, ModelError> {
         let refuse = |what: &str| Err(ModelError::Export(what.to_owned()));
         let Some(arch) = self.arch.gguf_name else {
             return refuse(&format!(
@@ -24,33 +31,27 @@ impl ModelConfig {
         let mut out: Metadata = vec![("general.architecture".to_owned(), Value::String(arch.to_owned()))];
         let mut put = |key: &str, value: Value| out.push((format!("{arch}.{key}"), value));
         let Some(first) = self.layers.first() else { return refuse("a model without layers") };
-        if self.layers.iter().any(|layer| layer.head_dim != first.head_dim) {
+        let has_heads = |layer: &&LayerConfig| layer.mixer.has_attention();
+        let first = self.layers.iter().find(has_heads).unwrap_or(first);
+        if self.layers.iter().filter(has_heads).any(|layer| layer.head_dim != first.head_dim) {
             return refuse("GGUF has one head size for all layers, this model several");
         }
         put("block_count", count(self.layers.len()));
         put("context_length", count(self.max_position_embeddings));
         put("embedding_length", count(self.hidden_size));
-        put("feed_forward_length", self.per_layer(|layer| layer.intermediate_size));
-        put("attention.head_count", self.per_layer(|layer| layer.num_attention_heads));
-        let kv_heads = |layer: &LayerConfig| if layer.mixer.has_attention() { layer.num_key_value_heads } else { 0 };
-        put("attention.head_count_kv", self.per_layer(kv_heads));
-        for mixer in self.layers.iter().map(|layer| &layer.mixer) {
-            match mixer {
-                Mixer::Attention => {}
-                Mixer::ShortConv(conv) if conv.bias => return refuse("GGUF has no biases of short convolutions"),
-                Mixer::ShortConv(_) => {}
-                _ => return refuse("layers with states are not written as GGUF yet"),
-            }
-        }
-        let kernels = self.layers.iter().filter_map(|layer| match layer.mixer {
-            Mixer::ShortConv(conv) => Some(conv.kernel),
-            _ => None,
-        });
-        if let Some(kernel) = kernels.max() {
-            put("shortconv.l_cache", count(kernel));
+        put("feed_forward_length", self.per_layer(gguf_experts::feed_forward_length(self)));
+        let heads = |layer: &LayerConfig| match self.arch.gguf_mixer {
+            GgufMixer::OnlyMamba2 => 0,
+            _ => layer.num_attention_heads,
+        };
+        put("attention.head_count", self.per_layer(heads));
+        put("attention.head_count_kv", self.per_layer(gguf_mixers::kv_heads(self)));
+        for (key, value) in gguf_mixers::written(self)? {
+            put(key, value);
         }
         put(gguf_epsilon(self.style.norm), Value::F32(self.norm_eps));
-        if self.hidden_size != first.num_attention_heads * first.head_dim || self.widths_differ() {
+        let is_plain = matches!(first.mixer, Mixer::Attention | Mixer::AttentionAndMamba2(_));
+        if is_plain && (self.hidden_size != first.num_attention_heads * first.head_dim || self.widths_differ()) {
             put("attention.key_length", count(first.head_dim));
             put("attention.value_length", count(first.head_dim));
         }
@@ -61,7 +62,7 @@ impl ModelConfig {
         for (key, value) in self.arch.gguf_keys.iter().filter_map(|key| key.written(self)) {
             put(key, value);
         }
-        if !self.style.has_no_rotation() {
+        if !self.style.has_no_rotation() && self.arch.gguf_mixer != GgufMixer::OnlyMamba2 {
             put("rope.dimension_count", count(self.rope.rotary_dim));
             put("rope.freq_base", Value::F32(self.rope.theta as f32));
         }
@@ -123,7 +124,8 @@ impl ModelConfig {
                 put("rope.scaling.yarn_beta_fast", Value::F32(*beta_fast as f32));
                 put("rope.scaling.yarn_beta_slow", Value::F32(*beta_slow as f32));
                 // llama.cpp derives YaRN's own factor and multiplies this one in.
-                let rest = attention_factor / yarn_mscale(*factor, 1.0);
+                let own = gguf_mixers::latent_factor_beside(self).unwrap_or_else(|| yarn_mscale(*factor, 1.0));
+                let rest = attention_factor / own;
                 if (rest - 1.0).abs() > 1e-6 {
                     put("rope.scaling.attn_factor", Value::F32(rest as f32));
                 }

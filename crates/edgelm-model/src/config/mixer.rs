@@ -34,6 +34,8 @@ pub struct LatentAttention {
     pub rope_dim: usize,
     /// Components of a value.
     pub value_dim: usize,
+    /// latent_k is [r, nope] for each head, as queries use it, not [nope, r] (GGUF).
+    pub transposed_keys: bool,
 }
 
 impl LatentAttention {
@@ -90,6 +92,27 @@ pub struct Mamba2 {
     pub scales: [f32; 5],
     /// Multiplies the output.
     pub output_scale: f32,
+    /// How files store A.
+    pub decay: Decay,
+}
+
+/// How files store A, the rates at which states decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decay {
+    /// log(−A).
+    Log,
+    /// A itself, below 0 (GGUF).
+    Whole,
+}
+
+impl Decay {
+    /// A, out of what is stored.
+    pub fn rate(self, stored: f32) -> f32 {
+        match self {
+            Self::Log => -stored.exp(),
+            Self::Whole => stored,
+        }
+    }
 }
 
 /// How the result of a scan is gated by z; the norm is an RMS norm of each group with its own gain.
@@ -116,6 +139,19 @@ pub struct DeltaNet {
     pub value_dim: usize,
     /// K.
     pub kernel: usize,
+    /// How files store A.
+    pub decay: Decay,
+    /// Which heads of values share a head of keys.
+    pub order: ValueOrder,
+}
+
+/// Which heads of values share a head of keys, with r of them for each of G.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueOrder {
+    /// Head h belongs to h / r.
+    Grouped,
+    /// Head h belongs to h mod G (llama.cpp's Qwen3.5).
+    Tiled,
 }
 
 /// How many values a sequence keeps for a layer, however long it is.

@@ -1,7 +1,7 @@
 //! Which components of a head rotate together, and how rows and gains change when a file with the other convention is
 //! written.
 
-use super::{LayerRope, ModelConfig};
+use super::{LayerConfig, LayerRope, Mixer, ModelConfig, RopeConfig};
 use crate::{LayerTensor, TensorId};
 use edgelm_tensor::RopePairs;
 
@@ -42,18 +42,28 @@ impl ModelConfig {
         let TensorId::Layer(index, Q | QBias | QNorm | QNormBias | K | KBias | KNorm | KNormBias) = id else {
             return row;
         };
-        let Some(layer) = self.layers.get(index).filter(|layer| layer.rope != LayerRope::None) else { return row };
-        let (component, rotary) = (row % layer.head_dim, self.rope.rotary_dim);
-        if component >= rotary {
+        // In latent attention the last components of a query rotate, not the first: no row moves.
+        let moves = |layer: &&LayerConfig| {
+            layer.rope != LayerRope::None && !matches!(layer.mixer, Mixer::LatentAttention(_))
+        };
+        let Some(layer) = self.layers.get(index).filter(moves) else { return row };
+        let component = row % layer.head_dim;
+        if component >= self.rope.rotary_dim {
             return row;
         }
-        let half = rotary / 2;
-        let source = match (self.rope.pairs, target) {
+        row - component + self.rope.source_of(component, target)
+    }
+}
+
+impl RopeConfig {
+    /// Which rotary component stands where files that pair them as `target` says have this one.
+    pub(crate) fn source_of(&self, component: usize, target: RopePairs) -> usize {
+        let half = self.rotary_dim / 2;
+        match (self.pairs, target) {
             (RopePairs::Halves, RopePairs::Interleaved) => component / 2 + half * (component % 2),
             (RopePairs::Interleaved, RopePairs::Halves) => 2 * (component % half) + component / half,
             _ => component,
-        };
-        row - component + source
+        }
     }
 }
 

@@ -126,7 +126,7 @@ impl ModelConfig {
 
 fn latent_shape(latent: LatentAttention, hidden: usize, tensor: LayerTensor) -> Option<Vec<usize>> {
     use LayerTensor::*;
-    let LatentAttention { heads, query_rank, rank, nope_dim, value_dim, .. } = latent;
+    let LatentAttention { heads, query_rank, rank, nope_dim, value_dim, transposed_keys, .. } = latent;
     let queries = heads * latent.query_dim();
     let (is_there, shape) = match tensor {
         Q => (query_rank.is_none(), vec![queries, hidden]),
@@ -135,6 +135,7 @@ fn latent_shape(latent: LatentAttention, hidden: usize, tensor: LayerTensor) -> 
         QUp => (true, vec![queries, query_rank?]),
         Latent => (true, vec![latent.width(), hidden]),
         LatentNorm => (true, vec![rank]),
+        LatentK if transposed_keys => (true, vec![heads * rank, nope_dim]),
         LatentK => (true, vec![heads * nope_dim, rank]),
         LatentV => (true, vec![heads * value_dim, rank]),
         O => (true, vec![hidden, heads * value_dim]),
