@@ -31,7 +31,11 @@ const REFUSED: &[(&str, &str)] = &[
     ("gpt2-bare", "scale of scores by layer"),
     // The tanh form of GELU.
     ("gpt_neox-sequential", "activation"),
+    // Two rotary bases.
+    ("granite_swa", "rotary embedding"),
     ("lfm2-autoff", "biases of short convolutions"),
+    // Factors that llama.cpp has for the one model of this family.
+    ("minicpm3", "scale of embeddings"),
     ("phi-qknorm", "norms"),
     ("qwen3_moe", "layers without experts"),
 ];
@@ -91,8 +95,20 @@ fn write(checkpoint: &Checkpoint, file: &Path) -> Result<(), CompressError> {
 
 /// The largest difference of any logit of the golden, once in a file and back.
 fn through_gguf(folder: &Path, file: &Path) -> Result<f32, CompressError> {
-    write(&Checkpoint::open(folder)?, file)?;
-    Ok(distance(folder, file)?)
+    let checkpoint = Checkpoint::open(folder)?;
+    write(&checkpoint, file)?;
+    // The reference of Youtu has zeros for a row that is stored: what it says is not said of the stored weights.
+    match checkpoint.config().arch.name {
+        "youtu" => Ok(distance_from_folder(checkpoint, file)?),
+        _ => Ok(distance(folder, file)?),
+    }
+}
+
+/// The largest difference of any logit of the file from those of the folder, beyond windows of 32 positions.
+fn distance_from_folder(folder: Checkpoint, file: &Path) -> Result<f32, ModelError> {
+    let vocabulary = folder.config().vocab_size as u32;
+    let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + i * i) % vocabulary).collect();
+    Ok(worst(&logits(Checkpoint::open(file)?, &tokens).unwrap(), &logits(folder, &tokens).unwrap()))
 }
 
 /// The largest difference of any logit of the file from those of the golden.
@@ -180,17 +196,36 @@ fn changed(folder: &Path, to: &Path, values: Values<'_>, rename: Rename) {
 #[test]
 fn models_that_were_refused_for_one_value_survive_without_it() {
     let keep = |name: &str| Some(name.to_owned());
-    let second_layer = |name: &str| match name.strip_prefix("model.layers.1.") {
+    let yarn =
+        json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
+    let goldens = root().join("testdata/goldens");
+    let head_dim = |name: &str| {
+        let config = std::fs::read(goldens.join(name).join("config.json")).unwrap();
+        serde_json::from_slice::<Value>(&config).unwrap()["head_dim"].clone()
+    };
+    let deep_yarn = json!({
+        "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 40.0, "original_max_position_embeddings": 64,
+        "mscale": 0.7, "mscale_all_dim": 0.9,
+    });
+    let second_layer: fn(&str) -> Option<String> = |name| match name.strip_prefix("model.layers.1.") {
         Some(rest) => Some(format!("model.layers.0.{rest}")),
         None => Some(name.to_owned()).filter(|name| !name.starts_with("model.layers.")),
     };
-    let yarn =
-        json!({"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 64});
-    let cases: [(&str, Values<'_>, Rename); 4] = [
+    let cases: [(&str, Values<'_>, Rename); 9] = [
         // Not refused, but llama.cpp computes only this form of YaRN.
         ("gpt_oss", &[("rope_parameters", yarn)], keep),
-        ("gemma2", &[("query_pre_attn_scalar", json!(16))], keep),
-        ("gemma3", &[("query_pre_attn_scalar", json!(16))], keep),
+        ("gemma2", &[("query_pre_attn_scalar", head_dim("gemma2"))], keep),
+        ("gemma3", &[("query_pre_attn_scalar", head_dim("gemma3"))], keep),
+        ("deepseek_v2", &[("rope_parameters", deep_yarn)], keep),
+        ("youtu", &[("rope_interleave", json!(false))], keep),
+        ("minicpm3", &[("scale_emb", json!(12)), ("dim_model_base", json!(256))], keep),
+        ("granite_swa", &[("layer_rope_theta", json!([10_000.0, 10_000.0, 0.0, 10_000.0]))], keep),
+        // Without Mamba-2 it is a file of Granite MoE.
+        (
+            "granitemoehybrid",
+            &[("num_hidden_layers", json!(1)), ("layer_types", json!(["full_attention"]))],
+            second_layer,
+        ),
         (
             "qwen3_moe",
             &[("mlp_only_layers", json!([])), ("num_hidden_layers", json!(1)), ("layer_types", Value::Null)],
@@ -198,21 +233,14 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
         ),
     ];
     for (name, values, rename) in cases {
-        let golden = shared().join(name);
-        if !golden.join("config.json").exists() {
-            println!("skipped: no shared golden {name}");
-            continue;
-        }
+        let golden = goldens.join(name);
         let folder = tempfile::tempdir().unwrap();
         changed(&golden, folder.path(), values, rename);
         let kept = std::env::var_os("EDGELM_KEEP_GGUF").map_or(folder.path().to_owned(), PathBuf::from);
         let file = kept.join(format!("{name}-changed.gguf"));
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         write(&checkpoint, &file).unwrap();
-        // Beyond the windows of 32.
-        let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + i * i) % 150).collect();
-        let error =
-            worst(&logits(Checkpoint::open(&file).unwrap(), &tokens).unwrap(), &logits(checkpoint, &tokens).unwrap());
+        let error = distance_from_folder(checkpoint, &file).unwrap();
         assert!(error < TOLERANCE, "{name}: logits differ by {error}");
         println!("{name} {error:.1e}");
     }
@@ -228,9 +256,15 @@ const LOST: &[&str] = &[
     "mistral-swa",
     "qwen2-swa",
     "starcoder2",
+    // The reference's own weights: see `through_gguf`.
+    "youtu",
     // YaRN without rounding; dynamic scaling; the context length.
     "gpt_oss",
     "llama-rope-dynamic",
+    "glm",
+    // Its layers' names are others than that converter's.
+    "granitemoehybrid",
+    "granitemoehybrid-dense",
     "bloom",
 ];
 

@@ -24,7 +24,7 @@ pub use generation::GenerationLimits;
 pub use html::{ReportPage, parts as html_parts, render_html};
 pub use jsonl::MAX_LINE_BYTES;
 pub use pairs::{PairInput, PairLine, PairResult, PairScores, pairs, read_pairs};
-pub use perplexity::{Perplexity, perplexity};
+pub use perplexity::{Foreign, Perplexity, perplexity, perplexity_of};
 pub use progress::{OnProgress, Progress};
 pub use report::{EvalReport, ModelFacts};
 pub use rouge::{RougeScore, rouge_l, rouge_l_multi};

@@ -4,9 +4,11 @@ use crate::{
     EvalError, OnProgress, Progress, WindowOptions,
     rows::map_rows,
     softmax::negative_log_likelihood,
-    windows::{Windows, chunk_tokens},
+    windows::{Reader, Windows, chunk_of, chunk_tokens},
 };
-use edgelm_engine::{Model, Step, Want, Workspace};
+use edgelm_engine::{Decoding, Model, Step, Want, Workspace};
+use edgelm_kernels::Cpu;
+use edgelm_model::Tokenizer;
 
 /// How well a model predicts a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -105,27 +107,91 @@ pub fn perplexity(
         for (index, (inputs, targets)) in inputs.chunks(chunk).zip(targets.chunks(chunk)).enumerate() {
             let step = Step { sequence: &mut sequence, tokens: inputs, want: Want::All };
             engine.forward(&mut [step], &mut workspace)?;
-            let logits = workspace.logits();
-            let scores = map_rows(cpu.pool(), targets.len(), &|row| {
-                negative_log_likelihood(cpu, &logits[row * vocab_size..][..vocab_size], targets[row] as usize)
-            });
-            for (row, score) in scores.into_iter().enumerate() {
-                let score = score.ok_or_else(|| EvalError::NonFinite {
-                    model: model.name().to_owned(),
-                    window,
-                    position: index * chunk + row,
-                })?;
-                nll.add(score);
-            }
+            let place = Place { model: model.name(), window, position: index * chunk };
+            add_scores(cpu, workspace.logits(), vocab_size, targets, &place, &mut nll)?;
         }
-        on_progress(Progress::Window {
-            done: window + 1,
-            total: windows.count(),
-            perplexity: nll.mean().exp(),
-            kl_divergence: None,
-        });
+        on_progress(progress(&windows, window, &nll));
     }
     Ok(Perplexity::new(&nll, &windows))
+}
+
+/// A model that another engine runs.
+pub struct Foreign<'a> {
+    /// For messages.
+    pub name: &'a str,
+    /// An empty sequence of it.
+    pub decoding: &'a mut dyn Decoding,
+    /// Its own.
+    pub tokenizer: &'a Tokenizer,
+    /// The token that begins a text, where the tokenizer has none.
+    pub bos_token_id: Option<u32>,
+    /// V.
+    pub vocab_size: usize,
+    /// Computes likelihoods.
+    pub cpu: &'a Cpu,
+    /// Windows go in as one piece: positions may depend on how many follow, and an engine may not take them in parts.
+    pub at_once: bool,
+}
+
+/// [`perplexity`] of a model that another engine runs, by the same protocol; the cache format of `options` is not for it.
+///
+/// Memory: with `at_once` the logits of a window.
+pub fn perplexity_of(
+    model: Foreign<'_>,
+    text: &str,
+    options: &WindowOptions,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Perplexity, EvalError> {
+    let Foreign { name, decoding, tokenizer, bos_token_id, vocab_size, cpu, at_once } = model;
+    let eos_token_ids = decoding.eos_token_ids().to_vec();
+    let context_length = decoding.context_length();
+    let reader = Reader { tokenizer, bos_token_id, eos_token_ids: &eos_token_ids, vocab_size, context_length };
+    let windows = Windows::read(&reader, text, options)?;
+    let chunk = if at_once { windows.context() } else { chunk_of(vocab_size) };
+    let (mut nll, mut logits) = (Sample::default(), Vec::new());
+    for (window, (inputs, targets)) in windows.iter().enumerate() {
+        decoding.truncate(0)?;
+        for (index, (inputs, targets)) in inputs.chunks(chunk).zip(targets.chunks(chunk)).enumerate() {
+            decoding.forward(inputs, inputs.len(), &mut logits)?;
+            let place = Place { model: name, window, position: index * chunk };
+            add_scores(cpu, &logits, vocab_size, targets, &place, &mut nll)?;
+        }
+        on_progress(progress(&windows, window, &nll));
+    }
+    Ok(Perplexity::new(&nll, &windows))
+}
+
+/// Where the first of some rows stands.
+struct Place<'a> {
+    model: &'a str,
+    window: usize,
+    position: usize,
+}
+
+/// Scores of `targets` under logits `[targets, V]`.
+fn add_scores(
+    cpu: &Cpu,
+    logits: &[f32],
+    vocab_size: usize,
+    targets: &[u32],
+    place: &Place<'_>,
+    nll: &mut Sample,
+) -> Result<(), EvalError> {
+    let scores = map_rows(cpu.pool(), targets.len(), &|row| {
+        negative_log_likelihood(cpu, &logits[row * vocab_size..][..vocab_size], targets[row] as usize)
+    });
+    for (row, score) in scores.into_iter().enumerate() {
+        nll.add(score.ok_or_else(|| EvalError::NonFinite {
+            model: place.model.to_owned(),
+            window: place.window,
+            position: place.position + row,
+        })?);
+    }
+    Ok(())
+}
+
+fn progress(windows: &Windows, window: usize, nll: &Sample) -> Progress<'static> {
+    Progress::Window { done: window + 1, total: windows.count(), perplexity: nll.mean().exp(), kl_divergence: None }
 }
 
 #[cfg(test)]

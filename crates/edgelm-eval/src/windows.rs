@@ -3,6 +3,7 @@
 use crate::EvalError;
 use edgelm_engine::{Engine, EngineError, Model};
 use edgelm_kernels::KvDtype;
+use edgelm_model::Tokenizer;
 use std::{fs::File, io::Read, path::Path};
 
 /// Limit for [`read_text`]: a gibibyte. The tokens of a text are held in memory.
@@ -40,6 +41,17 @@ pub fn read_text(path: &Path) -> Result<String, EvalError> {
         .map_err(|error| EvalError::NotUtf8 { path: path.to_owned(), offset: error.utf8_error().valid_up_to() })
 }
 
+/// What of a model decides how a text is cut.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    /// Beside those of the tokenizer.
+    pub(crate) bos_token_id: Option<u32>,
+    pub(crate) eos_token_ids: &'a [u32],
+    pub(crate) vocab_size: usize,
+    pub(crate) context_length: usize,
+}
+
 /// Windows of equal length, and the token each begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Windows {
@@ -53,23 +65,34 @@ impl Windows {
     /// Tokenizes the whole text without special tokens and cuts it.
     pub(crate) fn new(model: &Model, text: &str, options: &WindowOptions) -> Result<Self, EvalError> {
         let config = model.engine().config();
-        if options.context > config.context_length() {
+        let reader = Reader {
+            tokenizer: model.tokenizer()?,
+            bos_token_id: config.bos_token_id,
+            eos_token_ids: &config.eos_token_ids,
+            vocab_size: config.vocab_size,
+            context_length: config.context_length(),
+        };
+        Self::read(&reader, text, options)
+    }
+
+    /// The same for a model of any engine.
+    pub(crate) fn read(reader: &Reader<'_>, text: &str, options: &WindowOptions) -> Result<Self, EvalError> {
+        if options.context > reader.context_length {
             let what = format!(
                 "windows of {} tokens were asked for, but the model's context holds {}",
-                options.context,
-                config.context_length()
+                options.context, reader.context_length
             );
             return Err(EvalError::Option { option: "context", what });
         }
-        let tokenizer = model.tokenizer()?;
+        let tokenizer = reader.tokenizer;
         // Qwen's tokenizer has no bos of its own, its config names `<|endoftext|>`: the token that begins documents.
         let first = tokenizer
             .bos()
-            .or(config.bos_token_id)
+            .or(reader.bos_token_id)
             .or(tokenizer.eos())
-            .or(config.eos_token_ids.first().copied())
+            .or(reader.eos_token_ids.first().copied())
             .ok_or(EvalError::NoFirstToken)?;
-        Self::cut(first, tokenizer.encode(text, false)?, config.vocab_size, options)
+        Self::cut(first, tokenizer.encode(text, false)?, reader.vocab_size, options)
     }
 
     /// Checks the tokens and drops those that no window will score.
@@ -131,7 +154,12 @@ pub(crate) fn chunk_tokens(engine: &Engine, context: usize) -> usize {
         // The rotation of early positions depends on how many follow: the window goes in as one piece.
         return context;
     }
-    (LOGITS_BUDGET / config.vocab_size.max(1)).clamp(32, 512)
+    chunk_of(config.vocab_size)
+}
+
+/// The same where no position depends on those that follow.
+pub(crate) fn chunk_of(vocab_size: usize) -> usize {
+    (LOGITS_BUDGET / vocab_size.max(1)).clamp(32, 512)
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ pub use arch::Arch;
 pub use chat_template::{ChatTemplate, Message};
 pub use checkpoint::{Checkpoint, Edited, Embedded, HfFile, Replaced, StorageKind, Tensors, Texts};
 pub use config::{
-    Alibi, AttentionBias, Decay, DeltaNet, Experts, GatedNorm, GenerationConfig, LatentAttention, LayerConfig, LayerRope,
-    Mamba2, Mixer, ModelConfig, Multipliers, NormKind, Norms, OutputGate, QkNorm, Residual, RopeConfig, RopePairs,
-    RopeScaling, Routing, RoutingScore, ShortConv, StateSize, Style, ValueOrder,
+    Alibi, AttentionBias, Decay, DeltaNet, Experts, GatedNorm, GenerationConfig, LatentAttention, LayerConfig,
+    LayerRope, Mamba2, Mixer, ModelConfig, Multipliers, NormKind, Norms, OutputGate, QkNorm, Residual, RopeConfig,
+    RopePairs, RopeScaling, Routing, RoutingScore, ShortConv, StateSize, Style, ValueOrder,
 };
 pub use tensors::{ExpertTensor, LayerTensor, TensorId};
 pub use tokenizer::{DecodeStream, TokenBytes, Tokenizer};

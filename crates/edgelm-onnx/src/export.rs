@@ -115,6 +115,8 @@ fn model(network: &Network<'_>) -> Model {
             entry("edgelm.style", network.style.to_string()),
             entry("edgelm.context_length", network.context.to_string()),
             entry("edgelm.eos_token_ids", eos.join(",")),
+            entry("edgelm.depends_on_length", config.rope.depends_on_length().to_string()),
+            entry("edgelm.bos_token_id", config.bos_token_id.map_or(String::new(), |id| id.to_string())),
         ],
     }
 }

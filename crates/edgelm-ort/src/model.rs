@@ -40,6 +40,8 @@ pub struct OrtModel {
     pub(crate) vocab_size: usize,
     pub(crate) context_length: usize,
     pub(crate) eos_token_ids: Vec<u32>,
+    bos_token_id: Option<u32>,
+    depends_on_length: bool,
     texts: Texts,
     generation: GenerationConfig,
 }
@@ -69,12 +71,22 @@ impl OrtModel {
         let said = Said::read(folder, &session)?;
         let texts = Texts::open(folder)?;
         let (generation, ends) = texts.generation()?.unwrap_or_default();
-        let mut eos_token_ids = said.eos_token_ids;
+        let Said { context_length, bos_token_id, depends_on_length, mut eos_token_ids } = said;
         eos_token_ids.extend(ends);
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
-        let context_length = said.context_length;
-        Ok(Self { session, caches, with_positions, vocab_size, context_length, eos_token_ids, texts, generation })
+        Ok(Self {
+            session,
+            caches,
+            with_positions,
+            vocab_size,
+            context_length,
+            eos_token_ids,
+            bos_token_id,
+            depends_on_length,
+            texts,
+            generation,
+        })
     }
 
     /// Tokenizer and chat template.
@@ -95,6 +107,17 @@ impl OrtModel {
     /// Positions that a sequence can have.
     pub fn context_length(&self) -> usize {
         self.context_length
+    }
+
+    /// The token that begins a text, where the folder says one beside its tokenizer.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.bos_token_id
+    }
+
+    /// What is computed for a position may depend on how many follow it in the same call; of a folder that another program wrote
+    /// nobody knows.
+    pub fn depends_on_length(&self) -> bool {
+        self.depends_on_length
     }
 
     /// An empty sequence.
@@ -168,6 +191,8 @@ fn vocab_size(session: &Session) -> Result<usize, String> {
 struct Said {
     context_length: usize,
     eos_token_ids: Vec<u32>,
+    bos_token_id: Option<u32>,
+    depends_on_length: bool,
 }
 
 impl Said {
@@ -176,7 +201,9 @@ impl Said {
         if let Some(length) = metadata.custom("edgelm.context_length").and_then(|text| text.parse().ok()) {
             let ends = metadata.custom("edgelm.eos_token_ids").unwrap_or_default();
             let eos_token_ids = ends.split(',').filter_map(|id| id.parse().ok()).collect();
-            return Ok(Self { context_length: length, eos_token_ids });
+            let bos_token_id = metadata.custom("edgelm.bos_token_id").and_then(|id| id.parse().ok());
+            let depends_on_length = metadata.custom("edgelm.depends_on_length").as_deref() != Some("false");
+            return Ok(Self { context_length: length, eos_token_ids, bos_token_id, depends_on_length });
         }
         let path = folder.join("genai_config.json");
         let bad = |what: &str| OrtError::Graph { path: path.clone(), what: what.to_owned() };
@@ -189,7 +216,8 @@ impl Said {
             one => id(one).into_iter().collect(),
         };
         let context_length = length.ok_or_else(|| bad("`model.context_length` is missing"))?;
-        Ok(Self { context_length, eos_token_ids })
+        let bos_token_id = id(&model["bos_token_id"]);
+        Ok(Self { context_length, eos_token_ids, bos_token_id, depends_on_length: true })
     }
 }
 

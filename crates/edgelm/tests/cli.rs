@@ -535,6 +535,36 @@ fn pruned_models_run_from_either_kind_of_output() {
     assert!(line.contains("is the model being read"), "{line}");
 }
 
+/// Skipped, with the reason, where there is no library of ONNX Runtime.
+#[test]
+fn perplexity_in_onnx_runtime_is_that_of_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "The pump on line 3 stopped at 81 °C and was restarted by hand. ".repeat(12)).unwrap();
+    let text = text.to_str().unwrap();
+    let measured = ["--text", text, "--ctx", "64"];
+    let own = json(&[&["eval", "demo", "--kv", "f32", "--arithmetic", "exact"], &measured[..]].concat());
+    for style in ["qdq", "genai"] {
+        let out = folder.path().join(style);
+        let out = out.to_str().unwrap();
+        edgelm(&["export", "demo", "--format", "onnx", "--onnx-style", style, "-o", out]).success();
+        let arguments = [&["eval", out, "--engine", "ort", "--arithmetic", "exact"], &measured[..]].concat();
+        let (status, message) = failure(&[&arguments[..], &["--kv", "f16"]].concat());
+        assert!(status == 2 && message.contains("--kv is not available with --engine ort"), "{message}");
+        let output = command().args(&arguments).arg("--json").output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        if message.contains("ONNX Runtime cannot be loaded") {
+            println!("skipped: {message}");
+            return;
+        }
+        assert!(output.status.success(), "{message}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&report["tokens_scored"], &report["windows"]), (&own["tokens_scored"], &own["windows"]));
+        let (theirs, ours) = (number(report["perplexity"].clone()), number(own["perplexity"].clone()));
+        assert!((theirs / ours - 1.0).abs() < 1e-4, "{style}: {theirs} and {ours}");
+    }
+}
+
 #[test]
 fn evaluation_of_pairs_and_tasks() {
     let folder = tempfile::tempdir().unwrap();

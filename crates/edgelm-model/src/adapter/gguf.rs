@@ -18,7 +18,8 @@ pub(super) fn open(path: &Path, model: &Checkpoint) -> Result<Adapter, ModelErro
             return Err(fail(format!("key `{key}` must be `{want}` in the file of an adapter")));
         }
     }
-    let arch = model.config().arch;
+    let form = model.gguf_form();
+    let arch = form.config().arch;
     if let Some(name) = find("general.architecture").and_then(Value::as_str)
         && arch.gguf_name != Some(name)
     {
@@ -46,6 +47,11 @@ pub(super) fn open(path: &Path, model: &Checkpoint) -> Result<Adapter, ModelErro
         // Without α llama.cpp takes B·A as it is.
         let scale = alpha.filter(|alpha| *alpha != 0.0).map_or(1.0, |alpha| alpha / rank as f64) as f32;
         targets.put(&mut adapter, Module { name: module.to_owned(), rank, a, b, scale, magnitude: None });
+    }
+    if let Some(id) = adapter.lora.keys().find(|id| form.is_changed(**id)) {
+        let name = arch.gguf_tensor_name(*id);
+        let what = "which GGUF files hold otherwise than this folder: open the model as a file";
+        return Err(fail(format!("changes `{name}`, {what}")));
     }
     Ok(adapter)
 }

@@ -6,7 +6,7 @@ use super::{
     values,
 };
 use crate::{
-    Checkpoint, ModelError,
+    Checkpoint, ModelError, StorageKind,
     config::{Keys, parse_object},
 };
 use edgelm_format::{FormatError, Source, safetensors::SafeTensors};
@@ -130,6 +130,13 @@ fn lora(
         let alpha = patterns.iter().find(|(key, _)| is_of(&module, key)).map_or(alpha, |(_, alpha)| *alpha);
         let scale = if stable { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
         targets.put(&mut adapter, Module { name, rank, a, b, scale: scale as f32, magnitude });
+    }
+    if model.storage() == StorageKind::Gguf
+        && let Some(id) =
+            adapter.lora.keys().chain(adapter.replaced.keys()).find(|id| model.config().is_converted(**id))
+    {
+        let name = arch.hf_tensor_name(*id);
+        return Err(fail(format!("changes `{name}`, which GGUF files hold otherwise: open the model's folder")));
     }
     Ok(adapter)
 }

@@ -5,14 +5,21 @@ use super::{
     Arch, Defaults, WindowRule,
     granite::{GRANITE, read_factors},
 };
-use crate::config::{Keys, MAX_CONTEXT, RopeConfig};
+use crate::config::{Keys, MAX_CONTEXT, RopeConfig, StyleKey};
 use crate::{LayerRope, ModelConfig, ModelError, Style};
 
 pub(super) const GRANITE_SWA: Arch = Arch {
     name: "granite_swa",
     hf_name: "GraniteSWAForCausalLM",
     hf_model_type: "granite_swa",
-    gguf_name: None,
+    gguf_name: Some("granite_swa"),
+    gguf_keys: &[
+        StyleKey::AttentionScale,
+        StyleKey::EmbeddingScale,
+        StyleKey::ResidualScale,
+        StyleKey::LogitDivisor,
+        StyleKey::RopePattern,
+    ],
     style: Style { sinks: true, ..GRANITE.style },
     window: WindowRule::AllButEach(EACH),
     defaults: Defaults {

@@ -82,7 +82,7 @@ impl Checkpoint {
     }
 
     /// True for a tensor that is not what the files hold.
-    pub(super) fn is_changed(&self, id: TensorId) -> bool {
+    pub(crate) fn is_changed(&self, id: TensorId) -> bool {
         self.change(id).is_some()
     }
 

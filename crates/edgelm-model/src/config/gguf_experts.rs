@@ -68,7 +68,13 @@ pub(super) fn read(keys: &GgufKeys<'_>, arch: &Arch, layers: &mut [LayerConfig])
     let may_have_none = kind.leading_dense || kind.shared == SharedExpert::Plain;
     if may_have_none && keys.whole("expert_count", limits::MAX_EXPERTS)?.unwrap_or(0) == 0 {
         // Converters write their width and number all the same.
-        for key in ["expert_used_count", "expert_feed_forward_length", "expert_shared_count"] {
+        let keys_of_none = [
+            "expert_used_count",
+            "expert_feed_forward_length",
+            "expert_shared_count",
+            "expert_shared_feed_forward_length",
+        ];
+        for key in keys_of_none {
             keys.get(key);
         }
         return Ok(());

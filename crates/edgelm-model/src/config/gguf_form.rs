@@ -3,7 +3,8 @@
 //! The config says what a file holds, so that a reader of the file and a writer mean the same. What changes the numbers on
 //! the way there stands beside the checkpoint that they come from.
 
-use super::{Decay, Mixer, ModelConfig, Multipliers, ValueOrder};
+use super::{Decay, GgufMixer, Mixer, ModelConfig, Multipliers, ValueOrder};
+use crate::{LayerTensor, TensorId};
 
 impl ModelConfig {
     /// This model as a GGUF file has it; itself where it came from one, or where files have it as it is. Gains of norms are not
@@ -20,6 +21,25 @@ impl ModelConfig {
         }
         (self.arch.gguf_form)(&mut form);
         form
+    }
+
+    /// True for a tensor of a model from a GGUF file that has other numbers, or others in its places, than the folder that
+    /// such files are made of.
+    pub(crate) fn is_converted(&self, id: TensorId) -> bool {
+        use LayerTensor::*;
+        let (index, tensor) = match id {
+            TensorId::TokenEmbedding | TensorId::Output => return self.arch.gguf_mixer == GgufMixer::BesideMamba2,
+            TensorId::Layer(index, tensor) => (index, tensor.weight()),
+            _ => return false,
+        };
+        match self.layers.get(index).map(|layer| layer.mixer) {
+            Some(Mixer::AttentionAndMamba2(_)) => true,
+            Some(Mixer::DeltaNet(net)) => {
+                net.order == ValueOrder::Tiled && matches!(tensor, MixerIn | MixerGate | MixerOut)
+            }
+            Some(Mixer::LatentAttention(latent)) => latent.transposed_keys && tensor == LatentK,
+            _ => false,
+        }
     }
 
     /// Factors that files have no words for become part of weights. A tied head stays tied where both uses of it have the

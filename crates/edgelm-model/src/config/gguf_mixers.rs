@@ -267,7 +267,11 @@ pub(super) fn latent_factor_beside(config: &ModelConfig) -> Option<f64> {
 }
 
 /// What multiplies the scores of latent attention.
-pub(super) fn latent_scale(keys: &GgufKeys<'_>, layers: &[LayerConfig], rope: &RopeConfig) -> Result<Option<f32>, ModelError> {
+pub(super) fn latent_scale(
+    keys: &GgufKeys<'_>,
+    layers: &[LayerConfig],
+    rope: &RopeConfig,
+) -> Result<Option<f32>, ModelError> {
     let Some(Mixer::LatentAttention(latent)) = layers.first().map(|layer| layer.mixer) else { return Ok(None) };
     let growth = match rope.scaling {
         RopeScaling::Yarn { factor, attention_factor, .. } => {

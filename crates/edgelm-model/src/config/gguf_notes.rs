@@ -1,11 +1,13 @@
 //! What llama.cpp does otherwise with a GGUF file that our own reader gets right: a word about each.
 
-use super::{LayerConfig, ModelConfig, RopeScaling, gguf_write::LLAMA_CPP_BETAS};
+use super::{
+    GatedNorm, GgufMixer, LayerConfig, LayerRope, Mixer, ModelConfig, RopeScaling, gguf_write::LLAMA_CPP_BETAS,
+};
 use crate::TensorId;
 use edgelm_tensor::Activation;
 
 /// Families whose windows llama.cpp computes.
-const WINDOWS: &[&str] = &["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"];
+const WINDOWS: &[&str] = &["cohere2", "gemma2", "gemma3", "gpt-oss", "granite_swa", "olmo2"];
 
 /// Layers of the one EXAONE 4 whose windows llama.cpp computes.
 const EXAONE4_LAYERS: usize = 64;
@@ -13,12 +15,15 @@ const EXAONE4_LAYERS: usize = 64;
 /// Families whose heads must fill the hidden size in llama.cpp.
 const HEADS_FILL_HIDDEN: &[&str] = &[
     "bloom",
+    "chatglm",
     "cohere2",
     "command-r",
     "exaone4",
     "falcon",
     "gpt2",
     "gptneox",
+    "lfm2",
+    "lfm2moe",
     "mpt",
     "nemotron",
     "olmo",
@@ -40,6 +45,8 @@ const OUTPUT_BIAS: &[&str] = &[
     "gpt2",
     "gptneox",
     "granite",
+    "granite_swa",
+    "granitehybrid",
     "granitemoe",
     "llama",
     "mistral3",
@@ -53,9 +60,12 @@ const OUTPUT_BIAS: &[&str] = &[
 /// Families that may have biases in the feed-forward network in llama.cpp.
 const MLP_BIAS: &[&str] = &[
     "bloom",
+    "falcon-h1",
     "gpt2",
     "gptneox",
     "granite",
+    "granite_swa",
+    "granitehybrid",
     "granitemoe",
     "llama",
     "mistral3",
@@ -72,11 +82,22 @@ const ALWAYS_TIED: &[&str] = &["cohere2", "command-r", "gemma", "gemma2"];
 /// Families whose output head is never the embedding in llama.cpp.
 const NEVER_TIED: &[&str] = &["gpt-oss", "gptneox", "nemotron", "olmo2", "olmoe", "phi2", "qwen2moe", "stablelm"];
 
+/// ε of the norms inside latent attention, whatever the model's is.
+const LATENT_EPS: f32 = 1e-6;
+
+/// Layers of models whose queries llama.cpp takes to be made in one step.
+const LITE_LAYERS: [usize; 2] = [26, 27];
+
 impl ModelConfig {
     /// What llama.cpp will do otherwise, or refuse, with a GGUF file of this model. One sentence each.
     pub fn gguf_notes(&self) -> Vec<String> {
+        self.gguf_form().notes_as_it_is()
+    }
+
+    fn notes_as_it_is(&self) -> Vec<String> {
         let arch = self.arch.gguf_name.unwrap_or(self.arch.name);
         let mut notes = self.rope_notes(arch);
+        notes.extend(self.mixer_notes(arch));
         let mut note = |is_true: bool, text: String| {
             if is_true {
                 notes.push(text);
@@ -156,6 +177,7 @@ impl ModelConfig {
             _ => {}
         }
         let is_partial = self.rope.rotary_dim != self.layers.first().map_or(0, |layer| layer.head_dim);
+        let is_partial = is_partial && self.arch.gguf_mixer != GgufMixer::Latent;
         let may_be_partial = self.arch.defaults.partial_rotary_factor.is_some() || self.style.has_no_rotation();
         if is_partial && !may_be_partial {
             notes.push("partial rotary embedding: llama.cpp does not load this architecture with it".to_owned());
@@ -163,6 +185,65 @@ impl ModelConfig {
         if self.has(TensorId::Layer(0, crate::LayerTensor::QNorm)) && arch == "command-r" && self.layers.len() < 64 {
             notes.push("norms of queries and keys: llama.cpp loads them from 64 layers on".to_owned());
         }
+        notes
+    }
+
+    fn mixer_notes(&self, arch: &str) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut note = |is_true: bool, text: String| {
+            if is_true {
+                notes.push(text);
+            }
+        };
+        let others = self.layers.iter().find(|layer| layer.mixer != Mixer::Attention);
+        match others.map(|layer| layer.mixer) {
+            Some(Mixer::LatentAttention(latent)) => {
+                note(
+                    self.norm_eps != LATENT_EPS,
+                    format!(
+                        "norms inside latent attention have ε {LATENT_EPS:e}: llama.cpp takes {:e} for all",
+                        self.norm_eps
+                    ),
+                );
+                let one_step = latent.query_rank.is_none();
+                note(
+                    one_step && (arch != "deepseek2" || !LITE_LAYERS.contains(&self.layers.len())),
+                    format!(
+                        "queries made in one step: llama.cpp loads them for deepseek2 with {LITE_LAYERS:?} layers only"
+                    ),
+                );
+            }
+            Some(Mixer::Mamba2(mamba) | Mixer::AttentionAndMamba2(mamba)) => {
+                note(
+                    mamba.in_bias || mamba.out_bias,
+                    "biases of the projections around Mamba-2: llama.cpp has no place for them".to_owned(),
+                );
+                note(!mamba.conv_bias, "a convolution without bias: llama.cpp cannot run it in Mamba-2".to_owned());
+                note(
+                    mamba.norm == GatedNorm::None && arch != "falcon-h1",
+                    "Mamba-2 without a norm: llama.cpp does not load it".to_owned(),
+                );
+                note(
+                    arch == "granitehybrid" && mamba.width() != 2 * self.hidden_size,
+                    "Mamba-2 that is not twice as wide as the model: llama.cpp does not load it".to_owned(),
+                );
+            }
+            Some(Mixer::DeltaNet(net)) => note(
+                net.key_dim != net.value_dim,
+                "heads of values and of keys that differ in width, in gated delta nets: llama.cpp does not load them"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        note(
+            arch == "granitemoe" && self.layers.iter().all(|layer| layer.rope == LayerRope::None),
+            "no rotation of queries and keys: llama.cpp rotates them for architecture `granitemoe`".to_owned(),
+        );
+        let mut experts = self.layers.iter().filter_map(|layer| layer.experts);
+        note(
+            arch == "lfm2moe" && experts.any(|experts| !experts.routing.selection_bias),
+            "no bias of the choice of experts: llama.cpp does not load `lfm2moe` without it".to_owned(),
+        );
         notes
     }
 

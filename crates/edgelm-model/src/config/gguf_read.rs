@@ -4,7 +4,8 @@
 //! (biases, tied embeddings, vocabulary size), so the tensor directory is an input here.
 
 use super::{
-    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, StyleKey, gguf_experts,
+    AttentionBias, LayerConfig, LayerRope, Mixer, ModelConfig, NormKind, RopeConfig, RopeScaling, StyleKey,
+    gguf_experts,
     gguf_keys::GgufKeys,
     gguf_mixers::{self, GgufMixer},
     limits::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_INTERMEDIATE, MAX_LAYERS, MAX_VOCAB},
@@ -96,7 +97,10 @@ impl ModelConfig {
             max_position_embeddings,
             norm_eps: norm_eps as f32,
             tie_word_embeddings: (tensors.shape)(&arch.gguf_tensor_name(TensorId::Output)).is_none(),
-            style: Style { attention_scale: attention_scale.or(arch.style.attention_scale), ..arch.style.with_whole_gains() },
+            style: Style {
+                attention_scale: attention_scale.or(arch.style.attention_scale),
+                ..arch.style.with_whole_gains()
+            },
             rope,
             local_rope,
             layers,

@@ -33,6 +33,8 @@ pub enum StyleKey {
     QueryGrowth,
     /// `rope.scaling.finetuned`: false where no layer rotates queries and keys.
     Rotation,
+    /// `attention.rope_pattern`: false for layers that do not rotate queries and keys.
+    RopePattern,
     /// `rope.dimension_sections`: how rotated components are shared out between the positions of a text or picture, which are
     /// all the same in a text.
     RopeSections,
@@ -55,6 +57,7 @@ impl StyleKey {
             Self::ParallelResidual => "use_parallel_residual",
             Self::QueryGrowth => "attention.temperature_scale",
             Self::Rotation => "rope.scaling.finetuned",
+            Self::RopePattern => "attention.rope_pattern",
             Self::RopeSections => "rope.dimension_sections",
         }
     }
@@ -75,6 +78,19 @@ impl StyleKey {
                 None | Some(Some(true)) => {}
                 Some(Some(false)) => config.layers.iter_mut().for_each(|layer| layer.rope = LayerRope::None),
                 Some(None) => return Err(keys.bad(name, "must be true or false")),
+            }
+            return Ok(());
+        }
+        if self == Self::RopePattern {
+            let layers = config.layers.iter_mut();
+            match keys.get(name) {
+                None => {}
+                Some(Value::Array(Array::Bool(pattern))) if pattern.len() == layers.len() => {
+                    layers.zip(pattern).filter(|(_, rotates)| !**rotates).for_each(|(layer, _)| {
+                        layer.rope = LayerRope::None;
+                    });
+                }
+                Some(_) => return Err(keys.bad(name, "must hold a boolean per layer")),
             }
             return Ok(());
         }
@@ -107,7 +123,7 @@ impl StyleKey {
                 let original_max_position_embeddings = original.unwrap_or(config.max_position_embeddings);
                 config.rope.query_growth = Some(QueryGrowth { beta: value, original_max_position_embeddings });
             }
-            Self::AlibiBias | Self::ParallelResidual | Self::Rotation | Self::RopeSections => {}
+            Self::AlibiBias | Self::ParallelResidual | Self::Rotation | Self::RopePattern | Self::RopeSections => {}
         }
         Ok(())
     }
@@ -129,6 +145,10 @@ impl StyleKey {
             Self::Rotation => {
                 let rotates = |layer: &LayerConfig| layer.mixer.has_attention() && layer.rope != LayerRope::None;
                 return Some((self.name(), Value::Bool(config.layers.iter().any(rotates))));
+            }
+            Self::RopePattern => {
+                let rotates = config.layers.iter().map(|layer| layer.rope != LayerRope::None).collect();
+                return Some((self.name(), Value::Array(Array::Bool(rotates))));
             }
             Self::RopeSections => {
                 // As even as whole numbers are: 11, 11 and 10 of Qwen3.5's 32.

@@ -171,8 +171,8 @@ impl ModelConfig {
     }
 
     pub(super) fn widths_differ(&self) -> bool {
-        let widths =
-            |layer: &LayerConfig| (layer.num_attention_heads, layer.num_key_value_heads, layer.intermediate_size);
+        let feed_forward = gguf_experts::feed_forward_length(self);
+        let widths = |layer: &LayerConfig| (layer.num_attention_heads, layer.num_key_value_heads, feed_forward(layer));
         self.layers.windows(2).any(|pair| widths(&pair[0]) != widths(&pair[1]))
     }
 

@@ -43,9 +43,8 @@ impl ModelConfig {
             return row;
         };
         // In latent attention the last components of a query rotate, not the first: no row moves.
-        let moves = |layer: &&LayerConfig| {
-            layer.rope != LayerRope::None && !matches!(layer.mixer, Mixer::LatentAttention(_))
-        };
+        let moves =
+            |layer: &&LayerConfig| layer.rope != LayerRope::None && !matches!(layer.mixer, Mixer::LatentAttention(_));
         let Some(layer) = self.layers.get(index).filter(moves) else { return row };
         let component = row % layer.head_dim;
         if component >= self.rope.rotary_dim {

@@ -1,14 +1,24 @@
 //! `edgelm eval`: quality, alone or against a parent model.
 
-use crate::{commands::run::parse_kv, failure::Usage, machine, options::Global, output, progress, resolve};
+use crate::{
+    commands::{
+        engine::{EngineArgs, refuse},
+        run::{parse_arithmetic, parse_kv},
+    },
+    failure::Usage,
+    machine,
+    options::Global,
+    output, progress, resolve,
+};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
-use edgelm_engine::Model;
+use edgelm_engine::{Arithmetic, Model};
 use edgelm_eval::{
-    EvalReport, GenerationLimits, ModelFacts, OnProgress, PairScores, Progress, ReportPage, TaskScores, WindowOptions,
-    divergence, pairs, perplexity, read_text, render_html, tasks,
+    EvalReport, Foreign, GenerationLimits, ModelFacts, OnProgress, PairScores, Progress, ReportPage, TaskScores,
+    WindowOptions, divergence, pairs, perplexity, perplexity_of, read_text, render_html, tasks,
 };
 use edgelm_kernels::KvDtype;
+use edgelm_model::Texts;
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 
@@ -44,6 +54,11 @@ pub struct EvalArgs {
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
     #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
     kv: Option<KvDtype>,
+    /// Arithmetic of quantized weights: in f32 as the file means them, or with integer kernels
+    #[arg(long, value_name = "exact|fast|auto", value_parser = parse_arithmetic, default_value = "auto")]
+    arithmetic: Arithmetic,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Write a self-contained HTML report
     #[arg(long, value_name = "F.html")]
     report: Option<PathBuf>,
@@ -53,8 +68,11 @@ pub fn run(args: EvalArgs, global: &Global) -> anyhow::Result<()> {
     if args.ctx == 0 || args.windows == Some(0) || args.lines == Some(0) || args.max_tokens == 0 {
         return Err(Usage("--ctx, --windows, --lines and --max-tokens must be at least 1".into()).into());
     }
+    if args.engine.is_ort()? {
+        return through_ort(&args, global);
+    }
     let cpu = machine::cpu(global)?;
-    let model = Model::load(resolve::checkpoint(&args.model, global)?, cpu.clone())?;
+    let model = Model::load_with(resolve::checkpoint(&args.model, global)?, cpu.clone(), args.arithmetic)?;
     let parent = match &args.against {
         Some(parent) => Some(Model::load(resolve::checkpoint(parent, global)?, cpu)?),
         None => None,
@@ -96,6 +114,40 @@ pub fn run(args: EvalArgs, global: &Global) -> anyhow::Result<()> {
         };
         std::fs::write(path, render_html(&page)).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
+    if global.json { output::json(&report) } else { print(&report) }
+}
+
+/// Perplexity of an exported folder in ONNX Runtime.
+fn through_ort(args: &EvalArgs, global: &Global) -> anyhow::Result<()> {
+    refuse(&[
+        ("--tasks", args.tasks.is_some()),
+        ("--pairs", args.pairs.is_some()),
+        ("--against", args.against.is_some()),
+        ("--kv", args.kv.is_some()),
+        ("--report", args.report.is_some()),
+    ])?;
+    let Some(path) = &args.text else { return Err(Usage("--engine ort needs --text".into()).into()) };
+    let text = read_text(path)?;
+    let mut model = args.engine.open(&args.model, args.arithmetic == Arithmetic::Exact, global)?;
+    // Its own: the model is borrowed while it runs.
+    let texts = Texts::open(args.model.as_ref())?;
+    let cpu = machine::cpu(global)?;
+    let (bos_token_id, vocab_size, at_once) = (model.bos_token_id(), model.vocab_size(), model.depends_on_length());
+    let foreign = Foreign {
+        name: &args.model,
+        decoding: &mut model.sequence(),
+        tokenizer: texts.tokenizer()?,
+        bos_token_id,
+        vocab_size,
+        cpu: &cpu,
+        at_once,
+    };
+    let options = WindowOptions { context: args.ctx, windows: args.windows, kv: None };
+    let bar = progress::bar(0, "perplexity", global.quiet);
+    let perplexity = perplexity_of(foreign, &text, &options, &mut show(&bar));
+    bar.finish_and_clear();
+    let mut report = EvalReport::default();
+    report.add_perplexity(&perplexity?);
     if global.json { output::json(&report) } else { print(&report) }
 }
 
