@@ -4,11 +4,12 @@
 //! those too. With EDGELM_KEEP_GGUF naming a folder, the files are left there for other programs to read.
 #![allow(clippy::unwrap_used)]
 
-use edgelm_compress::{CompressError, Formats, Method, QuantizeOptions, Scheme, quantize};
+use edgelm_compress::{CompressError, Formats, Method, QuantizeOptions, Scheme, export, quantize};
 use edgelm_engine::{Engine, EngineError, Step, Want, Workspace};
 use edgelm_format::safetensors::{SafeTensors, Writer};
 use edgelm_kernels::Cpu;
-use edgelm_model::{Checkpoint, ModelError};
+use edgelm_model::{Checkpoint, LayerTensor, ModelError, TensorId};
+use edgelm_tensor::DType;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -244,6 +245,34 @@ fn models_that_were_refused_for_one_value_survive_without_it() {
         assert!(error < TOLERANCE, "{name}: logits differ by {error}");
         println!("{name} {error:.1e}");
     }
+}
+
+/// The codes of a folder whose experts are in MXFP4 are those of the file.
+#[test]
+fn experts_in_mxfp4_stay_as_they_are() {
+    let folder = shared().join("quantized/mxfp4-gpt_oss");
+    if !folder.exists() {
+        println!("skipped: no shared golden {}", folder.display());
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("experts.gguf");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    export(&checkpoint, &[], &file, &mut |_, _, _| ControlFlow::Continue(())).unwrap();
+    let read = Checkpoint::open(&file).unwrap();
+    let mut experts = 0;
+    for &id in checkpoint.tensor_ids() {
+        let TensorId::Layer(_, LayerTensor::Expert(_, part)) = id else { continue };
+        if part.dense().is_linear() {
+            let (was, is) = (checkpoint.tensor(id).unwrap(), read.tensor(id).unwrap());
+            assert_eq!((was.dtype, &was.bytes), (is.dtype, &is.bytes), "{id:?}");
+            assert_eq!(is.dtype, DType::MXFP4);
+            experts += 1;
+        }
+    }
+    assert!(experts > 0);
+    let error = distance_from_folder(checkpoint, &file).unwrap();
+    assert_eq!(error, 0.0, "logits differ by {error}");
 }
 
 /// What llama.cpp's converter leaves out of the shared goldens, beside what GGUF cannot say.

@@ -5,16 +5,31 @@ use edgelm_format::onnx::Attribute;
 use edgelm_model::LayerTensor;
 use edgelm_tensor::Activation;
 
+/// The matrices of a feed-forward network.
+pub(crate) struct Roles {
+    pub(crate) gate: LayerTensor,
+    pub(crate) up: LayerTensor,
+    pub(crate) down: LayerTensor,
+}
+
 impl Network<'_> {
-    /// down(f(gate(x)) · up(x)), or down(f(up(x))) without a gate; `None` where the layer has no such half.
+    /// What the second half of a layer adds; `None` where it has none.
     pub(crate) fn feed_forward(&mut self, x: &str, index: usize) -> Result<Option<Value>, OnnxError> {
         use LayerTensor as T;
+        if let Some(experts) = self.config.layers[index].experts {
+            return self.experts(x, index, &experts).map(Some);
+        }
         if self.config.layers[index].intermediate_size == 0 {
             return Ok(None);
         }
         self.graph.enter(&format!("layers.{index}.mlp"));
+        self.network_of(x, index, Roles { gate: T::Gate, up: T::Up, down: T::Down }).map(Some)
+    }
+
+    /// down(f(gate(x)) · up(x)), or down(f(up(x))) without a gate.
+    pub(crate) fn network_of(&mut self, x: &str, index: usize, roles: Roles) -> Result<Value, OnnxError> {
         let style = self.config.style;
-        let mut products = self.linear_group(x, index, &[T::Gate, T::Up])?;
+        let mut products = self.linear_group(x, index, &[roles.gate, roles.up])?;
         let mut up = products.pop().unwrap_or_default();
         let inner = match products.pop() {
             Some(gate) => {
@@ -27,8 +42,8 @@ impl Network<'_> {
             }
             None => self.activated(&up, style.activation),
         };
-        let update = self.linear_group(&inner, index, &[T::Down])?.swap_remove(0);
-        Ok(Some(self.graph.scale(update, style.multipliers.down)))
+        let update = self.linear_group(&inner, index, &[roles.down])?.swap_remove(0);
+        Ok(self.graph.scale(update, style.multipliers.down))
     }
 
     /// gate ≤ limit, 1 + up with up between −limit and limit.

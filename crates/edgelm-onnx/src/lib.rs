@@ -8,6 +8,7 @@
 //! has them, and what is not stored as such is written as floats; the report says which.
 
 mod attention;
+mod experts;
 mod export;
 mod feed_forward;
 mod folder;

@@ -6,7 +6,7 @@ use crate::{
     graph::{Dim, Graph, Value},
 };
 use edgelm_format::onnx::{Attribute, DataType};
-use edgelm_model::{Checkpoint, ModelConfig, TensorId};
+use edgelm_model::{Checkpoint, LayerTensor, ModelConfig, TensorId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Tokens `[B, S]`.
@@ -98,6 +98,8 @@ impl<'a> Network<'a> {
         let (dtype, shape) = self.checkpoint.describe(id)?;
         let (n, k) = (shape[0], shape[1]);
         let role = match id {
+            // Those of all experts together.
+            TensorId::Layer(_, LayerTensor::Expert(_, part)) => format!("Expert {part:?}"),
             TensorId::Layer(_, tensor) => format!("{tensor:?}"),
             other => format!("{other:?}"),
         };

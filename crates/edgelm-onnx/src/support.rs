@@ -29,9 +29,6 @@ pub fn unsupported(config: &ModelConfig, style: OnnxStyle) -> Option<String> {
         if layer.mixer != Mixer::Attention {
             return Some(format!("layer {index} is not attention alone"));
         }
-        if layer.experts.is_some() {
-            return Some(format!("layer {index} is a mixture of experts"));
-        }
         if let Some(what) = (style == OnnxStyle::Genai).then(|| of_fused(config, index)).flatten() {
             return Some(what);
         }
