@@ -70,10 +70,8 @@ impl Checkpoint {
 
     /// The tensor of the files that a tensor is made of: a head that is tied there is the embedding.
     pub(super) fn source_id(&self, id: TensorId) -> TensorId {
-        match id {
-            TensorId::Output if self.source().tie_word_embeddings => TensorId::TokenEmbedding,
-            other => other,
-        }
+        let is_untied = self.source().tie_word_embeddings && !self.config.tie_word_embeddings;
+        if is_untied && id == TensorId::Output { TensorId::TokenEmbedding } else { id }
     }
 
     /// What becomes of a tensor of the files, if anything.

@@ -280,7 +280,11 @@ pub(super) fn latent_scale(
         }
         _ => 1.0,
     };
-    Ok(Some((growth * growth / (latent.query_dim() as f64).sqrt()) as f32))
+    let scale = (growth * growth / (latent.query_dim() as f64).sqrt()) as f32;
+    match scale.is_finite() && scale > 0.0 {
+        true => Ok(Some(scale)),
+        false => Err(keys.bad("rope.scaling.yarn_log_multiplier", "makes no finite factor above 0")),
+    }
 }
 
 /// Sizes are bounded far below `u32::MAX` when a config is read.
