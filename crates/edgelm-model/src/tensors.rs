@@ -88,6 +88,14 @@ pub enum LayerTensor {
     UpBias,
     Down,
     DownBias,
+    /// a of xIELU [1].
+    XieluPositive,
+    /// b of xIELU [1].
+    XieluNegative,
+    /// β of xIELU, one number.
+    XieluSlope,
+    /// ε of xIELU, one number.
+    XieluFloor,
     Router,
     RouterBias,
     /// Added to the scores that experts are chosen by, not to those that they are weighted with.
@@ -133,7 +141,7 @@ impl ExpertTensor {
 
 impl LayerTensor {
     /// Every role but those of experts, of which each model has its own number; in the order in which a layer is walked.
-    pub const ALL: [LayerTensor; 54] = {
+    pub const ALL: [LayerTensor; 58] = {
         use LayerTensor::*;
         [
             AttnNorm,
@@ -182,6 +190,10 @@ impl LayerTensor {
             UpBias,
             Down,
             DownBias,
+            XieluPositive,
+            XieluNegative,
+            XieluSlope,
+            XieluFloor,
             Router,
             RouterBias,
             SelectionBias,

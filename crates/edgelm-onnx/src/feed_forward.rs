@@ -2,7 +2,7 @@
 
 use crate::{OnnxError, graph::Value, network::Network};
 use edgelm_format::onnx::Attribute;
-use edgelm_model::LayerTensor;
+use edgelm_model::{LayerTensor, TensorId};
 use edgelm_tensor::Activation;
 
 /// The matrices of a feed-forward network.
@@ -40,6 +40,7 @@ impl Network<'_> {
                 let gate = self.activated(&gate, style.activation);
                 self.graph.apply("Mul", &[&gate, &up])
             }
+            None if style.xielu => self.xielu(&up, index)?,
             None => self.activated(&up, style.activation),
         };
         let update = self.linear_group(&inner, index, &[roles.down])?.swap_remove(0);
@@ -53,6 +54,32 @@ impl Network<'_> {
         let gate = graph.apply("Min", &[gate, &high]);
         let up = graph.apply("Clip", &[up, &low, &high]);
         (gate, graph.apply("Add", &[&up, &one]))
+    }
+
+    /// p x² + β x for x > 0, n (e^min(x, ε) − 1 − x) + β x else; see [`edgelm_model::Style::xielu`].
+    fn xielu(&mut self, x: &str, index: usize) -> Result<Value, OnnxError> {
+        use LayerTensor as T;
+        let number = |tensor| {
+            let values = self.values(TensorId::Layer(index, tensor))?;
+            Ok::<_, OnnxError>(values.first().copied().unwrap_or_default())
+        };
+        let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+        let (beta, eps) = (number(T::XieluSlope)?, number(T::XieluFloor)?);
+        let (p, n) = (softplus(number(T::XieluPositive)?), beta + softplus(number(T::XieluNegative)?));
+        let graph = &mut self.graph;
+        let [zero, one, eps] = [0.0, 1.0, eps].map(|number| graph.scalar(number));
+        let square = graph.apply("Mul", &[x, x]);
+        let above = graph.scale(square, p);
+        // ONNX has no e^x − 1: of small x it keeps the absolute precision, which the sum does not need finer.
+        let floor = graph.apply("Min", &[x, &eps]);
+        let below = graph.apply("Exp", &[&floor]);
+        let below = graph.apply("Sub", &[&below, &one]);
+        let below = graph.apply("Sub", &[&below, x]);
+        let below = graph.scale(below, n);
+        let is_above = graph.apply("Greater", &[x, &zero]);
+        let bent = graph.apply("Where", &[&is_above, &above, &below]);
+        let line = graph.scale(x.to_owned(), beta);
+        Ok(graph.apply("Add", &[&bent, &line]))
     }
 
     fn activated(&mut self, x: &str, activation: Activation) -> Value {

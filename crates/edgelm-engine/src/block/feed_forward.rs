@@ -1,6 +1,6 @@
 //! The feed-forward half of a layer: from its normed input to what it adds.
 
-use super::{HalfScratch, Pass, linear_group::LinearGroup, matrices::Matrices};
+use super::{HalfScratch, Pass, linear_group::LinearGroup, matrices::Matrices, xielu::Xielu};
 use crate::EngineError;
 use edgelm_kernels::{Matrix, activate, activate_mul, scale};
 use edgelm_model::{LayerTensor, Style, Tensors};
@@ -21,6 +21,7 @@ impl Roles {
 
 pub(super) struct FeedForward {
     style: Style,
+    xielu: Option<Xielu>,
     /// Gate, where there is one, and up.
     input: LinearGroup,
     down: LinearGroup,
@@ -35,6 +36,7 @@ impl FeedForward {
     ) -> Result<Self, EngineError> {
         Ok(Self {
             style: tensors.config().style,
+            xielu: tensors.config().style.xielu.then(|| Xielu::load(tensors, index)).transpose()?,
             input: LinearGroup::load(tensors, matrices, index, &[roles.gate, roles.up])?,
             down: LinearGroup::load(tensors, matrices, index, &[roles.down])?,
         })
@@ -66,7 +68,10 @@ impl FeedForward {
             gate
         } else {
             self.input.forward(pass, x, [&mut *up])?;
-            activate(pass.cpu, self.style.activation, up);
+            match &self.xielu {
+                Some(xielu) => xielu.apply(up),
+                None => activate(pass.cpu, self.style.activation, up),
+            }
             up
         };
         self.down.forward(pass, inner, [&mut *update])?;

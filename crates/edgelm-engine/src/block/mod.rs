@@ -13,6 +13,7 @@ mod mixer;
 mod norm;
 mod short_conv;
 mod state;
+mod xielu;
 
 pub(crate) use matrices::{Matrices, load_matrix, load_vector};
 pub(crate) use norm::Norm;

@@ -27,6 +27,7 @@ pub(super) const LLAMA: Arch = Arch {
         rope_before_norm: false,
         activation: Activation::Silu,
         gated: true,
+        xielu: false,
         glu_limit: None,
         alibi: None,
         sinks: false,

@@ -3,6 +3,7 @@
 //! The one thing a reader would get wrong: an `Arch` says what a family *may* do; what one model does is in its
 //! `ModelConfig`. A new idea is a new field or enum variant whose value in `LLAMA` means "not here".
 
+mod apertus;
 mod arcee;
 mod bloom;
 mod codegen;
@@ -116,6 +117,7 @@ pub const ARCHS: &[&Arch] = &[
     &nemotron::NEMOTRON,
     &nanochat::NANOCHAT,
     &arcee::ARCEE,
+    &apertus::APERTUS,
     &helium::HELIUM,
     &ernie4_5::ERNIE4_5,
     &hunyuan::HUNYUAN,

@@ -152,6 +152,10 @@ impl Names {
         if !is_expert && stored.name.contains("{}") {
             stored.spread = Some(stored.shape.remove(0));
         }
+        if matches!(tensor, LayerTensor::XieluSlope | LayerTensor::XieluFloor) {
+            // A number, not a vector of one.
+            stored.shape.clear();
+        }
         if self.llama_cpp_shapes {
             to_llama_cpp(&config.layers[index].mixer, tensor, &mut stored.shape);
         }
@@ -324,6 +328,10 @@ pub(super) fn llama_layer(tensor: LayerTensor) -> &'static str {
         Gate | GateBias => "mlp.gate_proj",
         Up | UpBias => "mlp.up_proj",
         Down | DownBias => "mlp.down_proj",
+        XieluPositive => "mlp.act_fn.alpha_p$",
+        XieluNegative => "mlp.act_fn.alpha_n$",
+        XieluSlope => "mlp.act_fn.beta$",
+        XieluFloor => "mlp.act_fn.eps$",
         Router | RouterBias => "mlp.gate",
         SelectionBias => "mlp.gate.e_score_correction_bias$",
         SharedRouter => "mlp.shared_expert_gate",
@@ -396,6 +404,10 @@ pub(super) fn gguf_layer(tensor: LayerTensor) -> &'static str {
         Gate | GateBias => "ffn_gate",
         Up | UpBias => "ffn_up",
         Down | DownBias => "ffn_down",
+        XieluPositive => "xielu_alpha_p$",
+        XieluNegative => "xielu_alpha_n$",
+        XieluSlope => "xielu_beta$",
+        XieluFloor => "xielu_eps$",
         Router | RouterBias => "ffn_gate_inp",
         SelectionBias => "exp_probs_b.bias$",
         SharedRouter => "ffn_gate_inp_shexp",

@@ -18,7 +18,7 @@ pub(super) fn of<'a>(view: TensorView<'a>, stored: &Stored, shape: &'a [usize]) 
         let bytes = transposed(&bytes, of_one[0], of_one[1], stored.rows.as_ref());
         return TensorView { dtype, shape, bytes: Cow::Owned(bytes) };
     }
-    let row_bytes = bytes.len() / of_one[0].max(1);
+    let row_bytes = bytes.len() / of_one.first().copied().unwrap_or(1).max(1);
     let bytes = match (&stored.rows, bytes) {
         (Some(Rows::Range(rows)), bytes) => cut(bytes, rows.start * row_bytes..rows.end * row_bytes),
         (Some(Rows::List(rows)), bytes) => {

@@ -153,6 +153,10 @@ impl ModelConfig {
         let mut style = arch.style;
         for key in ["hidden_act", "hidden_activation"] {
             if let Some(name) = keys.text(key)? {
+                style.xielu &= name == "xielu";
+                if style.xielu {
+                    continue;
+                }
                 style.activation = Activation::from_hf(name).ok_or_else(|| {
                     keys.bad(key, &format!("this activation is not supported; supported: {ACTIVATIONS}"))
                 })?;

@@ -89,6 +89,7 @@ impl ModelConfig {
             UpBias => (dense && layer.mlp_bias, vec![ffn]),
             Down => (dense, vec![hidden, ffn]),
             DownBias => (dense && layer.mlp_bias, vec![hidden]),
+            XieluPositive | XieluNegative | XieluSlope | XieluFloor => (dense && style.xielu, vec![1]),
             Router | RouterBias | SelectionBias | SharedRouter | SharedGate | SharedUp | SharedDown | Expert(..) => {
                 return layer.experts.and_then(|experts| expert_shape(&experts, hidden, style.gated, tensor));
             }

@@ -19,6 +19,9 @@ pub struct Style {
     pub activation: Activation,
     /// down(f(gate(x)) · up(x)), not down(f(up(x))).
     pub gated: bool,
+    /// f is xIELU, with four numbers of each layer's own, in the place of `activation`; without a gate (Huang and Schlag 2024,
+    /// arXiv:2411.13010). With p = ln(1 + eᵃ), n = β + ln(1 + eᵇ): p x² + β x for x > 0, n (e^min(x, ε) − 1 − x) + β x else.
+    pub xielu: bool,
     /// With a gate: gate ≤ c, −c ≤ up ≤ c, and up + 1 in place of up (gpt-oss).
     pub glu_limit: Option<f32>,
     /// A slope per head on the distance between positions, in place of positions (Press et al. 2021, arXiv:2108.12409).
@@ -198,6 +201,7 @@ impl Style {
             && self.norms == norms
             && self.residual == Residual::Sequential
             && self.gated
+            && !self.xielu
             && self.glu_limit.is_none()
             && self.clip_qkv.is_none()
             && self.alibi.is_none()
