@@ -5,14 +5,15 @@
 //! its tokens, and computes what it lacks when it goes on. None of this changes what a lane generates.
 
 use crate::{
-    EngineError, FinishReason, GenerateOptions, Guesses, Model, Piece, Speculation, Step, Want, Workspace,
+    EngineError, FinishReason, GenerateOptions, Guesses, KvStore, Model, Piece, Speculation, Step, StoreState, Want,
+    Workspace,
     block::State,
     prefix::{Match, PrefixCache},
     running::Running,
     speculation::Speculator,
 };
 use edgelm_kernels::{KvCache, KvDtype};
-use std::{collections::BTreeMap, ops::ControlFlow, ops::Range, time::Instant};
+use std::{collections::BTreeMap, ops::ControlFlow, ops::Range, sync::Arc, time::Instant};
 
 const PAGE: usize = KvCache::PAGE_TOKENS;
 
@@ -20,7 +21,7 @@ const PAGE: usize = KvCache::PAGE_TOKENS;
 pub type LaneId = u64;
 
 /// What all lanes of a batch have in common.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct BatchOptions {
     /// Context limit; `None` = the model's own.
     pub context: Option<usize>,
@@ -28,12 +29,14 @@ pub struct BatchOptions {
     pub kv: Option<KvDtype>,
     /// Bytes for keys, values and states of all lanes and of kept prompts together; `None` = unlimited.
     pub kv_budget: Option<usize>,
+    /// Where beginnings go that memory has no room for, and where they come back from, also after a restart.
+    pub store: Option<Arc<KvStore>>,
     /// Guess tokens; `None` = do not.
     pub speculation: Option<Speculation>,
 }
 
 /// Memory for keys, values and states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KvMemory {
     /// Of lanes, and of beginnings that are kept for later.
     pub used_bytes: usize,
@@ -41,6 +44,8 @@ pub struct KvMemory {
     pub kept_bytes: usize,
     /// Limit, if any.
     pub budget_bytes: Option<usize>,
+    /// The file that beginnings go to; zeros where there is none.
+    pub store: StoreState,
 }
 
 /// What a lane has brought forth since it was last asked.
@@ -76,6 +81,8 @@ struct Lane<'a> {
     is_tail_shared: bool,
     /// Prompt tokens that were there already.
     cached: usize,
+    /// Not since it was last given rows: what came back may have to go again before its turn.
+    may_fetch: bool,
     /// Where a model with states has one taken: a beginning can only be shared there.
     snapshots: Vec<usize>,
     /// Its logits among those of the last pass.
@@ -114,7 +121,7 @@ impl<'a> Batch<'a> {
             kv,
             lanes: BTreeMap::new(),
             next: 0,
-            prefixes: PrefixCache::new(page_bytes, state_bytes),
+            prefixes: PrefixCache::new(page_bytes, state_bytes, options.store.clone()),
             page_bytes,
             state_bytes,
             workspace: Workspace::default(),
@@ -146,6 +153,7 @@ impl<'a> Batch<'a> {
         let lanes = self.lanes.values().filter(|lane| lane.held() > 0);
         let own: usize = lanes.map(|lane| self.lane_bytes(lane, lane.held()) - tail(lane)).sum();
         KvMemory {
+            store: self.options.store.as_ref().map(|store| store.state()).unwrap_or_default(),
             used_bytes: self.prefixes.bytes() + own,
             kept_bytes: self.prefixes.bytes(),
             budget_bytes: self.options.kv_budget,
@@ -194,6 +202,7 @@ impl<'a> Batch<'a> {
             shared_pages: 0,
             is_tail_shared: false,
             cached: 0,
+            may_fetch: true,
             snapshots: Vec::new(),
             rows: None,
             is_prompt_kept: false,
@@ -211,6 +220,13 @@ impl<'a> Batch<'a> {
             return pending;
         }
         let adapter = lane.running.options().adapter.clone();
+        if self.options.store.is_some() && lane.may_fetch {
+            lane.may_fetch = false;
+            let known = lane.running.known().to_vec();
+            let budget = self.kept_budget();
+            self.prefixes.fetch(adapter.as_ref(), &known[..known.len() - 1], budget);
+        }
+        let Some(lane) = self.lanes.get_mut(&id) else { return 0 };
         let known = lane.running.known();
         let found = self.prefixes.find(adapter.as_ref(), &known[..known.len() - 1]);
         if found.tokens > lane.held() {
@@ -231,6 +247,19 @@ impl<'a> Batch<'a> {
         }
         let until_snapshot = lane.snapshots.iter().min().map_or(usize::MAX, |at| at - lane.held());
         lane.running.pending().min(until_snapshot)
+    }
+
+    /// What the tree of beginnings may take beside what lanes hold.
+    fn kept_budget(&self) -> usize {
+        let Some(budget) = self.options.kv_budget else { return usize::MAX };
+        let memory = self.memory();
+        budget.saturating_sub(memory.used_bytes - memory.kept_bytes)
+    }
+
+    /// Writes a page to the store that it does not have yet; false where there is nothing to write, or it cannot be. For when
+    /// nothing else is to be done: what is in the store survives the process.
+    pub fn save_next(&mut self) -> bool {
+        self.prefixes.save_next()
     }
 
     /// Prompt tokens of a lane that were not computed, but taken from what was kept.
@@ -314,6 +343,7 @@ impl<'a> Batch<'a> {
         for (id, _) in plan {
             if let Some(lane) = self.lanes.get_mut(id) {
                 lane.is_tail_shared = false;
+                lane.may_fetch = true;
             }
         }
         for (id, rows) in rows {

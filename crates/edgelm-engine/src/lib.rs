@@ -36,6 +36,7 @@ pub use front::token_embeddings;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;
 pub use model::Model;
+pub use prefix::{KvStore, StoreState};
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
 pub use speculation::{Guesses, Speculation};
 
@@ -94,6 +95,14 @@ pub enum EngineError {
         budget_bytes: usize,
         /// Limit in tokens.
         capacity: usize,
+    },
+    /// A file for kept beginnings that cannot be used.
+    #[error("the KV store `{path}`")]
+    KvStore {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// An empty prompt.
     #[error("the prompt is empty")]

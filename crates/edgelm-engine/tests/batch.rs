@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use edgelm_engine::{
-    Batch, BatchOptions, EngineError, FinishReason, GenerateOptions, LaneId, LoadedAdapter, Model, Sampling,
+    Batch, BatchOptions, EngineError, FinishReason, GenerateOptions, KvStore, LaneId, LoadedAdapter, Model, Sampling,
 };
 use edgelm_kernels::{Cpu, KvCache, KvDtype};
 use edgelm_model::{Adapter, Checkpoint};
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path, sync::Arc};
 
 fn testdata() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
@@ -172,6 +172,66 @@ fn little_memory_only_takes_time() {
             let mut batch = Batch::new(&model, BatchOptions { kv_budget, ..Default::default() }).unwrap();
             assert_eq!(together(&mut batch, &wishes, seed), alone, "{name}, room for {tokens} tokens");
         }
+    }
+}
+
+fn store(model: &Model, path: &Path) -> Arc<KvStore> {
+    Arc::new(KvStore::open(path, 1 << 24, model, None, "a digest").unwrap())
+}
+
+#[test]
+fn what_memory_has_no_room_for_comes_back_from_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["qwen3", "lfm2", "mamba2", "falcon_h1", "qwen3_next"] {
+        let model = model(name);
+        let kv = model.engine().default_kv();
+        let wishes = wishes();
+        let alone: Vec<_> = wishes.iter().map(|wish| wish.alone(&model, None)).collect();
+        let store = store(&model, &folder.path().join(name));
+        for (seed, tokens) in [(0, 128), (1, 128), (2, 192), (3, 256)] {
+            let kv_budget = Some(budget(&model, kv, tokens));
+            let options = BatchOptions { kv_budget, store: Some(Arc::clone(&store)), ..Default::default() };
+            let mut batch = Batch::new(&model, options).unwrap();
+            assert_eq!(together(&mut batch, &wishes, seed), alone, "{name}, room for {tokens} tokens");
+            if seed % 2 == 1 {
+                while batch.save_next() {}
+            }
+        }
+        let state = store.state();
+        assert!(state.read > 0 && state.written > 0 && state.bad_reads + state.failed_writes == 0, "{name}: {state:?}");
+    }
+}
+
+#[test]
+fn beginnings_outlive_the_process_that_computed_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kv");
+    for name in ["qwen3", "lfm2", "falcon_h1"] {
+        let model = model(name);
+        let tokens = prompt(200, 1);
+        let options = |store| BatchOptions { store: Some(store), ..Default::default() };
+        let (again, changed) = {
+            let mut batch = Batch::new(&model, options(store(&model, &path))).unwrap();
+            assert_eq!(cached(&mut batch, &tokens, None), 0, "{name}");
+            let again = cached(&mut batch, &tokens, None);
+            while batch.save_next() {}
+            (again, fs::metadata(&path).unwrap().len() / 2)
+        };
+        assert!(again > 0, "{name}");
+        {
+            let store = store(&model, &path);
+            let mut batch = Batch::new(&model, options(Arc::clone(&store))).unwrap();
+            assert_eq!(cached(&mut batch, &tokens, None), again, "{name}: after a restart");
+            assert_eq!(store.state().bad_reads, 0);
+        }
+        // A bit flips on the disk: what is behind it is computed.
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[changed as usize] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let mut batch = Batch::new(&model, options(store(&model, &path))).unwrap();
+        assert!(cached(&mut batch, &tokens, None) <= again, "{name}: changed");
+        let other = KvStore::open(&folder.path().join("other"), 1000, &model, None, "a digest");
+        assert!(matches!(other, Err(EngineError::KvStore { .. })), "{name}: no room for a page");
     }
 }
 

@@ -83,6 +83,9 @@ pub trait Lanes {
     fn end(&mut self, lane: LaneId);
     fn abandon(&mut self, lane: LaneId);
     fn memory(&self) -> KvMemory;
+    fn save_next(&mut self) -> bool {
+        false
+    }
 }
 
 impl Lanes for Batch<'_> {
@@ -118,6 +121,9 @@ impl Lanes for Batch<'_> {
     }
     fn memory(&self) -> KvMemory {
         Batch::memory(self)
+    }
+    fn save_next(&mut self) -> bool {
+        Batch::save_next(self)
     }
 }
 

@@ -61,6 +61,14 @@ impl Part {
     pub(crate) fn set(&self, gauge: &Gauge, value: i64) {
         gauge.inc_by(value - self.0.swap(value, Ordering::Relaxed));
     }
+
+    /// The same for what is counted; it begins at zero again where a model is loaded anew.
+    fn count(&self, counter: &Counter, value: u64) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        let before = self.0.swap(value, Ordering::Relaxed);
+        let more = if value < before { value } else { value - before };
+        counter.inc_by(u64::try_from(more).unwrap_or(0));
+    }
 }
 
 /// A worker's parts of the gauges that add up over models.
@@ -71,6 +79,21 @@ pub(crate) struct Parts {
     used: Part,
     kept: Part,
     budget: Part,
+    stored: Part,
+    store_writes: Part,
+    store_reads: Part,
+    store_write_failures: Part,
+    store_bad_reads: Part,
+}
+
+/// What the files for kept beginnings do.
+#[derive(Default)]
+struct StoreMetrics {
+    bytes: Gauge,
+    writes: Counter,
+    reads: Counter,
+    write_failures: Counter,
+    bad_reads: Counter,
 }
 
 /// All metrics of one server.
@@ -105,6 +128,7 @@ pub(crate) struct Metrics {
     kv_used_bytes: Gauge,
     kv_kept_bytes: Gauge,
     kv_budget_bytes: Gauge,
+    store: StoreMetrics,
     models_loaded: Family<ModelLabels, Gauge>,
     model_loads: Family<ModelLabels, Counter>,
     model_load_failures: Family<ModelLabels, Counter>,
@@ -192,6 +216,7 @@ impl Metrics {
             kv_used_bytes: Gauge::default(),
             kv_kept_bytes: Gauge::default(),
             kv_budget_bytes: Gauge::default(),
+            store: StoreMetrics::default(),
             models_loaded: Family::default(),
             model_loads: Family::default(),
             model_load_failures: Family::default(),
@@ -278,6 +303,19 @@ impl Metrics {
             "Limit of kv_used_bytes; 0 where there is none",
             self.kv_budget_bytes.clone(),
         );
+        registry.register("kv_store_bytes", "Size of what is in the files of --kv-store", self.store.bytes.clone());
+        registry.register("kv_store_writes", "Pages written to --kv-store", self.store.writes.clone());
+        registry.register("kv_store_reads", "Pages that came back from --kv-store", self.store.reads.clone());
+        registry.register(
+            "kv_store_write_failures",
+            "Pages that could not be written to --kv-store",
+            self.store.write_failures.clone(),
+        );
+        registry.register(
+            "kv_store_bad_reads",
+            "Pages that came back from --kv-store changed, or not at all, and were not used",
+            self.store.bad_reads.clone(),
+        );
         registry.register(
             "cancelled_requests",
             "Requests whose client went away before the end",
@@ -330,13 +368,19 @@ impl Metrics {
         parts.budget.set(&self.kv_budget_bytes, bytes(memory.budget_bytes.unwrap_or(0)));
         let (used, budget) = (self.kv_used_bytes.get(), self.kv_budget_bytes.get());
         self.kv_usage.set(if budget > 0 { used as f64 / budget as f64 } else { 0.0 });
+        let (store, now) = (&self.store, &memory.store);
+        parts.stored.set(&store.bytes, i64::try_from(now.bytes).unwrap_or(i64::MAX));
+        parts.store_writes.count(&store.writes, now.written);
+        parts.store_reads.count(&store.reads, now.read);
+        parts.store_write_failures.count(&store.write_failures, now.failed_writes);
+        parts.store_bad_reads.count(&store.bad_reads, now.bad_reads);
     }
 
     /// A worker ends: nothing of it is left in the gauges.
     pub(crate) fn withdraw(&self, parts: &Parts) {
         parts.waiting.set(&self.waiting, 0);
         parts.running.set(&self.running, 0);
-        self.memory(parts, &KvMemory { used_bytes: 0, kept_bytes: 0, budget_bytes: None });
+        self.memory(parts, &KvMemory::default());
     }
 
     /// A model comes or goes.

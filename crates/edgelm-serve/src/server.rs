@@ -231,13 +231,15 @@ async fn live(
     }
     tracing::info!(%address, "shutting down");
     stop.send_replace(true);
-    if timeout(config.drain, &mut server).await.is_ok() {
-        return Ok(());
+    if timeout(config.drain, &mut server).await.is_err() {
+        let drain_s = config.drain.as_secs();
+        tracing::warn!(drain_s, "requests are still running after the drain time; stopping them");
+        models.stop();
+        // Enough for the last error to reach its client; a connection that takes longer is cut.
+        let _ = timeout(LAST_WORDS, &mut server).await;
     }
-    tracing::warn!(drain_s = config.drain.as_secs(), "requests are still running after the drain time; stopping them");
     models.stop();
-    // Enough for the last error to reach its client; a connection that takes longer is cut.
-    let _ = timeout(LAST_WORDS, &mut server).await;
+    models.settle().await;
     Ok(())
 }
 

@@ -136,6 +136,11 @@ impl Service {
         self.worker.stop();
     }
 
+    /// See [`Worker::settle`].
+    pub(crate) fn settle(&self) {
+        self.worker.settle();
+    }
+
     /// Runs something short on a blocking thread.
     pub(crate) async fn prepare<T: Send + 'static>(
         &self,

@@ -37,6 +37,19 @@ impl State {
     pub(crate) fn bytes(&self) -> usize {
         (self.conv.len() + self.recurrent.len()) * size_of::<f32>()
     }
+
+    /// Appends the numbers, little-endian.
+    pub(crate) fn write(&self, to: &mut Vec<u8>) {
+        to.extend(self.conv.iter().chain(&self.recurrent).flat_map(|number| number.to_le_bytes()));
+    }
+
+    /// Takes what [`State::write`] appended; returns what follows. None where that is too short.
+    pub(crate) fn read<'a>(&mut self, from: &'a [u8]) -> Option<&'a [u8]> {
+        let (mine, rest) = from.split_at_checked(self.bytes())?;
+        let numbers = mine.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four));
+        self.conv.iter_mut().chain(&mut self.recurrent).zip(numbers).for_each(|(to, number)| *to = number);
+        Some(rest)
+    }
 }
 
 /// Where a layer's keys and values lie in the cache, and its state among the states.

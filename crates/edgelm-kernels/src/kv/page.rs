@@ -54,6 +54,14 @@ impl Page {
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.0)
     }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    pub(super) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
 }
 
 /// A number per token of a page.

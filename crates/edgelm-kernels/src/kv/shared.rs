@@ -12,6 +12,26 @@ impl KvPages {
     pub fn is_shared(&self) -> bool {
         self.0.iter().any(|page| Arc::strong_count(page) > 1)
     }
+
+    /// The bytes of each layer's page, in the byte order of this machine: what [`KvPages::from_bytes`] takes, one behind the
+    /// other.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|page| page.as_bytes())
+    }
+
+    /// Pages for caches of these layers and this format, from what [`KvPages::parts`] gave. None where the length is another.
+    pub fn from_bytes(layers: &[KvShape], dtype: KvDtype, bytes: &[u8]) -> Option<Self> {
+        let mut rest = bytes;
+        let mut pages = Vec::with_capacity(layers.len());
+        for shape in layers {
+            let mut page = Layout::new(*shape, dtype).empty_page();
+            let part;
+            (part, rest) = rest.split_at_checked(page.bytes())?;
+            page.as_bytes_mut().copy_from_slice(part);
+            pages.push(Arc::new(page));
+        }
+        rest.is_empty().then_some(Self(pages))
+    }
 }
 
 impl KvCache {

@@ -211,6 +211,17 @@ fn shared_pages_are_the_same_and_stay_so() {
         shorter.truncate(PAGE_TOKENS + 7);
         assert_eq!(all(&second), all(&shorter));
 
+        // As bytes and back.
+        let mut third = KvCache::new(&shapes, dtype);
+        for (pages, tokens) in [(&whole, PAGE_TOKENS), (&part, 7)] {
+            let bytes: Vec<u8> = pages.parts().flatten().copied().collect();
+            assert_eq!(bytes.len(), KvCache::page_bytes(&shapes, dtype));
+            third.append_shared(&KvPages::from_bytes(&shapes, dtype, &bytes).expect("the same layers"), tokens);
+            assert!(KvPages::from_bytes(&shapes, dtype, &bytes[1..]).is_none());
+            assert!(KvPages::from_bytes(&shapes, dtype, &[&bytes[..], &[0]].concat()).is_none());
+        }
+        assert_eq!(all(&third), all(&second));
+
         // Either goes its own way behind what they share.
         write(&mut first, PAGE_TOKENS + 9..PAGE_TOKENS + 20, 0);
         write(&mut second, PAGE_TOKENS + 7..PAGE_TOKENS + 30, 77);

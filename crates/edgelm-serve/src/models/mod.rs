@@ -171,6 +171,17 @@ impl Models {
         }
     }
 
+    /// Waits, after [`Models::stop`], for what models save at their end.
+    pub(crate) async fn settle(&self) {
+        for entry in &self.entries {
+            let service = entry.state().phase.service().map(Arc::clone);
+            if let Some(service) = service {
+                // An error means that the runtime ends too.
+                let _ = tokio::task::spawn_blocking(move || service.settle()).await;
+            }
+        }
+    }
+
     /// The use of a model (`None` = the main one), loaded first if need be; the request waits until then in the model's queue,
     /// until `deadline`. Where it cannot be had, the fallback answers, and the client is told.
     pub(crate) async fn lease(

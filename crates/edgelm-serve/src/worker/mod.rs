@@ -34,6 +34,9 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 use watchdog::Watchdog;
 
+/// A model that goes saves what it keeps for so long at most: somebody may wait for its memory, or for the process to end.
+const SAVE_TIME: Duration = Duration::from_secs(5);
+
 /// One request, checked and tokenized.
 pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
@@ -109,6 +112,8 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     stopping: AtomicBool,
+    /// The engine thread has done all it will.
+    ended: AtomicBool,
     /// Running mean of how long a job occupies the engine.
     mean_job_ms: AtomicU64,
     /// Of the engine thread, which is another one after a restart.
@@ -145,6 +150,7 @@ impl Worker {
             queue: Mutex::default(),
             wake: Condvar::new(),
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             mean_job_ms: AtomicU64::new(0),
             seat: RwLock::new(Seat::new(backend)),
             restarts: Restarts::new(config.restarts),
@@ -208,6 +214,13 @@ impl Worker {
         }
         self.shared.show_depth(&queue);
         self.shared.wake.notify_all();
+    }
+
+    /// Waits, after a stop, for the engine thread to have saved what it keeps. Blocks; not for longer than that may take.
+    pub(crate) fn settle(&self) {
+        let queue = self.shared.queue();
+        let is_on = |_: &mut Queue| !self.shared.ended.load(Ordering::Relaxed);
+        drop(self.shared.wake.wait_timeout_while(queue, SAVE_TIME, is_on));
     }
 }
 
@@ -288,6 +301,10 @@ impl Shared {
         self.schedules(seat);
         if !seat.watchdog.is_abandoned() {
             self.metrics.withdraw(&self.parts);
+            let queue = self.queue();
+            self.ended.store(true, Ordering::Relaxed);
+            drop(queue);
+            self.wake.notify_all();
         }
     }
 
@@ -302,7 +319,12 @@ impl Shared {
                 }
             };
             let outcome = catch_unwind(AssertUnwindSafe(|| self.follow(&mut schedule, seat)));
-            if outcome.is_ok() || seat.watchdog.is_abandoned() {
+            if seat.watchdog.is_abandoned() {
+                return;
+            }
+            if outcome.is_ok() {
+                let end = Instant::now() + SAVE_TIME;
+                while Instant::now() < end && schedule.save_next() {}
                 return;
             }
             // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
@@ -334,6 +356,7 @@ impl Shared {
     fn follow(&self, schedule: &mut Schedule<'_>, seat: &Seat) {
         while !seat.watchdog.is_abandoned() {
             if schedule.is_idle() {
+                while self.queue().len() == 0 && !self.stopping.load(Ordering::Relaxed) && schedule.save_next() {}
                 // Those that the last pass finished are gone only now.
                 schedule.show();
                 if !self.wait() {

@@ -11,8 +11,9 @@ use crate::{
     error::ApiError,
     metrics::seconds,
 };
-use edgelm_engine::{EngineError, FinishReason, LaneId, Piece, Progress};
+use edgelm_engine::{EngineError, FinishReason, LaneId, Piece, Progress, StoreState};
 use std::{
+    cell::Cell,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::Ordering,
@@ -30,6 +31,8 @@ pub(super) struct Schedule<'a> {
     pace: Pace,
     /// Until it fails.
     speculates: bool,
+    /// As it was when it was last looked at.
+    store: Cell<StoreState>,
 }
 
 /// A job that has begun.
@@ -96,11 +99,18 @@ impl<'a> Schedule<'a> {
             active: Vec::new(),
             pace: Pace::default(),
             speculates: true,
+            store: Cell::default(),
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.active.is_empty()
+    }
+
+    /// Writes something that is kept to where it survives the process; false where there is nothing left to do.
+    pub(super) fn save_next(&mut self) -> bool {
+        // What is kept is a help to later ones, not worth the thread.
+        catch_unwind(AssertUnwindSafe(|| self.lanes.save_next())).unwrap_or(false)
     }
 
     /// Ends everything.
@@ -187,7 +197,23 @@ impl<'a> Schedule<'a> {
         let metrics = &self.shared.metrics;
         let parts = &self.shared.parts;
         parts.running.set(&metrics.running, i64::try_from(self.active.len()).unwrap_or(i64::MAX));
-        metrics.memory(parts, &self.lanes.memory());
+        let memory = self.lanes.memory();
+        metrics.memory(parts, &memory);
+        self.tell_of_store(&memory.store);
+    }
+
+    /// A disk that is full, or forgets, is the operator's business; no request fails of it.
+    fn tell_of_store(&self, now: &StoreState) {
+        let before = self.store.replace(*now);
+        if before.failed_writes == 0 && now.failed_writes > 0 {
+            tracing::warn!(
+                "a page could not be written to the KV store: is the disk full? Kept prompts are lost instead"
+            );
+        }
+        if now.bad_reads > before.bad_reads {
+            let pages = now.bad_reads - before.bad_reads;
+            tracing::warn!(pages, "pages came back from the KV store changed; they were not used");
+        }
     }
 
     /// Running lanes, in order of precedence.
@@ -248,8 +274,10 @@ impl<'a> Schedule<'a> {
                 holders.next_back().filter(|(holder, _)| (holder.job, holder.choice) > (place.job, place.choice));
             let Some((victim, its_lane)) = last else {
                 // Nobody behind it has anything: those in front need it all.
-                if self.holds(place) {
-                    self.pause(plan, place, lane);
+                match self.holds(place) {
+                    true => self.pause(plan, place, lane),
+                    // It has computed nothing, but what it took over of a kept beginning could not go for others.
+                    false => self.lanes.pause(lane),
                 }
                 return false;
             };

@@ -244,7 +244,7 @@ impl Lanes for FakeLanes<'_> {
     }
     fn memory(&self) -> KvMemory {
         let used_bytes = 10 * self.lanes.values().map(|lane| lane.held).sum::<usize>();
-        KvMemory { used_bytes, kept_bytes: 0, budget_bytes: self.fake.room.checked_mul(10) }
+        KvMemory { used_bytes, kept_bytes: 0, budget_bytes: self.fake.room.checked_mul(10), ..KvMemory::default() }
     }
 }
 

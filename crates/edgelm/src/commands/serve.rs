@@ -14,7 +14,7 @@ use crate::{
     output,
 };
 use anyhow::{Context, anyhow, bail};
-use artifact::{OnDisk, Settings};
+use artifact::{OnDisk, Settings, StoreSettings};
 use clap::Args;
 use door::DoorArgs;
 use edgelm_compress::parse_size;
@@ -94,6 +94,13 @@ pub struct ServeArgs {
     /// quarters of what is free, shared between the models, twice what --parallel full contexts need at most]
     #[arg(long, value_name = "S", value_parser = parse_size)]
     kv_budget: Option<u64>,
+    /// Folder for kept prompts and conversations that --kv-budget has no room for. They come back from there when they go on, also
+    /// after a restart [default: they are forgotten]
+    #[arg(long, value_name = "DIR")]
+    kv_store: Option<PathBuf>,
+    /// Size of each model's file in --kv-store; what was not used for longest makes room
+    #[arg(long, value_name = "S", default_value = "1GB", value_parser = parse_size, requires = "kv_store")]
+    kv_store_limit: u64,
     /// Generations of a model that run at once, sharing every pass over the weights
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
@@ -195,6 +202,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         context: args.ctx,
         kv: args.kv,
         kv_budget: args.kv_budget,
+        store: args.kv_store.map(|folder| StoreSettings { folder, limit_bytes: args.kv_store_limit }),
         parallel,
         models: args.models.len(),
         speculation: Some(args.speculation),

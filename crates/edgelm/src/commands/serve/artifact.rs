@@ -1,15 +1,16 @@
 //! A model on disk, as the server loads it.
 
 use crate::{adapters, commands::speculation::SpeculationArgs, machine, options::Global, output, resolve};
-use edgelm_engine::{Arithmetic, BatchOptions, LoadedAdapter, Model, kv_shapes, state_bytes};
+use edgelm_engine::{Arithmetic, BatchOptions, KvStore, LoadedAdapter, Model, kv_shapes, state_bytes};
 use edgelm_kernels::{KvCache, KvDtype};
 use edgelm_model::{Checkpoint, ModelConfig};
 use edgelm_serve::{
     About, Artifact, Backend, BoxError, Limits, MemoryPlan, ModelBackend, Need, PlanError, Room, describe,
 };
 use std::{
+    fs,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 /// What all models of a server are loaded with.
@@ -19,9 +20,17 @@ pub(super) struct Settings {
     pub(super) context: Option<usize>,
     pub(super) kv: Option<KvDtype>,
     pub(super) kv_budget: Option<u64>,
+    pub(super) store: Option<StoreSettings>,
     pub(super) parallel: usize,
     pub(super) models: usize,
     pub(super) speculation: Option<SpeculationArgs>,
+}
+
+/// Where kept beginnings go.
+#[derive(Clone)]
+pub(super) struct StoreSettings {
+    pub(super) folder: PathBuf,
+    pub(super) limit_bytes: u64,
 }
 
 /// One path.
@@ -32,11 +41,13 @@ pub(super) struct OnDisk {
     settings: Settings,
     /// With the time of the newest file, so that files that were replaced are read again.
     digest: Mutex<Option<(u64, String)>>,
+    /// The last load's, with the digest of the model: a thread that does not come back may still have it open.
+    store: Mutex<(String, Weak<KvStore>)>,
 }
 
 impl OnDisk {
     pub(super) fn new(id: String, path: String, lora: Vec<(String, PathBuf)>, settings: Settings) -> Self {
-        Self { id, path, lora, settings, digest: Mutex::default() }
+        Self { id, path, lora, settings, digest: Mutex::default(), store: Mutex::default() }
     }
 
     fn open(&self) -> Result<Arc<Checkpoint>, BoxError> {
@@ -55,6 +66,25 @@ impl OnDisk {
             modified: resolve::modified(&self.path, &self.settings.global),
         };
         Ok(Found { name: checkpoint.name().to_owned(), about })
+    }
+
+    /// The file for what the model keeps, named by the model's id.
+    fn store(&self, model: &Model) -> Result<Option<Arc<KvStore>>, BoxError> {
+        let Some(StoreSettings { folder, limit_bytes }) = &self.settings.store else { return Ok(None) };
+        let digest = self.digest()?;
+        let mut last = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (true, Some(store)) = (last.0 == digest, last.1.upgrade()) {
+            return Ok(Some(store));
+        }
+        fs::create_dir_all(folder)
+            .map_err(|error| format!("cannot make the folder `{}`: {error}", folder.display()))?;
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name: String = self.id.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+        // Ids that differ in other characters have other files.
+        let path = folder.join(format!("{name}-{}.kv", &edgelm_fleet::digest::sha256(self.id.as_bytes())[..8]));
+        let store = Arc::new(KvStore::open(&path, *limit_bytes, model, self.settings.kv, &digest)?);
+        *last = (digest, Arc::downgrade(&store));
+        Ok(Some(store))
     }
 
     /// What it takes.
@@ -167,8 +197,13 @@ impl Artifact for OnDisk {
         for (id, adapter) in opened {
             adapters.push((id.clone(), Arc::new(LoadedAdapter::load(model.engine(), &adapter)?)));
         }
-        let options =
-            BatchOptions { context: settings.context, kv: settings.kv, kv_budget: Some(plan.kv_bytes), speculation };
+        let options = BatchOptions {
+            context: settings.context,
+            kv: settings.kv,
+            kv_budget: Some(plan.kv_bytes),
+            store: self.store(&model)?,
+            speculation,
+        };
         let backend = ModelBackend::new(model, Some(self.id.clone()), adapters, options)?;
         let tokens = backend.kv_limit().map_or(0, |limit| limit.tokens);
         let kv = output::bytes(plan.kv_bytes as u64);

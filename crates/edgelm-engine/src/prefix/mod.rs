@@ -5,11 +5,23 @@
 //! are not attention cannot: they fit behind exactly the tokens they were taken at, so a model with such layers goes on from
 //! nodes with states only. Sequences of different adapters share nothing.
 //!
+//! Where there is a [`KvStore`], what has to go is written to it, and comes back from it when somebody begins the same.
+//!
 //! The idea is the radix tree of Zheng et al. 2024 (SGLang, arXiv:2312.07104, §3), with pages for edges.
+
+mod store;
+
+pub use store::{KvStore, StoreState};
 
 use crate::{LoadedAdapter, Sequence, block::State, engine::Past};
 use edgelm_kernels::{KvCache, KvPages};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process,
+    sync::Arc,
+    time::SystemTime,
+};
+use store::{Key, Record};
 
 const PAGE: usize = KvCache::PAGE_TOKENS;
 
@@ -25,16 +37,22 @@ pub(crate) struct PrefixCache {
     page_bytes: usize,
     state_bytes: usize,
     bytes: usize,
+    store: Option<Arc<KvStore>>,
+    /// Nodes that the store has not been given yet; empty without one.
+    unsaved: BTreeSet<NodeId>,
 }
 
 /// Where the sequences of one adapter begin.
 struct Root {
     adapter: Option<Arc<LoadedAdapter>>,
+    key: Key,
     children: Vec<NodeId>,
 }
 
 struct Node {
     parent: Parent,
+    /// Of all tokens up to its end.
+    key: Key,
     children: Vec<NodeId>,
     /// 1 to a page; fewer than a page in leaves only.
     tokens: Box<[u32]>,
@@ -60,9 +78,9 @@ pub(crate) struct Match {
 }
 
 impl PrefixCache {
-    /// Empty, for a model whose pages (all layers) and states take so many bytes.
-    pub(crate) fn new(page_bytes: usize, state_bytes: usize) -> Self {
-        Self { page_bytes, state_bytes, ..Self::default() }
+    /// Empty, for a model whose pages (all layers) and states take so many bytes. `store` is that model's.
+    pub(crate) fn new(page_bytes: usize, state_bytes: usize, store: Option<Arc<KvStore>>) -> Self {
+        Self { page_bytes, state_bytes, store, ..Self::default() }
     }
 
     /// Memory of all pages and states in the tree, those that sequences hold too included.
@@ -128,13 +146,85 @@ impl PrefixCache {
         Past { pages, states }
     }
 
+    /// Brings back from the store what it has of the beginning of `tokens` beyond what memory has, as far as `budget` bytes allow
+    /// for the tree; older beginnings go for it. Nothing that a sequence holds is touched.
+    pub(crate) fn fetch(&mut self, adapter: Option<&Arc<LoadedAdapter>>, tokens: &[u32], budget: usize) {
+        let Some(store) = self.store.clone() else { return };
+        let root = self.root_or_new(adapter);
+        self.clock += 1;
+        let now = self.clock;
+        let (mut parent, mut rest) = (Parent::Root(root), tokens);
+        // Down to where memory ends.
+        let known = loop {
+            let same = |id: &NodeId| self.nodes[id].tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            let best = self.children(parent).iter().copied().max_by_key(|id| same(id));
+            match best.map(|id| (id, same(&id))) {
+                Some((id, PAGE)) => {
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.last_used = now;
+                    }
+                    (parent, rest) = (Parent::Node(id), &rest[PAGE..]);
+                }
+                best => break best.map_or(0, |(_, count)| count),
+            }
+        };
+        for record in self.stored(&store, self.key(parent), rest, known) {
+            while self.bytes + self.page_bytes + self.state_bytes > budget {
+                if !self.evict_unused_since(now) {
+                    return;
+                }
+            }
+            let Some(content) = store.read(&record) else { return };
+            let states = content.states.as_deref();
+            let Some(id) = self.put(parent, &record.tokens, states, || content.pages) else { return };
+            self.unsaved.remove(&id);
+            parent = Parent::Node(id);
+        }
+    }
+
+    /// Records that continue a beginning with the first of `tokens`, in order, if more of them than `known` can be used.
+    fn stored(&self, store: &KvStore, from: Key, tokens: &[u32], known: usize) -> Vec<Record> {
+        let (mut key, mut rest) = (from, tokens);
+        let mut found: Vec<Record> = Vec::new();
+        let mut usable = (0, 0);
+        while let Some((record, count)) = store.find(&key, rest) {
+            let is_whole = count == record.tokens.len();
+            (key, rest) = (record.key, &rest[count..]);
+            let is_end = count < PAGE;
+            let can_go_on = self.state_bytes == 0 || record.has_states && is_whole;
+            found.push(record);
+            if can_go_on {
+                usable = (found.len(), tokens.len() - rest.len());
+            }
+            if is_end {
+                break;
+            }
+        }
+        // With states memory may know the tokens and still have nothing to go on from.
+        found.truncate(if usable.1 > known || self.state_bytes > 0 { usable.0 } else { 0 });
+        found
+    }
+
+    /// Writes something to the store that it does not have yet. False where there is nothing, or where that fails.
+    pub(crate) fn save_next(&mut self) -> bool {
+        // Ids grow from the root on, so that what was saved can be reached.
+        let Some(id) = self.unsaved.pop_first() else { return false };
+        self.save(id)
+    }
+
+    /// True where the store has the node now.
+    fn save(&mut self, id: NodeId) -> bool {
+        self.unsaved.remove(&id);
+        let (Some(store), Some(node)) = (&self.store, self.nodes.get(&id)) else { return false };
+        let states = node.states.as_deref();
+        store.contains(&node.key, states.is_some())
+            || store.write(node.key, self.key(node.parent), &node.tokens, &node.pages, states)
+    }
+
     /// Keeps what a sequence holds. Returns what of it is in the tree now, for the sequence to share.
     pub(crate) fn insert(&mut self, adapter: Option<&Arc<LoadedAdapter>>, sequence: &Sequence) -> Match {
         self.clock += 1;
-        let root = self.root(adapter).unwrap_or_else(|| {
-            self.roots.push(Root { adapter: adapter.cloned(), children: Vec::new() });
-            self.roots.len() - 1
-        });
+        let root = self.root_or_new(adapter);
         let tokens = sequence.tokens();
         let mut parent = Parent::Root(root);
         let mut kept = Match { path: Vec::new(), tokens: 0, seen: 0 };
@@ -168,6 +258,9 @@ impl PrefixCache {
             if let (None, Some(states)) = (&node.states, states) {
                 node.states = Some(states.into());
                 self.bytes += self.state_bytes;
+                if self.store.is_some() {
+                    self.unsaved.insert(id);
+                }
             }
             return Some(id);
         }
@@ -190,9 +283,13 @@ impl PrefixCache {
         let id = self.next;
         self.next += 1;
         let states = states.map(Box::from);
-        let node =
-            Node { parent, children: Vec::new(), tokens: tokens.into(), pages: pages(), states, last_used: clock };
+        let key = self.key(parent).child(tokens);
+        let (children, tokens, pages) = (Vec::new(), tokens.into(), pages());
+        let node = Node { parent, key, children, tokens, pages, states, last_used: clock };
         self.bytes += self.node_bytes(&node);
+        if self.store.is_some() {
+            self.unsaved.insert(id);
+        }
         self.nodes.insert(id, node);
         self.children_mut(parent).push(id);
         Some(id)
@@ -200,17 +297,23 @@ impl PrefixCache {
 
     /// Frees something that was not used for longest and that no sequence holds; false where there is nothing.
     pub(crate) fn evict(&mut self) -> bool {
+        self.evict_unused_since(u64::MAX)
+    }
+
+    fn evict_unused_since(&mut self, time: u64) -> bool {
         let oldest = |keep: &dyn Fn(&Node) -> bool| {
-            let nodes = self.nodes.iter().filter(|(_, node)| keep(node));
+            let nodes = self.nodes.iter().filter(|(_, node)| node.last_used < time && keep(node));
             nodes.min_by_key(|(_, node)| node.last_used).map(|(&id, _)| id)
         };
         if let Some(id) = oldest(&|node| node.children.is_empty() && !node.pages.is_shared()) {
+            self.save(id);
             self.remove(id);
             return true;
         }
         // States are copied, never shared: they can always go.
         match oldest(&|node| node.states.is_some()) {
             Some(id) => {
+                self.save(id);
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.states = None;
                     self.bytes -= self.state_bytes;
@@ -223,6 +326,7 @@ impl PrefixCache {
 
     fn remove(&mut self, id: NodeId) {
         let Some(node) = self.nodes.remove(&id) else { return };
+        self.unsaved.remove(&id);
         self.bytes -= self.node_bytes(&node);
         self.children_mut(node.parent).retain(|&child| child != id);
     }
@@ -238,6 +342,26 @@ impl PrefixCache {
             _ => false,
         };
         self.roots.iter().position(same)
+    }
+
+    fn root_or_new(&mut self, adapter: Option<&Arc<LoadedAdapter>>) -> usize {
+        self.root(adapter).unwrap_or_else(|| {
+            let who = match adapter {
+                None => String::new(),
+                // An adapter is known for as long as it is loaded, so what its sequences leave in a store is lost on a restart.
+                Some(adapter) => format!("{} {:?} {:p}", process::id(), SystemTime::now(), Arc::as_ptr(adapter)),
+            };
+            let (adapter, key) = (adapter.cloned(), Key::root(who.as_bytes()));
+            self.roots.push(Root { adapter, key, children: Vec::new() });
+            self.roots.len() - 1
+        })
+    }
+
+    fn key(&self, parent: Parent) -> Key {
+        match parent {
+            Parent::Root(root) => self.roots[root].key,
+            Parent::Node(id) => self.nodes[&id].key,
+        }
     }
 
     fn children(&self, parent: Parent) -> &[NodeId] {
