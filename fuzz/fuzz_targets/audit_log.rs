@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     };
     fs::write(&*LOG, log).expect("written");
     fs::write(LOG.with_extension("checkpoint"), note).expect("written");
-    if let Ok(report) = verify(&LOG, &VerifyOptions::default()) {
+    if let Ok(report) = verify(std::slice::from_ref(&*LOG), &VerifyOptions::default()) {
         assert_eq!(report.ok, report.findings.is_empty());
     }
 });

@@ -18,7 +18,8 @@ struct Setting {
 
 static SETTING: LazyLock<Setting> = LazyLock::new(|| {
     let read = |name: &str| fs::read(Path::new(MODEL).join(name)).expect("the built-in model");
-    let tokenizer = Tokenizer::from_json(&read("tokenizer.json"), Some(&read("tokenizer_config.json"))).expect("a tokenizer");
+    let tokenizer =
+        Tokenizer::from_json(&read("tokenizer.json"), Some(&read("tokenizer_config.json"))).expect("a tokenizer");
     let config = ModelConfig::from_hf(&read("config.json"), Path::new("config.json")).expect("a config");
     Setting { grammars: Grammars::new(&tokenizer, &config).expect("a vocabulary"), vocab_size: config.vocab_size }
 });

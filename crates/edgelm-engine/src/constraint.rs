@@ -177,5 +177,7 @@ impl Guide {
 
 /// The library's reason, in one line: where it has caught a panic of its own, a backtrace follows.
 fn constraint_error(error: impl fmt::Display) -> EngineError {
-    EngineError::Constraint(error.to_string().lines().next().unwrap_or_default().to_owned())
+    let text = error.to_string();
+    let reason = text.split_once("<backtrace>").map_or(text.as_str(), |(reason, _)| reason);
+    EngineError::Constraint(reason.split_whitespace().collect::<Vec<_>>().join(" "))
 }

@@ -483,7 +483,7 @@ mod tests {
                 log.append(time, &Entry::Lost { records: 1 }).expect("written");
             }
         }
-        let report = verify(&path, &VerifyOptions::default()).expect("read");
+        let report = verify(std::slice::from_ref(&path), &VerifyOptions::default()).expect("read");
         assert!(report.ok && report.lost_records == 10, "{report:?}");
         let text = fs::read_to_string(&path).expect("read");
         let mut rest = text.as_str();
