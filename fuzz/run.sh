@@ -29,8 +29,16 @@ case $target in
         seeds="../testdata/model/published/*.json" dictionaries="json config" max_len=4096 features=model ;;
     requests)
         seeds="seeds/requests/*" dictionaries="json requests" max_len=4096 features=serve ;;
+    calls)
+        seeds="seeds/calls/*" dictionaries="json requests" max_len=4096 features=serve ;;
+    constraints)
+        seeds="seeds/constraints/*" dictionaries="json constraints" max_len=2048 features=serve ;;
+    audit_log)
+        seeds="seeds/audit_log/*" dictionaries="json audit_log" max_len=8192 features=serve ;;
+    keys)
+        seeds="seeds/keys/*" dictionaries="keys" max_len=4096 features=serve ;;
     *)
-        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes, column_ints, fp8, mxfp4, config or requests" >&2
+        echo "error: unknown target \`$target\`: gguf, safetensors, compressed_tensors, bitsandbytes, column_ints, fp8, mxfp4, config, requests, calls, constraints, audit_log or keys" >&2
         exit 2 ;;
 esac
 

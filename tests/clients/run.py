@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-CLIENTS = ["openai", "ollama", "anthropic", "grpc"]
+CLIENTS = ["openai", "ollama", "anthropic", "grpc", "schemas"]
 
 
 def main() -> int:

@@ -5,6 +5,8 @@
 //! grammar that takes too much work) is an error, never an answer that was not checked. Compiling and masking are
 //! `llguidance`'s: an Earley parser over lexemes that are regular expressions with derivatives.
 
+mod schema;
+
 use crate::EngineError;
 use edgelm_model::{ModelConfig, TokenBytes, Tokenizer};
 use llguidance::{
@@ -13,6 +15,7 @@ use llguidance::{
     earley::SlicedBiasComputer,
     toktrie::{InferenceCapabilities, TokRxInfo, TokTrie, TokenId, TokenizerEnv},
 };
+pub use schema::schema_with_options;
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -51,30 +54,6 @@ impl Constraint {
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         })
     }
-}
-
-/// Between the parts of a JSON text: nothing, a space, or a line break with an indentation. Bounded, because a model
-/// that may write spaces for ever sometimes does.
-const JSON_SPACE: &str = r" |\n[ \t]{0,20}";
-
-/// The key by which `llguidance` takes options in a schema. Users may not: some of them switch checks off.
-const OPTIONS_KEY: &str = "x-guidance";
-
-/// A schema as `llguidance` takes it, also inside `%json` in a Lark grammar.
-///
-/// # Errors
-/// A schema that is neither an object nor a boolean, or holds options of the library.
-pub fn schema_with_options(schema: &Value) -> Result<Value, EngineError> {
-    let mut schema = match schema {
-        Value::Object(fields) => fields.clone(),
-        Value::Bool(true) => serde_json::Map::new(),
-        _ => return Err(EngineError::Constraint("a JSON schema must be an object, or `true`".into())),
-    };
-    if schema.contains_key(OPTIONS_KEY) {
-        return Err(EngineError::Constraint(format!("the schema keyword `{OPTIONS_KEY}` is not supported")));
-    }
-    schema.insert(OPTIONS_KEY.into(), json!({"whitespace_pattern": JSON_SPACE}));
-    Ok(Value::Object(schema))
 }
 
 /// Compiles constraints for one model.
@@ -119,11 +98,11 @@ impl Grammars {
     pub fn compile(&self, constraint: &Constraint) -> Result<Grammar, EngineError> {
         let mut matcher = Matcher::new(self.0.create_parser(constraint.grammar()?));
         if let Some(error) = matcher.get_error() {
-            return Err(EngineError::Constraint(error));
+            return Err(constraint_error(error));
         }
         // What the library only warns about, it does not enforce.
         if let Some(warning) = matcher.grammar_warnings().into_iter().next() {
-            return Err(EngineError::Constraint(warning));
+            return Err(constraint_error(warning));
         }
         // A grammar that no text can satisfy, or whose first step is too much work, shows here and not half way.
         matcher.deep_clone().compute_mask_or_eos().map_err(constraint_error)?;
@@ -196,7 +175,9 @@ impl Guide {
     }
 }
 
-/// The library's reason in one line, without the words of its callers.
+/// The library's reason, in one line: where it has caught a panic of its own, a backtrace follows.
 fn constraint_error(error: impl fmt::Display) -> EngineError {
-    EngineError::Constraint(error.to_string())
+    let text = error.to_string();
+    let reason = text.split_once("<backtrace>").map_or(text.as_str(), |(reason, _)| reason);
+    EngineError::Constraint(reason.split_whitespace().collect::<Vec<_>>().join(" "))
 }

@@ -36,7 +36,7 @@ mod turns;
 mod worker;
 
 pub use access::{ApiKeys, NewKey, Origin, RateLimits, Scope};
-pub use api::check_request;
+pub use api::{check_call, check_request};
 pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend, describe};
 pub use breaker::BreakerConfig;
 pub use error::ServeError;
@@ -44,7 +44,7 @@ pub use health::{Patience, Probe};
 pub use listener::{DoorLimits, TlsFiles};
 pub use models::{About, Artifact, BoxError, KeepAlive, MemoryPlan, ModelSpec, PlanError, Room};
 pub use overflow::Overflow;
-pub use plan::{Limit, Limits, Need};
+pub use plan::{BLOCKING_THREADS, Limit, Limits, Need, THREADS_BYTES};
 pub use server::{ServerConfig, serve, serve_models};
 pub use signals::shutdown_signal;
 pub use telemetry::ACCESS_LINES;

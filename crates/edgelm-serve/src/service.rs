@@ -14,16 +14,13 @@ use crate::{
     overflow::{Overflow, Source, Summaries},
     telemetry::Journey,
     turns::Turns,
-    worker::{Event, Job, StopReason, Worker, WorkerConfig},
+    worker::{Aside, Event, Job, StopReason, Worker, WorkerConfig},
 };
 use edgelm_engine::{EngineError, GenerateOptions, Grammar};
 use std::{
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -56,7 +53,7 @@ pub(crate) struct Run {
     /// Left out of the prompt.
     pub(crate) dropped_tokens: usize,
     pub(crate) choices: usize,
-    cached_tokens: Arc<AtomicUsize>,
+    aside: Arc<Aside>,
     meter: Option<Meter>,
     journey: Arc<Journey>,
     received: Instant,
@@ -96,13 +93,15 @@ impl Run {
     }
 
     /// What comes after this is not wanted: the answer is whole.
-    pub(crate) fn is_enough(&self) {
+    pub(crate) fn is_enough(mut self) {
         self.journey.finished(StopReason::Stop);
+        self.lease.report(false, self.latency.unwrap_or_default());
+        self.aside.is_enough.store(true, Ordering::Relaxed);
     }
 
     /// Prompt tokens that were not computed but kept from earlier requests. Known when the first event is.
     pub(crate) fn cached_tokens(&self) -> usize {
-        self.cached_tokens.load(Ordering::Relaxed)
+        self.aside.cached_tokens.load(Ordering::Relaxed)
     }
 }
 
@@ -283,14 +282,14 @@ impl Lease {
         self.check_prompt(&prompt, param)?;
         let max_new = self.fit(prompt.len(), parameters.max_tokens, param)?;
         let prompt_tokens = prompt.len();
-        let (events, cached_tokens) = self.push(prompt, max_new, parameters, grammar, &start);
+        let (events, aside) = self.push(prompt, max_new, parameters, grammar, &start);
         let choices = usize::try_from(parameters.n).unwrap_or(usize::MAX);
         Ok(Run {
             events,
             prompt_tokens,
             dropped_tokens: dropped.tokens,
             choices,
-            cached_tokens,
+            aside,
             meter: start.caller.meter.clone(),
             journey: Arc::clone(&start.caller.journey),
             received: start.caller.received,
@@ -309,7 +308,7 @@ impl Lease {
         parameters: &Parameters,
         grammar: Option<Grammar>,
         start: &Start,
-    ) -> (UnboundedReceiver<Event>, Arc<AtomicUsize>) {
+    ) -> (UnboundedReceiver<Event>, Arc<Aside>) {
         let seed = parameters.seed.unwrap_or_else(random);
         let choices: Vec<GenerateOptions> = (0..parameters.n)
             .map(|choice| {
@@ -322,7 +321,7 @@ impl Lease {
             })
             .collect();
         let (events, receiver) = unbounded_channel();
-        let cached_tokens = Arc::default();
+        let aside = Arc::default();
         // The shorter of the two; a time too long to have an end has none.
         let time = parameters.timeout.into_iter().chain(self.limits.time).min();
         let Caller { client, received, journey, meter: _ } = &start.caller;
@@ -334,11 +333,11 @@ impl Lease {
             client: *client,
             priority: parameters.priority,
             deadline: time.and_then(|time| received.checked_add(time)),
-            cached_tokens: Arc::clone(&cached_tokens),
+            aside: Arc::clone(&aside),
             journey: Arc::clone(journey),
             events,
         });
-        (receiver, cached_tokens)
+        (receiver, aside)
     }
 
     /// An answer of the same text for each choice, made without the model.
@@ -355,7 +354,7 @@ impl Lease {
             prompt_tokens: 0,
             dropped_tokens: 0,
             choices,
-            cached_tokens: Arc::default(),
+            aside: Arc::default(),
             meter: None,
             journey: Arc::clone(&caller.journey),
             received: Instant::now(),

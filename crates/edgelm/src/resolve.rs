@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use edgelm_fleet::{digest, hub};
 use edgelm_model::{Checkpoint, Embedded, Texts};
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
@@ -67,6 +68,27 @@ pub fn modified(model: &str, global: &Global) -> u64 {
         "demo" => 0,
         _ => path(model, global).ok().and_then(newest).map_or(0, |since| since.as_secs()),
     }
+}
+
+/// Changes with the files of a model: with their names, lengths and times, and where the system tells, with which files they are and
+/// when anything about them last changed. So a file in the place of another shows, also one that is older, or of the same second.
+pub fn stamp(model: &str, global: &Global) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let files = match model {
+        "demo" => Vec::new(),
+        _ => path(model, global).ok().and_then(|path| files(&path).ok()).unwrap_or_default(),
+    };
+    for file in files {
+        file.hash(&mut hasher);
+        let Ok(metadata) = file.metadata() else { continue };
+        (metadata.len(), metadata.modified().ok()).hash(&mut hasher);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }
 
 /// The files of a model, in order of their names: those of a folder, all parts of a split file.

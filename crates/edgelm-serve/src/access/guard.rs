@@ -3,6 +3,7 @@
 use super::{
     ApiKeys, RateLimits, Scope,
     rate::{Limiter, Meter},
+    revocation::Revocation,
 };
 use crate::{caller::Client, error::ApiError, listener::Certificate, telemetry::Journey};
 use axum::{
@@ -20,6 +21,8 @@ pub(crate) struct Identity {
     /// The name of the key or the fingerprint of the certificate, where there is one.
     pub(crate) name: Option<Arc<str>>,
     pub(crate) scope: Scope,
+    /// Of the key, where there is one.
+    revocation: Option<Revocation>,
 }
 
 /// What stands in front of every API of a server.
@@ -42,18 +45,47 @@ impl Guard {
         is_work: bool,
         headers: &HeaderMap,
         extensions: &mut Extensions,
-    ) -> Result<Option<Meter>, ApiError> {
+    ) -> Result<Admitted, ApiError> {
         let identity = identify(&self.keys, wanted, headers, extensions)?;
         if let (Some(name), Some(journey)) = (&identity.name, extensions.get::<Arc<Journey>>()) {
             journey.of_client(name.to_string());
         }
         let meter = if is_work { self.limiter.admit(identity.client)? } else { None };
         tracing::debug!(client = identity.name.as_deref(), scope = identity.scope.name(), "let in");
+        let revocation = identity.revocation.clone();
         extensions.insert(identity);
         if let Some(meter) = &meter {
             extensions.insert(meter.clone());
         }
-        Ok(meter)
+        Ok(Admitted { meter, revocation })
+    }
+}
+
+/// A request that was let in.
+pub(crate) struct Admitted {
+    meter: Option<Meter>,
+    revocation: Option<Revocation>,
+}
+
+impl Admitted {
+    /// Answers it, for as long as its key is good: an answer that has not begun by the time the key is revoked is an error, one
+    /// that has is cut.
+    pub(crate) async fn serve(self, request: Request, next: Next) -> Result<Response, ApiError> {
+        let answer = next.run(request);
+        let mut response = match self.revocation.clone() {
+            None => answer.await,
+            Some(key) => tokio::select! {
+                response = answer => response,
+                () = key.revoked() => return Err(ApiError::InvalidApiKey),
+            },
+        };
+        if let Some(meter) = self.meter {
+            meter.show(response.headers_mut());
+        }
+        Ok(match self.revocation {
+            Some(key) => response.map(|body| key.guard(body)),
+            None => response,
+        })
     }
 }
 
@@ -61,22 +93,18 @@ impl Guard {
 pub(crate) async fn require(State((guard, scope)): State<(Guard, Scope)>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let is_work = parts.method == Method::POST;
-    let meter = match guard.admit(scope, is_work, &parts.headers, &mut parts.extensions) {
-        Ok(meter) => meter,
-        Err(error) => return error.into_response(),
+    let served = match guard.admit(scope, is_work, &parts.headers, &mut parts.extensions) {
+        Ok(admitted) => admitted.serve(Request::from_parts(parts, body), next).await,
+        Err(error) => Err(error),
     };
-    let mut response = next.run(Request::from_parts(parts, body)).await;
-    if let Some(meter) = meter {
-        meter.show(response.headers_mut());
-    }
-    response
+    served.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Who sends this, if that is enough.
 fn identify(keys: &ApiKeys, wanted: Scope, headers: &HeaderMap, extensions: &Extensions) -> Result<Identity, ApiError> {
     let identity = if keys.are_wanted() {
-        let key = bearer(headers).and_then(|key| keys.find(key)).ok_or(ApiError::InvalidApiKey)?;
-        Identity { client: Client::Key(key.id()), name: Some(key.name), scope: key.scope }
+        let (key, revocation) = bearer(headers).and_then(|key| keys.find(key)).ok_or(ApiError::InvalidApiKey)?;
+        Identity { client: Client::Key(key.id()), name: Some(key.name), scope: key.scope, revocation: Some(revocation) }
     } else {
         let address = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let certificate = extensions.get::<Certificate>();
@@ -90,6 +118,7 @@ fn identify(keys: &ApiKeys, wanted: Scope, headers: &HeaderMap, extensions: &Ext
             client,
             name: certificate.map(|certificate| Arc::clone(&certificate.name)),
             scope: if is_own { Scope::Admin } else { Scope::Use },
+            revocation: None,
         }
     };
     if identity.scope < wanted {

@@ -1,6 +1,9 @@
 //! The keys that open a server, and the file they come from.
 
-use super::key::StoredKey;
+use super::{
+    key::StoredKey,
+    revocation::{Revocation, Validity},
+};
 use crate::ServeError;
 use std::{
     collections::HashSet,
@@ -9,11 +12,24 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+/// A key, and whether it is good still.
+#[derive(Clone)]
+struct Held {
+    key: StoredKey,
+    validity: Arc<Validity>,
+}
+
+impl Held {
+    fn new(key: StoredKey) -> Self {
+        Self { key, validity: Arc::default() }
+    }
+}
+
 /// Keys, any of which opens the API. Never printed. Clones share what a [reload](Self::reload) changes.
 #[derive(Clone, Default)]
 pub struct ApiKeys {
     /// `None`: no keys are wanted.
-    table: Option<Arc<RwLock<Arc<[StoredKey]>>>>,
+    table: Option<Arc<RwLock<Arc<[Held]>>>>,
     path: Option<PathBuf>,
 }
 
@@ -28,11 +44,12 @@ impl ApiKeys {
         if keys.is_empty() {
             return Err(ServeError::Keys { path: path.to_owned(), what: "holds no key".to_owned() });
         }
-        Ok(Self { table: Some(Arc::new(RwLock::new(keys.into()))), path: Some(path.to_owned()) })
+        let keys = keys.into_iter().map(Held::new).collect();
+        Ok(Self { table: Some(Arc::new(RwLock::new(keys))), path: Some(path.to_owned()) })
     }
 
-    /// Reads the file again. A key that is gone opens nothing from now on, and a file without keys leaves nobody in: that
-    /// is how the last key is revoked. Returns how many there are.
+    /// Reads the file again. A key that is gone opens nothing from now on, and what was begun under it ends; a file without keys
+    /// leaves nobody in: that is how the last key is revoked. Returns how many there are.
     ///
     /// # Errors
     /// Those of [`Self::from_file`] for a file that cannot be read or holds a line that is no key: the keys stay as they were.
@@ -40,7 +57,17 @@ impl ApiKeys {
         let (Some(table), Some(path)) = (&self.table, &self.path) else { return Ok(0) };
         let keys = read(path)?;
         let count = keys.len();
-        *table.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
+        let mut held = table.write().unwrap_or_else(PoisonError::into_inner);
+        let was = Arc::clone(&held);
+        let same = |key: &StoredKey| was.iter().find(|held| held.key.id() == key.id());
+        // A key that stays is good without a break, with the name and the scope that it has now.
+        let is = |key: StoredKey| match same(&key) {
+            Some(Held { validity, .. }) => Held { key, validity: Arc::clone(validity) },
+            None => Held::new(key),
+        };
+        *held = keys.into_iter().map(is).collect();
+        let is_gone = |old: &&Held| !held.iter().any(|new| new.key.id() == old.key.id());
+        was.iter().filter(is_gone).for_each(|held| held.validity.end());
         Ok(count)
     }
 
@@ -58,17 +85,19 @@ impl ApiKeys {
     /// The name and the scope of every key, in the order of the file.
     #[must_use]
     pub fn list(&self) -> Vec<(String, super::Scope)> {
-        self.all().iter().map(|key| (key.name.to_string(), key.scope)).collect()
+        self.all().iter().map(|held| (held.key.name.to_string(), held.key.scope)).collect()
     }
 
-    fn all(&self) -> Arc<[StoredKey]> {
+    fn all(&self) -> Arc<[Held]> {
         let table = self.table.as_ref().map(|table| Arc::clone(&table.read().unwrap_or_else(PoisonError::into_inner)));
         table.unwrap_or_default()
     }
 
-    /// Which of the keys `candidate` is. Looks at all of them, whichever it is.
-    pub(crate) fn find(&self, candidate: &[u8]) -> Option<StoredKey> {
-        self.all().iter().fold(None, |found, key| if key.is(candidate) { Some(key.clone()) } else { found })
+    /// Which of the keys `candidate` is, and what tells when it is revoked. Looks at all of them, whichever it is.
+    pub(crate) fn find(&self, candidate: &[u8]) -> Option<(StoredKey, Revocation)> {
+        let all = self.all();
+        let found = all.iter().fold(None, |found, held| if held.key.is(candidate) { Some(held) } else { found });
+        found.map(|held| (held.key.clone(), held.validity.watch()))
     }
 }
 
@@ -95,8 +124,8 @@ fn read(path: &Path) -> Result<Vec<StoredKey>, ServeError> {
 impl<S: Into<String>> FromIterator<S> for ApiKeys {
     fn from_iter<I: IntoIterator<Item = S>>(keys: I) -> Self {
         let keys = keys.into_iter().enumerate();
-        let keys: Arc<[StoredKey]> =
-            keys.filter_map(|(index, key)| StoredKey::plain(&key.into(), index + 1).ok()).collect();
+        let keys =
+            keys.filter_map(|(index, key)| StoredKey::plain(&key.into(), index + 1).ok().map(Held::new)).collect();
         Self { table: Some(Arc::new(RwLock::new(keys))), path: None }
     }
 }
@@ -115,7 +144,7 @@ mod tests {
     };
 
     fn names(keys: &ApiKeys, candidates: &[&str]) -> Vec<Option<String>> {
-        candidates.iter().map(|key| keys.find(key.as_bytes()).map(|key| key.name.to_string())).collect()
+        candidates.iter().map(|key| keys.find(key.as_bytes()).map(|(key, _)| key.name.to_string())).collect()
     }
 
     #[test]
@@ -156,11 +185,11 @@ mod tests {
         let shared = keys.clone();
         fs::write(&path, "two\nthr ee\n").expect("written");
         assert!(keys.reload().is_err() && shared.find(b"one").is_some());
-        let before = shared.find(b"two").expect("still there").id();
+        let before = shared.find(b"two").expect("still there").0.id();
         fs::write(&path, "two\n").expect("written");
         assert_eq!(keys.reload().expect("one key"), 1);
         assert!(shared.find(b"one").is_none());
-        assert_eq!(shared.find(b"two").expect("still there").id(), before, "on another line it is the same client");
+        assert_eq!(shared.find(b"two").expect("still there").0.id(), before, "on another line it is the same client");
         fs::write(&path, "").expect("written");
         assert_eq!(keys.reload().expect("none"), 0);
         assert!(shared.are_wanted() && shared.find(b"two").is_none(), "nobody, not everybody");

@@ -5,6 +5,7 @@ mod key;
 mod keys;
 mod origin;
 mod rate;
+mod revocation;
 mod scope;
 
 pub use key::NewKey;

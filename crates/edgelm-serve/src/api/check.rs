@@ -1,6 +1,6 @@
 //! Reading a request without answering it.
 
-use super::{anthropic, chat, completions, embeddings, fields::Fields, generate, ollama, responses, tokens};
+use super::{anthropic, chat, completions, embeddings, fields::Fields, generate, grpc, ollama, responses, tokens};
 use crate::{backend::Backend, error::ApiError};
 use serde_json::Value;
 
@@ -11,6 +11,18 @@ use serde_json::Value;
 /// The error's body as the OpenAI API writes it; also for a path that takes no body.
 pub fn check_request(path: &str, body: &[u8], backend: &dyn Backend) -> Result<(), Value> {
     Fields::parse(body).and_then(|mut fields| read(path, &mut fields, backend)).map_err(|error| error.body())
+}
+
+/// Reads the message of a call of `edgelm.v1.EdgeLM` as the server does, and answers nothing; see [`check_request`].
+///
+/// # Errors
+/// The error's body as the OpenAI API writes it; also for a method that does not exist.
+pub fn check_call(method: &str, message: &[u8], backend: &dyn Backend) -> Result<(), Value> {
+    let checked = grpc::fields(method, message).and_then(|(path, mut fields)| match path {
+        "/generate" => generate::parse_call(&mut fields, backend).map(drop),
+        path => read(path, &mut fields, backend),
+    });
+    checked.map_err(|error| error.body())
 }
 
 /// Reads the fields of a request.

@@ -49,16 +49,22 @@ impl Request {
 /// Log-probabilities of a token's alternatives, at most.
 const MAX_LOGPROBS: i64 = 20;
 
-/// The same for gRPC, where a call can have several choices and log-probabilities, and its method says whether it streams.
-pub(super) async fn begin(app: &App, caller: Caller, mut fields: Fields) -> Result<(String, Answers), ApiError> {
-    let lease = app.lease(&fields, &caller).await?;
-    let backend = lease.backend();
+/// The same for gRPC, where a call can have several choices and log-probabilities, and its method says whether it streams:
+/// model, prompt and the rest.
+pub(super) fn parse_call(fields: &mut Fields, backend: &dyn Backend) -> Result<(String, Prompt, Parameters), ApiError> {
     let model = fields.required_string("model")?;
     let prompt = Prompt::parse("prompt", fields.required("prompt")?)?;
     let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
-    let mut parameters = Parameters::openai(&mut fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
+    let mut parameters = Parameters::openai(fields, backend.defaults(), backend.vocab_size(), MaxTokens::Rest)?;
     parameters.options.logprobs = logprobs.map(|count| usize::try_from(count).unwrap_or(0));
     fields.finish()?;
+    Ok((model, prompt, parameters))
+}
+
+/// Begins a gRPC call.
+pub(super) async fn begin(app: &App, caller: Caller, mut fields: Fields) -> Result<(String, Answers), ApiError> {
+    let lease = app.lease(&fields, &caller).await?;
+    let (model, prompt, parameters) = parse_call(&mut fields, &*lease.backend())?;
     let model = lease.answers_for(model);
     let run = lease.start(caller, &parameters, "prompt", PromptSource::Plain(prompt)).await?;
     Ok((model, Answers::new(run, Reading::default())))

@@ -20,7 +20,7 @@ mod parameters;
 mod responses;
 mod tokens;
 
-pub use check::check_request;
+pub use check::{check_call, check_request};
 pub(crate) use completions::Prompt;
 pub(crate) use conversation::Conversation;
 pub(crate) use parameters::{Parameters, Wanted};

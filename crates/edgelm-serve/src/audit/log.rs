@@ -454,3 +454,42 @@ pub(super) fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(Vec<u8>,
         }
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{VerifyOptions, verify},
+        *,
+    };
+    use std::time::{Duration, UNIX_EPOCH};
+
+    /// Set back, far ahead, before 1970: times are written as they are, and order is the chain's.
+    #[test]
+    fn a_clock_that_jumps_breaks_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let after = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let times = [
+            (after(2_000_000_000), "2033-05-18T03:33:20.000Z"),
+            (after(1_000_000_000), "2001-09-09T01:46:40.000Z"),
+            (UNIX_EPOCH - Duration::from_secs(5), "1970-01-01T00:00:00.000Z"),
+            (after(253_402_300_800), "10000-01-01T00:00:00.000Z"),
+            (after(1_500_000_000), "2017-07-14T02:40:00.000Z"),
+        ];
+        for _ in 0..2 {
+            let config = LogConfig { path: path.clone(), key: None, rotate_bytes: 1 << 20, fsync: Fsync::Never };
+            let mut log = Log::open(config).expect("opened, whatever the last time is");
+            for (time, _) in times {
+                log.append(time, &Entry::Lost { records: 1 }).expect("written");
+            }
+        }
+        let report = verify(std::slice::from_ref(&path), &VerifyOptions::default()).expect("read");
+        assert!(report.ok && report.lost_records == 10, "{report:?}");
+        let text = fs::read_to_string(&path).expect("read");
+        let mut rest = text.as_str();
+        for (_, written) in times {
+            let at = rest.find(written).unwrap_or_else(|| panic!("{written} in {text}"));
+            rest = &rest[at..];
+        }
+    }
+}

@@ -5,12 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Threads that a server may have for work that blocks.
+pub const BLOCKING_THREADS: usize = 62;
+
+/// What these and two more take of an address space, a stack of 2 MiB each. Most of it is never touched.
+pub const THREADS_BYTES: u64 = (BLOCKING_THREADS as u64 + 2) * (2 << 20);
+
 /// One bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// What it is called.
     pub name: String,
-    /// How much more the process may take.
+    /// How much more the process may take; of an address space, beside [`THREADS_BYTES`].
     pub left_bytes: u64,
     /// Counts the address space: mapped files too.
     pub counts_mappings: bool,
@@ -47,7 +53,8 @@ impl Limits {
             let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
             Some(limit.saturating_sub(kilobytes(&status, used)?))
         };
-        add("RLIMIT_AS (ulimit -v)".to_owned(), left("Max address space", "VmSize:"), true);
+        let address_space = left("Max address space", "VmSize:").map(|left| left.saturating_sub(THREADS_BYTES));
+        add("RLIMIT_AS (ulimit -v)".to_owned(), address_space, true);
         add("RLIMIT_DATA (ulimit -d)".to_owned(), left("Max data size", "VmData:"), false);
         for line in text("proc/self/cgroup").lines() {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -118,11 +125,11 @@ mod tests {
                 "proc/self/limits",
                 "Limit                     Soft Limit           Hard Limit           Units\n\
                  Max data size             unlimited            unlimited            bytes\n\
-                 Max address space         1024000              unlimited            bytes\n",
+                 Max address space         202400000            unlimited            bytes\n",
             ),
         ]);
         let expected =
-            [("free memory".to_owned(), 4000 << 10, false), ("RLIMIT_AS (ulimit -v)".to_owned(), 900 << 10, true)];
+            [("free memory".to_owned(), 4000 << 10, false), ("RLIMIT_AS (ulimit -v)".to_owned(), 68_079_872, true)];
         assert_eq!(left(&root), expected);
         assert_eq!(Limits::read(root.path()).own_bytes, 30 << 10);
     }

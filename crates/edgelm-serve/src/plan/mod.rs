@@ -6,7 +6,7 @@
 
 mod limits;
 
-pub use limits::{Limit, Limits};
+pub use limits::{BLOCKING_THREADS, Limit, Limits, THREADS_BYTES};
 
 use crate::models::{MemoryPlan, PlanError, Room};
 

@@ -50,12 +50,20 @@ pub(crate) struct Job {
     pub(crate) priority: i64,
     /// It fails then.
     pub(crate) deadline: Option<Instant>,
-    /// Where to say how many prompt tokens did not have to be computed, before the first event.
-    pub(crate) cached_tokens: Arc<AtomicUsize>,
+    pub(crate) aside: Arc<Aside>,
     /// Where to note how far it is.
     pub(crate) journey: Arc<Journey>,
     /// Unbounded, so that a slow reader cannot hold up the engine; the context length bounds what it can pile up.
     pub(crate) events: UnboundedSender<Event>,
+}
+
+/// What the engine and whoever reads tell each other beside the events.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    /// Prompt tokens that did not have to be computed. Known before the first event.
+    pub(crate) cached_tokens: AtomicUsize,
+    /// The reader has all it wants: it leaves before the end, and the answer is a good one.
+    pub(crate) is_enough: AtomicBool,
 }
 
 /// What a job's channel carries. The last event is `Failed` or the last choice's `Finished`.
@@ -263,7 +271,10 @@ impl Shared {
     /// Whether anybody waits for a job, and it can still be in time. Says so to those who have waited in vain.
     fn still_wanted(&self, job: &Job) -> bool {
         if job.events.is_closed() {
-            self.metrics.cancelled.inc();
+            match job.aside.is_enough.load(Ordering::Relaxed) {
+                true => self.metrics.finished(StopReason::Stop),
+                false => _ = self.metrics.cancelled.inc(),
+            }
             return false;
         }
         if job.is_late() {

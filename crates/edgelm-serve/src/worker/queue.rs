@@ -85,7 +85,7 @@ mod tests {
             client: Client::Key(client),
             priority,
             deadline: None,
-            cached_tokens: std::sync::Arc::default(),
+            aside: std::sync::Arc::default(),
             journey: Journey::begin(std::sync::Arc::default(), None, "POST", "/".to_owned(), None, None),
             events: unbounded_channel().0,
         }

@@ -430,7 +430,7 @@ impl<'a> Schedule<'a> {
         let metrics = &self.shared.metrics;
         if choice == 0 && active.first_token.is_none() && !(progress.pieces.is_empty() && progress.finished.is_none()) {
             let cached = self.lanes.cached_tokens(lane);
-            active.job.cached_tokens.store(cached, Ordering::Relaxed);
+            active.job.aside.cached_tokens.store(cached, Ordering::Relaxed);
             active.job.journey.prompt_done(cached);
             metrics.prefix(active.job.prompt.len(), cached);
             active.first_token = Some(Instant::now());

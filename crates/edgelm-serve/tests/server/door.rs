@@ -251,6 +251,54 @@ async fn a_revoked_key_opens_nothing_within_seconds_and_scopes_hold() {
     }
 }
 
+#[tokio::test]
+async fn what_a_revoked_key_has_begun_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let (gone, kept) = (NewKey::random("gone", Scope::Use).unwrap(), NewKey::random("kept", Scope::Use).unwrap());
+    fs::write(&file, format!("{}\n{}\n", gone.line, kept.line)).unwrap();
+    let config = ServerConfig { api_keys: ApiKeys::from_file(&file).unwrap(), ..ServerConfig::default() };
+    // Longer than the file takes to be looked at again.
+    let endless = Fake { token_time: Duration::from_millis(20), eos_after: 1000, context: 2000, ..Fake::default() };
+    let server = Running::start_with(endless, config).await;
+    let request = |key: &NewKey, extra: Value| server.post(PATH, &body(extra)).bearer_auth(&key.key).send();
+    let long = || json!({"max_tokens": 1000, "stream": true});
+    let mut streams = Vec::new();
+    for key in [&gone, &kept] {
+        let mut stream = request(key, long()).await.unwrap().bytes_stream();
+        assert!(stream.next().await.unwrap().is_ok());
+        streams.push(stream);
+    }
+    let waiting = tokio::spawn(request(&gone, json!({"max_tokens": 1000})));
+    let mut call = crate::grpc::connect(&server).await;
+    let mut message = tonic::Request::new(edgelm_serve::proto::v1::GenerateRequest {
+        model: server.fake.name.clone(),
+        input: Some(edgelm_serve::proto::v1::generate_request::Input::Prompt("a".to_owned())),
+        ..Default::default()
+    });
+    message.metadata_mut().insert("x-api-key", gone.key.parse().unwrap());
+    let mut chunks = call.generate_stream(message).await.unwrap().into_inner();
+    assert!(chunks.message().await.is_ok());
+
+    // The other key is on another line now, which makes no difference.
+    fs::write(&file, format!("# gone\n\n{}\n", kept.line)).unwrap();
+    let begin = Instant::now();
+    let mut other = streams.pop().unwrap();
+    let mut stream = streams.pop().unwrap();
+    while let Some(piece) = stream.next().await {
+        if piece.is_err() {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(8), "a stream of a revoked key goes on");
+    }
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 401);
+    while chunks.message().await.is_ok_and(|chunk| chunk.is_some()) {
+        assert!(begin.elapsed() < Duration::from_secs(8), "a call of a revoked key goes on");
+    }
+    eventually("their generations end", || server.fake.returned.load(Ordering::SeqCst) == 3).await;
+    assert!(other.next().await.unwrap().is_ok(), "the other key's stream goes on");
+}
+
 fn hasty() -> ServerConfig {
     let door = DoorLimits { headers: Duration::from_millis(300), unread: Duration::from_millis(300), connections: 8 };
     ServerConfig { door, body_timeout: Duration::from_millis(300), ..ServerConfig::default() }

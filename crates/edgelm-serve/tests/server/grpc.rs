@@ -16,7 +16,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-async fn connect(server: &Running) -> EdgeLmClient<Channel> {
+pub async fn connect(server: &Running) -> EdgeLmClient<Channel> {
     let endpoint = Endpoint::from_shared(server.url("")).unwrap();
     EdgeLmClient::new(endpoint.connect().await.unwrap())
 }

@@ -75,6 +75,20 @@ async fn a_client_that_leaves_a_plain_request_cancels_it() {
     cancelled(&server, 1).await;
 }
 
+#[tokio::test]
+async fn an_answer_that_a_text_of_the_clients_ends_is_a_good_one() {
+    let server = Running::start(slow()).await;
+    let ask = json!({"model": "org/fake-1", "max_tokens": 50, "stop_sequences": ["w3"],
+        "messages": [{"role": "user", "content": "a"}]});
+    let (status, answer) = server.ask("/v1/messages", ask).await;
+    assert_eq!((status, &answer["stop_reason"]), (200, &json!("stop_sequence")), "{answer}");
+    eventually("generation returns", || server.fake.returned.load(Ordering::SeqCst) == 1).await;
+    let metrics = server.metrics().await;
+    for line in ["request_success_total{finished_reason=\"stop\"} 1\n", "cancelled_requests_total 0\n"] {
+        assert!(metrics.contains(&format!("edgelm_{line}")), "{line}{metrics}");
+    }
+}
+
 /// Generation ends soon after now, and far from its own end.
 async fn cancelled(server: &Running, requests: usize) {
     let seen = server.fake.generated.load(Ordering::SeqCst);

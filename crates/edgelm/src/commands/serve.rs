@@ -20,7 +20,8 @@ use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    Artifact, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig, serve_models, shutdown_signal,
+    Artifact, BLOCKING_THREADS, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig,
+    THREADS_BYTES, serve_models, shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
@@ -222,7 +223,12 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     if args.plan {
         return print_plans(&specs, args.memory, global);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // A thread that cannot be had is a panic in there.
+    if let Some(full) = Limits::now().limits.iter().find(|limit| limit.counts_mappings && limit.left_bytes == 0) {
+        bail!("{} leaves no room for the server's threads, which take {THREADS_BYTES} bytes", full.name);
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build()?;
     let global = global.clone();
     let on_ready = move |address: std::net::SocketAddr| {
         notify::service_manager("READY=1");

@@ -5,4 +5,6 @@ mod answers;
 #[cfg(unix)]
 mod audit_log;
 mod clients;
+#[cfg(target_os = "linux")]
+mod faults;
 mod process;

@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
 };
@@ -22,19 +23,34 @@ impl Server {
         Self::run(command)
     }
 
+    /// Serves a model of a folder.
+    pub fn serve(model: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgelm"));
+        command.arg("serve").arg(model).args(["--port", "0"]).args(arguments);
+        Self::run(command)
+    }
+
     /// Starts what becomes a server, and waits until that says where it listens.
-    pub fn run(mut command: Command) -> Self {
+    pub fn run(command: Command) -> Self {
+        Self::try_run(command).unwrap_or_else(|(code, lines)| panic!("the server ended with {code:?}: {lines:?}"))
+    }
+
+    /// The same for what may not become one: its status and what it said.
+    pub fn try_run(mut command: Command) -> Result<Self, (Option<i32>, Vec<String>)> {
         let mut process = command.env("EDGELM_OFFLINE", "1").stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
         let address = loop {
-            let line = lines.next().expect("the server ended").unwrap();
+            let Some(line) = lines.next() else { return Err((process.wait().unwrap().code(), said)) };
+            let line = line.unwrap();
             if let Some((_, rest)) = line.split_once("listening on http://") {
                 break rest.split(' ').next().unwrap().to_owned();
             }
+            said.push(line);
         };
         // Somebody has to read on, or the server would wait for a full pipe.
         thread::spawn(move || lines.for_each(drop));
-        Self { process, address }
+        Ok(Self { process, address })
     }
 
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
@@ -51,6 +67,16 @@ impl Server {
         stream.read_to_string(&mut answer).unwrap();
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap())
+    }
+
+    /// Status and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     /// Sends a signal and waits for the end.

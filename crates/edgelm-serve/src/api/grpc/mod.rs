@@ -9,7 +9,7 @@ mod health;
 mod request;
 mod status;
 
-use super::App;
+use super::{App, Fields};
 use crate::{
     access::{Guard, Scope},
     error::ApiError,
@@ -24,10 +24,29 @@ use axum::{
 };
 use calls::Calls;
 use health::Health;
+use prost::Message;
 use status::status;
 use std::sync::Arc;
 use tonic::server::NamedService;
 use tonic_health::pb::{FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTORS, health_server::HealthServer};
+
+/// The path in HTTP that a method stands for, and the fields of a message as that path reads them.
+///
+/// # Errors
+/// A method that does not exist or takes nothing, or bytes that are no message of it.
+pub(super) fn fields(method: &str, message: &[u8]) -> Result<(&'static str, Fields), ApiError> {
+    fn decoded<T: Message + Default>(message: &[u8]) -> Result<T, ApiError> {
+        T::decode(message).map_err(|error| ApiError::MalformedBody(error.to_string()))
+    }
+    Ok(match method {
+        "Generate" | "GenerateStream" => ("/generate", request::generate(decoded(message)?, None)?),
+        "Chat" | "ChatStream" => ("/v1/chat/completions", request::chat(decoded(message)?, None)?),
+        "Embed" => ("/v1/embeddings", request::embed(decoded(message)?)?),
+        "Tokenize" => ("/tokenize", request::tokenize(decoded(message)?)?),
+        "Detokenize" => ("/detokenize", request::detokenize(decoded(message)?)?),
+        _ => return Err(ApiError::UnknownUrl { method: "POST".to_owned(), path: method.to_owned() }),
+    })
+}
 
 /// What frames a message on its way.
 const FRAME_BYTES: usize = 5;
@@ -69,12 +88,9 @@ async fn admit(State(guard): State<Guard>, request: Request, next: Next) -> Resp
     let path = parts.uri.path();
     let is_work = !path.starts_with("/grpc.") && !path.ends_with("/ListModels");
     match guard.admit(Scope::Use, is_work, &parts.headers, &mut parts.extensions) {
-        Ok(meter) => {
-            let mut response = next.run(Request::from_parts(parts, body)).await;
-            if let Some(meter) = meter {
-                meter.show(response.headers_mut());
-            }
-            response
+        Ok(admitted) => {
+            let served = admitted.serve(Request::from_parts(parts, body), next).await;
+            served.unwrap_or_else(|error| refusal(&error))
         }
         Err(error) => refusal(&error),
     }

@@ -39,7 +39,7 @@ pub(super) struct OnDisk {
     path: String,
     lora: Vec<(String, PathBuf)>,
     settings: Settings,
-    /// With the time of the newest file, so that files that were replaced are read again.
+    /// With the stamp of the files, so that files that were replaced are read again.
     digest: Mutex<Option<(u64, String)>>,
     /// The last load's, with the digest of the model: a thread that does not come back may still have it open.
     store: Mutex<(String, Weak<KvStore>)>,
@@ -212,10 +212,10 @@ impl Artifact for OnDisk {
     }
 
     fn digest(&self) -> Result<String, BoxError> {
-        let modified = resolve::modified(&self.path, &self.settings.global);
+        let stamp = resolve::stamp(&self.path, &self.settings.global);
         let known = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Some((time, digest)) if *time == modified => Ok(digest.clone()),
+            Some((known, digest)) if *known == stamp => Ok(digest.clone()),
             _ => {
                 drop(known);
                 self.digest_anew()
@@ -224,9 +224,9 @@ impl Artifact for OnDisk {
     }
 
     fn digest_anew(&self) -> Result<String, BoxError> {
-        let modified = resolve::modified(&self.path, &self.settings.global);
+        let stamp = resolve::stamp(&self.path, &self.settings.global);
         let digest = resolve::digest(&self.path, &self.settings.global)?;
-        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some((modified, digest.clone()));
+        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some((stamp, digest.clone()));
         Ok(digest)
     }
 }

@@ -277,4 +277,37 @@ mod tests {
         assert!(over(Cli::command(), "port = \n").is_err());
         assert!(over(Cli::command(), "port = 1\nport = 2\n").is_err());
     }
+
+    /// Cut anywhere, and with anything in the place of anything: settings, or a fault with a place in the text.
+    #[test]
+    fn broken_files_are_faults() {
+        let text = "model = [\"démo\"]\nport = 0x1F\nkv = 'q8'\nrequest-timeout = 1e3\n\"queue\" = 1_0\n";
+        let strange = [
+            "\u{0}",
+            "\"",
+            "'''",
+            "[",
+            "{a=1}",
+            "99999999999999999999",
+            "-inf",
+            "1979-05-27",
+            "=",
+            "\r",
+            "é",
+            "#",
+            "\\",
+        ];
+        let check = |text: &str| {
+            if let Err(Fault { at, what }) = over(Cli::command(), text) {
+                assert!(at <= text.len() && !what.is_empty(), "{at} {what} in {text:?}");
+            }
+        };
+        for (index, (at, _)) in text.char_indices().enumerate() {
+            let (before, after) = text.split_at(at);
+            check(before);
+            check(&format!("{before}{}{after}", strange[index % strange.len()]));
+            let rest = after.char_indices().nth(3).map_or("", |(end, _)| &after[end..]);
+            check(&format!("{before}{}{rest}", strange[(index + 5) % strange.len()]));
+        }
+    }
 }

@@ -1,0 +1,171 @@
+//! What happens to a server from outside: told to end under load, its files changed under it, too little memory.
+
+use super::process::Server;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+const ASSET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/mica-5m");
+
+/// A copy of the built-in model that may be damaged.
+fn model(folder: &Path) -> PathBuf {
+    let copy = folder.join("mica");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(ASSET).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+/// All that comes back; `None` where there was no connection.
+fn raw(address: &str, path: &str, body: &Value) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    let body = body.to_string();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(body.as_bytes()).ok()?;
+    let mut answer = String::new();
+    // What came before an error counts.
+    let _ = stream.read_to_string(&mut answer);
+    Some(answer)
+}
+
+#[test]
+fn who_was_let_in_is_answered_when_the_server_is_told_to_end() {
+    let mut server = Server::start(&["--parallel", "4"]);
+    let address = server.address.clone();
+    let ask = |index: usize| {
+        let address = address.clone();
+        thread::spawn(move || {
+            let (is_stream, prompt) = (index.is_multiple_of(2), "The harbour ".repeat(index + 1));
+            let body =
+                json!({"model": "demo", "prompt": prompt, "max_tokens": 150, "ignore_eos": true, "stream": is_stream});
+            (is_stream, raw(&address, "/v1/completions", &body))
+        })
+    };
+    let clients: Vec<_> = (0..24).map(ask).collect();
+    // Some run and some wait.
+    let begin = Instant::now();
+    while server
+        .get("/metrics")
+        .1
+        .lines()
+        .all(|line| !line.starts_with("edgelm_num_requests_waiting") || line.ends_with(" 0"))
+    {
+        assert!(begin.elapsed() < Duration::from_secs(30), "nothing ever waits");
+    }
+    let pid = server.process.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let mut whole = 0;
+    for client in clients {
+        let (is_stream, answer) = client.join().unwrap();
+        // Who came too late for a connection has sent nothing that was accepted.
+        let Some(answer) = answer.filter(|answer| !answer.is_empty()) else { continue };
+        let is_whole = match is_stream {
+            true => answer.contains("data: [DONE]") || answer.contains("\"error\""),
+            false => answer.contains("\"finish_reason\":\"length\"") || answer.contains("\"error\""),
+        };
+        assert!(is_whole, "half an answer: {answer}");
+        whole += usize::from(answer.starts_with("HTTP/1.1 200"));
+    }
+    assert!(whole >= 8, "{whole} answers are whole");
+    assert_eq!(server.process.wait().unwrap().code(), Some(0));
+}
+
+/// Waits for `/health` to say this.
+fn health(server: &Server, what: &str, is: impl Fn(u16, &Value) -> bool) {
+    let begin = Instant::now();
+    loop {
+        let (status, text) = server.get("/health");
+        let health: Value = serde_json::from_str(&text).unwrap();
+        if is(status, &health) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(40), "not {what}: {health}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_model_that_is_replaced_on_disk_is_told_and_the_loaded_one_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let server = Server::serve(&model, &["--name", "m", "--health-interval", "1"]);
+    let ask =
+        || server.post("/v1/completions", &json!({"model": "m", "prompt": "Once", "max_tokens": 8, "temperature": 0}));
+    let before = ask();
+    assert_eq!(before.0, 200);
+    let (weights, new) = (model.join("model.safetensors"), model.join("new"));
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    fs::write(&new, &bytes).unwrap();
+    fs::rename(&new, &weights).unwrap();
+    health(&server, "replaced", |status, health| {
+        status == 200 && health["models"][0]["health"]["files_replaced"] == true
+    });
+    assert_eq!(ask().1["choices"], before.1["choices"], "what is loaded is the old file");
+}
+
+#[test]
+fn weights_that_are_overwritten_while_mapped_are_found_and_not_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    let weights = model.join("model.safetensors");
+    let good = fs::read(&weights).unwrap();
+    let server = Server::serve(&model, &["--name", "m", "--health-interval", "1"]);
+    let ask = || server.post("/v1/completions", &json!({"model": "m", "prompt": "Once", "max_tokens": 2}));
+    assert_eq!(ask().0, 200);
+    // In place, so that what is mapped changes: all but the header.
+    let file = fs::OpenOptions::new().write(true).open(&weights).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(good[..8].try_into().unwrap())).unwrap() + 8;
+    let bad: Vec<u8> = good[header..].iter().rev().copied().collect();
+    file.write_all_at(&bad, header as u64).unwrap();
+    health(&server, "found", |status, health| status == 503 && health["status"] != "ok");
+    let (status, answer) = ask();
+    assert_eq!(status, 503, "{answer}");
+    assert_eq!(server.get("/metrics").0, 200, "the process goes on");
+}
+
+/// A command under a limit of its address space.
+fn limited(mib: u64, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -v {}; exec \"$0\" \"$@\"", mib * 1024), env!("CARGO_BIN_EXE_edgelm")]);
+    command.args(arguments);
+    command
+}
+
+/// Whatever the limit of its address space is, a server refuses to start, and says what for, or answers.
+#[test]
+fn too_little_memory_is_refused_with_a_reason() {
+    // What the system needs to start the program at all.
+    let starts = |mib: u64| limited(mib, &["--version"]).output().unwrap().status.success();
+    let least = (1..200).map(|step| step * 20).find(|&mib| starts(mib)).unwrap();
+    let (mut refused, mut answered) = (0, 0);
+    for more in [0, 20, 60, 100, 150, 200, 300, 500, 1000, 2500] {
+        match Server::try_run(limited(least + more, &["serve", "demo", "--port", "0", "--threads", "1"])) {
+            Ok(server) => {
+                let body = json!({"model": "demo", "prompt": "The harbour ".repeat(100), "max_tokens": 4});
+                assert_eq!(server.post("/v1/completions", &body).0, 200, "{least} + {more} MiB");
+                answered += 1;
+            }
+            Err((code, lines)) => {
+                assert_eq!(code, Some(1), "{least} + {more} MiB: {lines:?}");
+                let why = lines.iter().find(|line| line.starts_with("error: ")).expect("a reason");
+                assert!(why.contains("RLIMIT_AS") || why.contains("memory"), "{least} + {more} MiB: {why}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && answered > 0, "{refused} refused, {answered} answered");
+}

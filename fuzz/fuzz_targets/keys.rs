@@ -1,0 +1,23 @@
+//! API key files: keys, or an error that quotes none of them.
+#![no_main]
+
+use edgelm_serve::ApiKeys;
+use libfuzzer_sys::fuzz_target;
+use std::{fs, path::PathBuf, sync::LazyLock};
+
+/// One file for the process: keys are read from files.
+static FILE: LazyLock<PathBuf> =
+    LazyLock::new(|| std::env::temp_dir().join(format!("edgelm-fuzz-keys-{}", std::process::id())));
+
+fuzz_target!(|data: &[u8]| {
+    fs::write(&*FILE, data).expect("written");
+    match ApiKeys::from_file(&FILE) {
+        Ok(keys) => assert!(!keys.list().is_empty() && keys.are_wanted()),
+        Err(error) => {
+            let said = error.to_string();
+            // A word of 16 characters and more may be a key. What has colons is no key, and its faults are named.
+            let words = std::str::from_utf8(data).unwrap_or("").split_whitespace().filter(|word| word.len() >= 16);
+            assert!(words.filter(|word| !word.contains(':')).all(|word| !said.contains(word)), "{said}");
+        }
+    }
+});
