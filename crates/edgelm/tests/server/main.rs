@@ -7,4 +7,6 @@ mod audit_log;
 mod clients;
 #[cfg(target_os = "linux")]
 mod faults;
+#[cfg(unix)]
+mod kv_store;
 mod process;
