@@ -151,7 +151,7 @@ impl Answers {
             self.text(before, logprobs);
             // Only requests with one choice have such texts: what runs may be cancelled.
             if let Some(run) = self.run.take() {
-                run.is_enough();
+                run.enough();
             }
             return self.end(Reason::StopText(stop), self.state.tokens);
         }

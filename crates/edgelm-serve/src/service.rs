@@ -93,7 +93,7 @@ impl Run {
     }
 
     /// What comes after this is not wanted: the answer is whole.
-    pub(crate) fn is_enough(mut self) {
+    pub(crate) fn enough(mut self) {
         self.journey.finished(StopReason::Stop);
         self.lease.report(false, self.latency.unwrap_or_default());
         self.aside.is_enough.store(true, Ordering::Relaxed);

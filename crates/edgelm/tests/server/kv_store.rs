@@ -63,7 +63,7 @@ fn conversations_outlive_a_server_that_is_killed() {
     assert_eq!(ask(&server, 1), (text.clone(), kept), "after kill -9");
     server.end("-TERM");
     // Another cache format: nothing of this fits it.
-    let server = start(folder.path(), None, &["--kv", "f32"]);
+    let server = start(folder.path(), None, &["--kv", "f16"]);
     assert_eq!(ask(&server, 1).1, 0);
 }
 
@@ -71,7 +71,7 @@ fn conversations_outlive_a_server_that_is_killed() {
 fn what_has_to_go_comes_back_and_a_full_disk_costs_nobody_an_answer() {
     let folder = tempfile::tempdir().unwrap();
     // Room for about one of these prompts.
-    let small = ["--kv-budget", "700KB", "--kv", "f16"];
+    let small = ["--kv-budget", "900KB", "--kv", "f16"];
     let server = start(folder.path(), None, &small);
     let texts: Vec<_> = (0..4).map(|seed| ask(&server, seed).0).collect();
     for (seed, text) in (0..).zip(&texts) {
