@@ -123,7 +123,7 @@ impl KvStore {
     /// `identity` says which model it is: a digest of its weights. The file never grows beyond `limit_bytes`.
     ///
     /// # Errors
-    /// A file that cannot be opened or written, or is in use; a limit below one page.
+    /// A file that cannot be opened or written, is in use, or is something else; a limit below one page.
     pub fn open(
         path: &Path,
         limit_bytes: u64,
@@ -173,9 +173,12 @@ impl KvStore {
             Err(TryLockError::Error(source)) => return Err(error(source)),
         }
         let head = file_head(slot_bytes, whose.as_bytes());
-        let mut found = vec![0; BLOCK];
-        let is_ours = file.read_exact(&mut found).is_ok() && found == head;
-        if !is_ours {
+        let mut found = Vec::with_capacity(BLOCK);
+        (&file).take(BLOCK as u64).read_to_end(&mut found).map_err(error)?;
+        if !found.starts_with(MAGIC) && !MAGIC.starts_with(&found) {
+            return Err(error(io::Error::new(io::ErrorKind::InvalidData, "is something else; it stays as it is")));
+        }
+        if found != head {
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&head)).map_err(error)?;
         }
         let mut inner = Inner {
@@ -518,6 +521,10 @@ mod tests {
         }
         let store = open(&path, 1 << 20, "b").expect("another model's");
         assert!(store.find(&root, &tokens).is_none());
+        let letter = folder.path().join("letter");
+        std::fs::write(&letter, "Dear all").expect("written");
+        assert!(matches!(open(&letter, 1 << 20, "a"), Err(EngineError::KvStore { .. })));
+        assert_eq!(std::fs::read(&letter).expect("there"), b"Dear all");
     }
 
     #[test]
