@@ -2,7 +2,7 @@
 
 use edgelm_engine::{Constraint, EngineError, Grammar, LoadedAdapter, Pooling};
 use edgelm_model::{GenerationConfig, Message};
-use edgelm_serve::{Backend, Description, KvLimit, Lanes};
+use edgelm_serve::{Backend, Description, KvLimit, Lanes, Patience, Probe};
 use serde_json::{Map, Value};
 use std::sync::{Arc, LazyLock};
 
@@ -54,6 +54,9 @@ impl Backend for Nothing {
     }
     fn kv_limit(&self) -> Option<KvLimit> {
         None
+    }
+    fn probe(&self, _: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+        Err(EngineError::EmptyPrompt)
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
         Err(EngineError::EmptyPrompt)
