@@ -21,17 +21,10 @@ fn report(log: &Path, key: &Path, code: i32) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// `limit` is the server's `ulimit -f`.
+/// `limit`: see [`Server::with_file_limit`].
 fn start(log: &Path, key: &Path, limit: Option<u32>, more: &[&str]) -> Server {
-    // SIGXFSZ must not end it: then writes beyond the limit fail as on a full disk.
-    let script = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
-        .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
-        .args(["--audit-log", log.to_str().unwrap(), "--audit-key", key.to_str().unwrap()])
-        .args(more);
-    Server::run(command)
+    let files = ["--audit-log", log.to_str().unwrap(), "--audit-key", key.to_str().unwrap()];
+    Server::with_file_limit(limit, &[&files, more].concat())
 }
 
 fn ask(server: &Server) -> u16 {

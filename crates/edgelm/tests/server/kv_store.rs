@@ -4,22 +4,13 @@ use super::process::Server;
 use serde_json::{Value, json};
 use std::{
     path::Path,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-/// `limit`: the server's `ulimit -f`, in blocks of 512 bytes.
+/// `limit`: see [`Server::with_file_limit`].
 fn start(folder: &Path, limit: Option<u32>, more: &[&str]) -> Server {
-    // SIGXFSZ must not end it: then writes beyond the limit fail as on a full disk.
-    let script = limit.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
-        .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
-        .args(["--kv-store", folder.to_str().unwrap()])
-        .args(more);
-    Server::run(command)
+    Server::with_file_limit(limit, &[&["--kv-store", folder.to_str().unwrap()], more].concat())
 }
 
 /// Text and cached tokens of an answer to a prompt of some 250 tokens; prompts of different `seed` begin differently.

@@ -30,6 +30,19 @@ impl Server {
         Self::run(command)
     }
 
+    /// One whose files cannot grow beyond a number of blocks of 512 bytes, as on a disk that is full.
+    #[cfg(unix)]
+    pub fn with_file_limit(blocks: Option<u32>, arguments: &[&str]) -> Self {
+        // SIGXFSZ must not end it: then writes beyond the limit fail.
+        let script = blocks.map_or(String::new(), |blocks| format!("trap '' XFSZ; ulimit -f {blocks}; "));
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{script}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")])
+            .args(["serve", "demo", "--port", "0", "--threads", "1", "--health-interval", "0"])
+            .args(arguments);
+        Self::run(command)
+    }
+
     /// Starts what becomes a server, and waits until that says where it listens.
     pub fn run(command: Command) -> Self {
         Self::try_run(command).unwrap_or_else(|(code, lines)| panic!("the server ended with {code:?}: {lines:?}"))
