@@ -208,7 +208,7 @@ impl PrefixCache {
     /// Writes something to the store that it does not have yet. False where there is nothing, or where that fails.
     pub(crate) fn save_next(&mut self) -> bool {
         // Ids grow from the root on, so that what was saved can be reached.
-        let Some(id) = self.unsaved.pop_first() else { return false };
+        let Some(&id) = self.unsaved.first() else { return false };
         self.save(id)
     }
 
