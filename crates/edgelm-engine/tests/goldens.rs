@@ -112,7 +112,7 @@ fn committed_goldens_pass_on_every_instruction_set() {
 #[test]
 fn committed_quantized_goldens_pass_in_exact_arithmetic() {
     let folders = folders(&root().join("testdata/goldens/quantized"));
-    assert_eq!(folders.len(), 4, "goldens are missing from testdata");
+    assert_eq!(folders.len(), 5, "goldens are missing from testdata");
     for isa in Isa::available() {
         let cpu = Arc::new(Cpu::new(Some(2), Some(isa)).unwrap());
         for folder in &folders {

@@ -8,10 +8,9 @@ use crate::{
     FormatError,
     column_ints::{ColumnInts, Packing, Parts},
     fault::{Fault, Name},
-    gptq::group_size,
+    quantizer_keys::Keys,
     safetensors::SafeTensors,
 };
-use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 
@@ -28,52 +27,6 @@ pub struct AwqConfig {
     pub group_size: Option<usize>,
 }
 
-/// What cannot change the meaning of what is stored has an underscore.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    #[serde(rename = "quant_method", alias = "method")]
-    _method: String,
-    #[serde(alias = "w_bit")]
-    bits: u32,
-    #[serde(alias = "q_group_size")]
-    group_size: i64,
-    #[serde(default = "yes")]
-    zero_point: bool,
-    version: Option<String>,
-    checkpoint_format: Option<String>,
-    format: Option<String>,
-    // Which modules are quantized, their tensors show.
-    #[serde(rename = "modules_to_not_convert")]
-    _skipped: Option<Value>,
-    #[serde(rename = "lm_head")]
-    _lm_head: Option<bool>,
-    // Said again by others that write this layout.
-    #[serde(rename = "sym")]
-    _sym: Option<bool>,
-    #[serde(rename = "desc_act")]
-    _desc_act: Option<bool>,
-    #[serde(rename = "pack_dtype")]
-    _pack_dtype: Option<Value>,
-    #[serde(rename = "meta")]
-    _meta: Option<Value>,
-    // With which kernels others run it.
-    #[serde(rename = "backend")]
-    _backend: Option<Value>,
-    #[serde(rename = "do_fuse")]
-    _do_fuse: Option<Value>,
-    #[serde(rename = "fuse_max_seq_len")]
-    _fuse_max_seq_len: Option<Value>,
-    #[serde(rename = "modules_to_fuse")]
-    _modules_to_fuse: Option<Value>,
-    #[serde(rename = "exllama_config")]
-    _exllama_config: Option<Value>,
-}
-
-fn yes() -> bool {
-    true
-}
-
 impl AwqConfig {
     /// From the value of `quantization_config`. Errors name the key; `path` is that of config.json.
     pub fn from_json(value: &Value, path: &Path) -> Result<Self, FormatError> {
@@ -84,26 +37,35 @@ impl AwqConfig {
     ///
     /// Errors: parts that are missing, of another type or shape.
     pub fn open<'a>(&self, file: &'a SafeTensors, module: &str) -> Result<Option<ColumnInts<'a>>, FormatError> {
-        let parts = Parts { bits: BITS, packing: Packing::Interleaved, group_size: self.group_size, is_in_order: true };
+        let parts = Parts {
+            bits: BITS,
+            packing: Packing::Interleaved,
+            group_size: self.group_size,
+            is_in_order: true,
+            varies: false,
+        };
         ColumnInts::open(file, module, parts)
     }
 }
 
 fn read(value: &Value) -> Result<AwqConfig, Fault> {
-    let stored = Stored::deserialize(value).map_err(|error| Fault::Malformed(error.to_string()))?;
-    let unsupported = |what: String| Err(Fault::Unsupported(what));
-    if stored.bits != BITS {
-        return unsupported(format!("`bits` {} is not supported", stored.bits));
-    }
-    if !stored.zero_point {
-        return unsupported("weights without `zero_point` are not supported".to_owned());
-    }
-    let layouts =
-        [("version", &stored.version), ("checkpoint_format", &stored.checkpoint_format), ("format", &stored.format)];
-    for (key, layout) in layouts {
-        if let Some(other) = layout.as_deref().filter(|layout| !layout.eq_ignore_ascii_case("gemm")) {
-            return unsupported(format!("`{key}` {} is not supported", Name(other)));
+    let mut keys = Keys::new(value)?;
+    keys.bits(&["bits", "w_bit"], &[BITS])?;
+    // Tools repeat the layout under several names.
+    for key in ["version", "checkpoint_format", "format"] {
+        if let Some(other) = keys.text(&[key])?.filter(|layout| !layout.eq_ignore_ascii_case("gemm")) {
+            return Err(Fault::Unsupported(format!("`{key}` {} is not supported", Name(other))));
         }
     }
-    Ok(AwqConfig { group_size: group_size(stored.group_size)? })
+    for key in ["adapter", "rotation", "activation", "act_bits", "desc_act", "dynamic"] {
+        keys.refuse(key)?;
+    }
+    for (key, only) in [("pack_dtype", "int32"), ("data_type", "int")] {
+        if let Some(other) = keys.text(&[key])?.filter(|value| *value != only) {
+            return Err(Fault::Unsupported(format!("`{key}` {} is not supported", Name(other))));
+        }
+    }
+    let group_size = keys.group_size(&["group_size", "q_group_size"])?;
+    keys.finish()?;
+    Ok(AwqConfig { group_size })
 }

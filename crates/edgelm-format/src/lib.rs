@@ -3,7 +3,9 @@
 //! Separate because bytes are hostile here and trusted above: every length, offset, type and shape is checked before
 //! anything is allocated by it. Must not know what a model is (no config, no architecture, no tokenizer).
 
+pub mod auto_round;
 pub mod awq;
+pub mod bitnet;
 mod bits;
 pub mod bitsandbytes;
 mod coded;
@@ -18,6 +20,7 @@ pub mod mxfp4;
 pub mod onnx;
 mod output;
 mod payload;
+mod quantizer_keys;
 pub mod safetensors;
 mod shape;
 mod source;

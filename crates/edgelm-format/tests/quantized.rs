@@ -235,11 +235,11 @@ fn what_configs_may_not_say_is_named() {
         (&gptq, "checkpoint_format", json!("marlin"), "`checkpoint_format` `marlin`"),
         (&gptq, "pack_dtype", json!("int16"), "`pack_dtype` `int16`"),
         (&gptq, "is_marlin_format", json!(true), "`is_marlin_format`"),
-        (&gptq, "dynamic", json!({ "-:.*": {} }), "`dynamic`"),
+        (&gptq, "dynamic", json!("-:.*"), "`dynamic`"),
         (&gptq, "adapter", json!({ "name": "lora" }), "`adapter`"),
         (&gptq, "unheard_of", Value::Null, "unheard_of"),
         (&awq, "bits", json!(8), "`bits` 8"),
-        (&awq, "zero_point", json!(false), "`zero_point`"),
+        (&awq, "dynamic", json!({ "-:.*": {} }), "`dynamic`"),
         (&awq, "version", json!("gemv"), "`version` `gemv`"),
         (&awq, "unheard_of", Value::Null, "unheard_of"),
         (&fp8, "fmt", json!("e5m2"), "`fmt` `e5m2`"),
@@ -261,4 +261,66 @@ fn what_configs_may_not_say_is_named() {
         let error = parse(&config).unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("quantization_config"), "{key}: {error}");
     }
+}
+
+#[test]
+fn configs_of_the_tools_are_read() {
+    let path = Path::new("config.json");
+    let gptq = |config: Value| GptqConfig::from_json(&config, path).unwrap();
+    // GPTQModel says some things twice.
+    let gptq_model = json!({ "bits": 4, "dynamic": { "+:.*down_proj": { "bits": 8, "group_size": 64 } }, "group_size": 128,
+        "desc_act": false, "lm_head": false, "method": "gptq", "quant_method": "gptq", "format": "gptq",
+        "checkpoint_format": "gptq", "pack_dtype": "int32", "sym": true,
+        "meta": { "quantizer": ["gptqmodel:7.7.0"], "damp_percent": 0.05, "fallback": null, "gc_mode": "interval" } });
+    let mut torn = gptq_model.clone();
+    torn["format"] = json!("gptq_v2");
+    let error = GptqConfig::from_json(&torn, path).unwrap_err().to_string();
+    assert!(error.contains("`format`") && error.contains("the same thing"), "{error}");
+    let group_size = Some(128);
+    let wanted = GptqConfig { bits: 4, group_size, desc_act: false, is_v2: false, varies: true };
+    assert_eq!(gptq(gptq_model), wanted);
+    let auto_round = json!({ "amp": false, "autoround_version": "0.16.1", "bits": 4, "damp_percent": 0.01,
+        "data_type": "int", "desc_act": false, "group_size": 128, "iters": 2, "lm_head": false, "provider": "auto-round",
+        "quant_method": "gptq", "sym": false, "true_sequential": false });
+    assert_eq!(gptq(auto_round), GptqConfig { varies: false, ..wanted });
+    let awq = |config: Value| AwqConfig::from_json(&config, path).unwrap();
+    let auto_round = json!({ "amp": false, "autoround_version": "0.16.1", "bits": 4, "data_type": "int", "group_size": 128,
+        "iters": 2, "modules_to_not_convert": ["lm_head"], "provider": "auto-round", "quant_method": "awq", "sym": false,
+        "to_quant_block_names": "model.layers", "version": "gemm", "zero_point": true });
+    assert_eq!(awq(auto_round), AwqConfig { group_size });
+    let gptq_model = json!({ "bits": 4, "group_size": 128, "desc_act": false, "lm_head": false, "method": "awq",
+        "quant_method": "awq", "format": "gemm", "checkpoint_format": "gemm", "pack_dtype": "int32", "zero_point": false,
+        "version": "gemm", "meta": {} });
+    assert_eq!(awq(gptq_model), AwqConfig { group_size });
+}
+
+#[test]
+fn shapes_say_bits_and_groups_where_modules_differ() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(file) = Source::open(&path).and_then(|source| SafeTensors::from_sources(vec![source])) else { continue };
+        let text = file.metadata().get("quantization_config").map_or("null", String::as_str);
+        let config: Value = serde_json::from_str(text).unwrap_or_default();
+        if config["quant_method"] != "gptq" {
+            continue;
+        }
+        let said = GptqConfig::from_json(&config, &path).unwrap();
+        let runs_as: serde_json::Map<String, Value> = serde_json::from_str(&file.metadata()["runs_as"]).unwrap();
+        for module in runs_as.keys() {
+            let values = |config: GptqConfig| {
+                let found = config.open(&file, module)?.unwrap();
+                let [n, k] = found.shape();
+                let mut values = vec![0.0; n * k];
+                found.values(0..n, &mut values);
+                Ok::<_, FormatError>(values)
+            };
+            let other = GptqConfig { bits: if said.bits == 4 { 8 } else { 4 }, ..said };
+            let wanted = values(said).unwrap();
+            assert_eq!(values(GptqConfig { varies: true, ..other }).unwrap(), wanted, "{} {module}", path.display());
+            assert!(values(other).is_err(), "{} {module}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen}");
 }

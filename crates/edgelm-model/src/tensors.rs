@@ -47,6 +47,8 @@ pub enum LayerTensor {
     KNorm,
     KNormBias,
     Sinks,
+    /// [H·E], before O.
+    AttnSubNorm,
     /// Of latent attention: what queries are made of.
     QDown,
     QDownNorm,
@@ -86,6 +88,8 @@ pub enum LayerTensor {
     GateBias,
     Up,
     UpBias,
+    /// [F], before down.
+    FfnSubNorm,
     Down,
     DownBias,
     /// a of xIELU [1].
@@ -141,7 +145,7 @@ impl ExpertTensor {
 
 impl LayerTensor {
     /// Every role but those of experts, of which each model has its own number; in the order in which a layer is walked.
-    pub const ALL: [LayerTensor; 58] = {
+    pub const ALL: [LayerTensor; 60] = {
         use LayerTensor::*;
         [
             AttnNorm,
@@ -159,6 +163,7 @@ impl LayerTensor {
             KNorm,
             KNormBias,
             Sinks,
+            AttnSubNorm,
             QDown,
             QDownNorm,
             QUp,
@@ -188,6 +193,7 @@ impl LayerTensor {
             GateBias,
             Up,
             UpBias,
+            FfnSubNorm,
             Down,
             DownBias,
             XieluPositive,
@@ -228,7 +234,7 @@ impl LayerTensor {
     pub fn is_of_attention(self) -> bool {
         use LayerTensor::*;
         let is_latent = matches!(self, QDown | QDownNorm | QUp | Latent | LatentNorm | LatentK | LatentV);
-        is_latent || matches!(self.weight(), Q | K | V | QGate | QNorm | KNorm | Sinks | O)
+        is_latent || matches!(self.weight(), Q | K | V | QGate | QNorm | KNorm | Sinks | AttnSubNorm | O)
     }
 
     /// True for the matrices of the shared expert.

@@ -53,6 +53,7 @@ impl Network<'_> {
         if let (Some(kind), Some(gate)) = (style.output_gate, gate) {
             heads = self.gated(heads, &gate, kind, &config);
         }
+        let heads = self.sub_norm(heads, index, T::AttnSubNorm)?;
         let update = self.linear_group(&heads, index, &[T::O])?.swap_remove(0);
         Ok(self.graph.scale(update, factors.attention_output))
     }

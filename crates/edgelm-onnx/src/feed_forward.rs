@@ -43,6 +43,7 @@ impl Network<'_> {
             None if style.xielu => self.xielu(&up, index)?,
             None => self.activated(&up, style.activation),
         };
+        let inner = self.sub_norm(inner, index, LayerTensor::FfnSubNorm)?;
         let update = self.linear_group(&inner, index, &[roles.down])?.swap_remove(0);
         Ok(self.graph.scale(update, style.multipliers.down))
     }

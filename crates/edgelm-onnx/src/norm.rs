@@ -27,6 +27,14 @@ impl Network<'_> {
         Ok(self.normed(x, &norm))
     }
 
+    /// The norm of what a layer hands to one of its last matrices, if there is one.
+    pub(crate) fn sub_norm(&mut self, x: Value, layer: usize, gain: LayerTensor) -> Result<Value, OnnxError> {
+        let gain = TensorId::Layer(layer, gain);
+        let Some(shape) = self.config.tensor_shape(gain) else { return Ok(x) };
+        let norm = self.norm_of(NormKind::Rms, shape[0], gain, gain)?;
+        Ok(self.normed(&x, &norm))
+    }
+
     /// The norm of queries or keys `[B, S, heads · E]`, if there is one.
     pub(crate) fn head_norm(
         &mut self,

@@ -4,7 +4,7 @@ use super::{
     HalfScratch, Pass, Tables,
     linear_group::LinearGroup,
     matrices::{Matrices, load_vector},
-    norm::HeadNorm,
+    norm::{HeadNorm, Norm},
     scaled, sigmoid, softmax,
 };
 use crate::{EngineError, adapter::Prompt};
@@ -24,6 +24,8 @@ pub(super) struct Attention {
     k_norm: Option<HeadNorm>,
     sinks: Option<Vec<f32>>,
     slopes: Option<Vec<f32>>,
+    /// Before `output`.
+    sub_norm: Option<Norm>,
     scale: f32,
 }
 
@@ -42,6 +44,7 @@ impl Attention {
             k_norm: HeadNorm::load(tensors, index, (T::KNorm, T::KNormBias))?,
             sinks: tensors.has(sinks).then(|| load_vector(tensors, sinks)).transpose()?,
             slopes: style.alibi.map(|_| Style::alibi_slopes(layer.num_attention_heads)),
+            sub_norm: Norm::inside(tensors, index, T::AttnSubNorm)?,
             scale: if style.scale_by_layer { scale / (index as f32 + 1.0) } else { scale },
             pairs: config.rope.pairs,
             index,
@@ -133,6 +136,10 @@ impl Attention {
                 let gate = sigmoid(*gate);
                 out.iter_mut().for_each(|out| *out *= gate);
             }
+        }
+        if let Some(norm) = &self.sub_norm {
+            norm.apply(cpu, heads, q);
+            std::mem::swap(heads, q);
         }
         self.output.forward(pass, heads, [&mut *update])?;
         if let Some(bias) = self.output.bias() {

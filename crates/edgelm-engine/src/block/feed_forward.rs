@@ -1,6 +1,6 @@
 //! The feed-forward half of a layer: from its normed input to what it adds.
 
-use super::{HalfScratch, Pass, linear_group::LinearGroup, matrices::Matrices, xielu::Xielu};
+use super::{HalfScratch, Pass, linear_group::LinearGroup, matrices::Matrices, norm::Norm, xielu::Xielu};
 use crate::EngineError;
 use edgelm_kernels::{Matrix, activate, activate_mul, scale};
 use edgelm_model::{LayerTensor, Style, Tensors};
@@ -24,6 +24,8 @@ pub(super) struct FeedForward {
     xielu: Option<Xielu>,
     /// Gate, where there is one, and up.
     input: LinearGroup,
+    /// Before `down`.
+    sub_norm: Option<Norm>,
     down: LinearGroup,
 }
 
@@ -38,6 +40,7 @@ impl FeedForward {
             style: tensors.config().style,
             xielu: tensors.config().style.xielu.then(|| Xielu::load(tensors, index)).transpose()?,
             input: LinearGroup::load(tensors, matrices, index, &[roles.gate, roles.up])?,
+            sub_norm: Norm::inside(tensors, index, LayerTensor::FfnSubNorm)?,
             down: LinearGroup::load(tensors, matrices, index, &[roles.down])?,
         })
     }
@@ -56,7 +59,7 @@ impl FeedForward {
     ) -> ControlFlow<()> {
         let factors = self.style.multipliers;
         let HalfScratch { gate, up, .. } = scratch;
-        let inner = if self.style.gated {
+        let (inner, spare) = if self.style.gated {
             self.input.forward(pass, x, [&mut *gate, &mut *up])?;
             if factors.gate != 1.0 {
                 scale(pass.cpu, gate, factors.gate);
@@ -65,15 +68,19 @@ impl FeedForward {
                 limit_glu(gate, up, limit);
             }
             activate_mul(pass.cpu, self.style.activation, gate, up);
-            gate
+            (gate, up)
         } else {
             self.input.forward(pass, x, [&mut *up])?;
             match &self.xielu {
                 Some(xielu) => xielu.apply(up),
                 None => activate(pass.cpu, self.style.activation, up),
             }
-            up
+            (up, gate)
         };
+        if let Some(norm) = &self.sub_norm {
+            norm.apply(pass.cpu, inner, spare);
+            std::mem::swap(inner, spare);
+        }
         self.down.forward(pass, inner, [&mut *update])?;
         if factors.down != 1.0 {
             scale(pass.cpu, update, factors.down);

@@ -4,6 +4,7 @@ use crate::{
     CodedMatrix, FormatError, IntLayout, Ints, Reordered, Source, TensorInfo,
     bits::Bits,
     fault::{Fault, Name, malformed},
+    gptq::BITS,
     safetensors::SafeTensors,
 };
 use edgelm_tensor::{DType, block::decode_row, write_ints};
@@ -41,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) group_size: Option<usize>,
     /// Inputs are in the order of their groups, also where the file does not say.
     pub(crate) is_in_order: bool,
+    /// Bits and groups are those of the shapes, where they are not these.
+    pub(crate) varies: bool,
 }
 
 /// A matrix of integers in the layout of GPTQ or AWQ, borrowed from the file.
@@ -86,7 +89,12 @@ impl<'a> ColumnInts<'a> {
             Some(info) => Ok(info),
             None => malformed!("`{suffix}` is missing"),
         };
-        let Parts { bits, packing, .. } = parts;
+        let packing = parts.packing;
+        let (zeros, scales) = (needed("qzeros")?, needed("scales")?);
+        let bits = match (parts.varies, packing) {
+            (true, Packing::AlongInputs { .. }) => bits_of(&zeros, &scales).unwrap_or(parts.bits),
+            _ => parts.bits,
+        };
         let ([words, width], quants) = words_of(weight, "qweight")?;
         let whole = |words: usize| words.checked_mul(32).map(|all| (all / bits as usize, all % bits as usize));
         let (n, k) = match packing {
@@ -100,15 +108,20 @@ impl<'a> ColumnInts<'a> {
         if n.checked_mul(k).and_then(|all| all.checked_mul(8)).is_none() {
             return malformed!("shape [{n}, {k}] overflows");
         }
-        let group_size = parts.group_size.unwrap_or(k).max(1);
+        let mut group_size = parts.group_size.unwrap_or(k).max(1);
+        if let (true, &[groups, _]) = (parts.varies, scales.shape)
+            && groups != k.div_ceil(group_size)
+            && groups > 0
+            && k.is_multiple_of(groups)
+        {
+            group_size = k / groups;
+        }
         let groups = k.div_ceil(group_size);
-        let zeros = needed("qzeros")?;
         let zero_bits = n.checked_mul(bits as usize).filter(|all| all.is_multiple_of(32));
         let (found, zeros) = words_of(&zeros, "qzeros")?;
         if zero_bits.map(|all| [groups, all / 32]) != Some(found) {
             return malformed!("`qzeros` has shape {found:?} for {groups} groups of {n} outputs of {bits} bits");
         }
-        let scales = needed("scales")?;
         let (Some(scale_dtype), Some(scale_bytes)) = (scales.dtype, scales.bytes) else {
             return malformed!("`scales` is stored as {}", scales.type_name);
         };
@@ -405,6 +418,12 @@ impl CodedMatrix for ColumnInts<'_> {
 
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes[4 * at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+}
+
+/// Bits of a quant, by the shapes of zeros `[G, N · bits / 32]` and scales `[G, N]`.
+fn bits_of(zeros: &TensorInfo<'_>, scales: &TensorInfo<'_>) -> Option<u32> {
+    let (&[_, words], &[_, n]) = (zeros.shape, scales.shape) else { return None };
+    BITS.into_iter().find(|bits| n.checked_mul(*bits as usize) == words.checked_mul(32))
 }
 
 /// Shape and bytes of a matrix of words.

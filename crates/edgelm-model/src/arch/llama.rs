@@ -37,6 +37,7 @@ pub(super) const LLAMA: Arch = Arch {
         output_gate: None,
         multipliers: Multipliers::NONE,
         clip_qkv: None,
+        sub_norms: false,
         embedding_scale: 1.0,
         embedding_norm: false,
         position_embedding: None,

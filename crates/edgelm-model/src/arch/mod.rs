@@ -5,6 +5,7 @@
 
 mod apertus;
 mod arcee;
+mod bitnet;
 mod bloom;
 mod codegen;
 mod cohere;
@@ -118,6 +119,7 @@ pub const ARCHS: &[&Arch] = &[
     &nanochat::NANOCHAT,
     &arcee::ARCEE,
     &apertus::APERTUS,
+    &bitnet::BITNET,
     &helium::HELIUM,
     &ernie4_5::ERNIE4_5,
     &hunyuan::HUNYUAN,

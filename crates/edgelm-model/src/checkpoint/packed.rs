@@ -5,7 +5,9 @@
 use crate::ModelError;
 use edgelm_format::{
     CodedMatrix, FormatError, IntLayout, Ints, Reordered, Source, TensorView,
+    auto_round::AutoRoundConfig,
     awq::{self, AwqConfig},
+    bitnet::{self, BitNetConfig, TernaryTensor},
     bitsandbytes::{self, Int8Tensor, LookupTensor},
     compressed_tensors::{self, Group, IntQuantization, IntTensor, SparseTensor},
     fp8::{self, Fp8Config, Fp8Tensor},
@@ -23,6 +25,7 @@ pub(super) enum Quantization {
     BitsAndBytes(bitsandbytes::Config),
     Gptq(GptqConfig),
     Awq(AwqConfig),
+    BitNet(BitNetConfig),
     Fp8(Fp8Config),
     Mxfp4,
 }
@@ -33,7 +36,12 @@ impl Quantization {
         match value.get("quant_method").and_then(Value::as_str) {
             Some("bitsandbytes") => bitsandbytes::Config::from_json(value, path).map(Self::BitsAndBytes),
             Some("gptq") => GptqConfig::from_json(value, path).map(Self::Gptq),
+            Some("auto-round" | "intel/auto-round") => AutoRoundConfig::from_json(value, path).map(|config| match config {
+                AutoRoundConfig::Gptq(config) => Self::Gptq(config),
+                AutoRoundConfig::Awq(config) => Self::Awq(config),
+            }),
             Some("awq") => AwqConfig::from_json(value, path).map(Self::Awq),
+            Some("bitnet") => BitNetConfig::from_json(value, path).map(Self::BitNet),
             Some("fp8") => Fp8Config::from_json(value, path).map(Self::Fp8),
             Some("compressed-tensors") if compressed_tensors::is_of_floats(value) => {
                 compressed_tensors::float_config(value, path).map(Self::Fp8)
@@ -62,6 +70,7 @@ impl Quantization {
             Self::BitsAndBytes(bitsandbytes::Config::EightBit) => Stored::Int8 { module },
             Self::Gptq(config) => Stored::Gptq { module, config: *config },
             Self::Awq(config) => Stored::Awq { module, config: *config },
+            Self::BitNet(config) => Stored::BitNet { weight: weight.clone(), config: *config },
             Self::Fp8(config) => Stored::Fp8 { weight: weight.clone(), config: *config },
             Self::Ints(ints) if is_sparse_floats(file, ints, &module) => Stored::Sparse { module },
             Self::Ints(ints) => {
@@ -82,11 +91,13 @@ impl fmt::Display for Quantization {
                 write!(f, "bitsandbytes {}, 4 bits", config.format.name())
             }
             Self::BitsAndBytes(bitsandbytes::Config::EightBit) => write!(f, "bitsandbytes, 8 bits, a scale per row"),
-            Self::Gptq(GptqConfig { bits, group_size, desc_act, .. }) => {
+            Self::Gptq(GptqConfig { bits, group_size, desc_act, varies, .. }) => {
                 let order = if *desc_act { ", act order" } else { "" };
-                write!(f, "gptq, {bits} bits, {}{order}", groups(*group_size))
+                let others = if *varies { ", some modules otherwise" } else { "" };
+                write!(f, "gptq, {bits} bits, {}{order}{others}", groups(*group_size))
             }
             Self::Awq(AwqConfig { group_size }) => write!(f, "awq, 4 bits, {}", groups(*group_size)),
+            Self::BitNet(_) => write!(f, "bitnet, 1.58 bits, a scale per matrix"),
             Self::Fp8(Fp8Config { block: Some([rows, columns]) }) => {
                 write!(f, "fp8 (e4m3), 8 bits, blocks of {rows}x{columns}")
             }
@@ -138,6 +149,7 @@ enum Stored {
     Sparse { module: String },
     Gptq { module: String, config: GptqConfig },
     Awq { module: String, config: AwqConfig },
+    BitNet { weight: String, config: BitNetConfig },
     Fp8 { weight: String, config: Fp8Config },
     Mxfp4 { tensor: String },
 }
@@ -157,6 +169,7 @@ impl Stored {
             Self::Sparse { module } => SparseTensor::open(file, module).map(boxed),
             Self::Gptq { module, config } => config.open(file, module).map(boxed),
             Self::Awq { module, config } => config.open(file, module).map(boxed),
+            Self::BitNet { weight, config } => TernaryTensor::open(file, weight, *config).map(boxed),
             Self::Fp8 { weight, config } => Fp8Tensor::open(file, weight, config).map(boxed),
             Self::Mxfp4 { tensor } => Mxfp4Tensor::open(file, tensor).map(boxed),
         }
@@ -201,8 +214,14 @@ impl PackedFolder {
 
     /// Names of tensors, with one name for the parts of each matrix.
     pub(super) fn names(&self) -> Vec<&str> {
-        let of_module =
-            [&compressed_tensors::PARTS[..], &bitsandbytes::MODULE_PARTS, &gptq::PARTS, &awq::PARTS, &fp8::PARTS];
+        let of_module = [
+            &compressed_tensors::PARTS[..],
+            &bitsandbytes::MODULE_PARTS,
+            &gptq::PARTS,
+            &awq::PARTS,
+            &bitnet::PARTS,
+            &fp8::PARTS,
+        ];
         let of_module = of_module.concat().into_iter().map(|part| (part, ".weight"));
         let parts: Vec<(&str, &str)> = of_module.chain(bitsandbytes::PARTS.map(|part| (part, ""))).collect();
         let is_part = |name: &str| {

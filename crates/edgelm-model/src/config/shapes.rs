@@ -76,6 +76,7 @@ impl ModelConfig {
             }
             QDown | QDownNorm | QUp | Latent | LatentNorm | LatentK | LatentV => return None,
             Sinks => (style.sinks, vec![layer.num_attention_heads]),
+            AttnSubNorm => (style.sub_norms, vec![q]),
             O => (true, vec![hidden, q]),
             OBias => (bias.on_output(), vec![hidden]),
             MixerIn | MixerInBias | MixerGate | MixerBeta | MixerDecay | Conv | ConvBias | DecayLog | Skip
@@ -87,6 +88,7 @@ impl ModelConfig {
             GateBias => (dense && style.gated && layer.mlp_bias, vec![ffn]),
             Up => (dense, vec![ffn, hidden]),
             UpBias => (dense && layer.mlp_bias, vec![ffn]),
+            FfnSubNorm => (dense && style.sub_norms, vec![ffn]),
             Down => (dense, vec![hidden, ffn]),
             DownBias => (dense && layer.mlp_bias, vec![hidden]),
             XieluPositive | XieluNegative | XieluSlope | XieluFloor => (dense && style.xielu, vec![1]),

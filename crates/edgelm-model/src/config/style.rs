@@ -40,6 +40,9 @@ pub struct Style {
     pub multipliers: Multipliers,
     /// Queries, keys and values are clamped to ± this.
     pub clip_qkv: Option<f32>,
+    /// What attention hands to its output matrix, and what the feed-forward network hands to down, goes through RMS norms with
+    /// gains of their own.
+    pub sub_norms: bool,
     /// Multiplies embeddings.
     pub embedding_scale: f32,
     /// A norm stands between the embeddings and the first layer.
@@ -204,6 +207,7 @@ impl Style {
             && !self.xielu
             && self.glu_limit.is_none()
             && self.clip_qkv.is_none()
+            && !self.sub_norms
             && self.alibi.is_none()
             && !self.sinks
             && self.output_gate.is_none()
