@@ -53,6 +53,16 @@ impl Sequence {
         self.cache.truncate(len);
     }
 
+    /// Format of the cache.
+    pub(crate) fn kv(&self) -> KvDtype {
+        self.cache.dtype()
+    }
+
+    /// Goes through adapters.
+    pub(crate) fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
     /// Memory that the cache and the states hold now.
     pub fn kv_bytes(&self) -> usize {
         self.cache.bytes() + self.states.iter().map(State::bytes).sum::<usize>()

@@ -21,6 +21,7 @@ mod prefix;
 mod rope;
 mod running;
 mod sampling;
+mod session;
 mod speculation;
 mod stop;
 
@@ -38,6 +39,7 @@ pub use head::Head;
 pub use model::Model;
 pub use prefix::{KvStore, StoreState};
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
+pub use session::SessionFault;
 pub use speculation::{Guesses, Speculation};
 
 /// Why something cannot be run.
@@ -104,6 +106,9 @@ pub enum EngineError {
         /// Why.
         source: std::io::Error,
     },
+    /// Bytes that are no sequence of this model.
+    #[error("the session: {0}")]
+    Session(#[from] SessionFault),
     /// An empty prompt.
     #[error("the prompt is empty")]
     EmptyPrompt,

@@ -126,7 +126,7 @@ fn neighbours_do_not_change_what_is_generated() {
     // Unquantized; two kinds of integers; experts, which rows choose for themselves.
     for name in ["qwen3", "quantized/awq-4bit", "quantized/bnb-int8", "mixtral", "cohere2"] {
         let model = model(name);
-        for kv in [KvDtype::Q8, KvDtype::F16, KvDtype::F32] {
+        for kv in [KvDtype::Q4, KvDtype::Q8, KvDtype::F16, KvDtype::F32] {
             let wishes = wishes();
             let alone: Vec<_> = wishes.iter().map(|wish| wish.alone(&model, Some(kv))).collect();
             for seed in 0..4 {

@@ -118,6 +118,43 @@ fn run_honours_its_flags() {
 }
 
 #[test]
+fn a_conversation_goes_on_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("talk");
+    let file = path.to_str().unwrap();
+    let limits = ["--max-tokens", "8", "--json", "--kv", "q4"];
+    let run =
+        |prompt: &str, more: &[&str]| json(&[&["run", "demo", prompt, "--session", file][..], &limits, more].concat());
+    let first = run("The river", &["--raw"]);
+    let second = run(" and", &["--raw"]);
+    let whole = format!("The river{} and", first["text"].as_str().unwrap());
+    let at_once = json(&[&["run", "demo", &whole, "--raw"][..], &limits].concat());
+    assert_eq!((&second["tokens"], &second["prompt_tokens"]), (&at_once["tokens"], &at_once["prompt_tokens"]));
+
+    let refused = |arguments: &[&str]| {
+        let (status, error) =
+            failure(&[&["run", "demo", "x", "--session", file, "--max-tokens", "2"][..], arguments].concat());
+        (status, error)
+    };
+    let (status, error) = refused(&[]);
+    assert!(status == 2 && error.contains("begun with --raw"), "{error}");
+    let (status, error) = refused(&["--raw", "--kv", "q8"]);
+    assert!(status == 1 && error.contains("another model, cache format"), "{error}");
+    std::fs::write(&path, "my notes").unwrap();
+    let (status, error) = refused(&["--raw"]);
+    assert!(status == 1 && error.contains("something else"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "my notes");
+
+    std::fs::remove_file(&path).unwrap();
+    let first = run("What is a river?", &["--system", "Be brief."]);
+    let second = run("And a lake?", &[]);
+    let tokens = |answer: &Value| answer["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens(&second) > tokens(&first) + 8, "the conversation so far is part of the prompt");
+    let (status, error) = refused(&["--system", "Be long."]);
+    assert!(status == 2 && error.contains("another system message"), "{error}");
+}
+
+#[test]
 fn answers_have_the_form_that_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

@@ -36,11 +36,7 @@ impl Norm {
     }
 
     /// The norm of what a layer hands to one of its last matrices, where it has one.
-    pub(super) fn inside(
-        tensors: &dyn Tensors,
-        layer: usize,
-        gain: LayerTensor,
-    ) -> Result<Option<Self>, EngineError> {
+    pub(super) fn inside(tensors: &dyn Tensors, layer: usize, gain: LayerTensor) -> Result<Option<Self>, EngineError> {
         let gain = TensorId::Layer(layer, gain);
         let Some(shape) = tensors.config().tensor_shape(gain) else { return Ok(None) };
         Self::load(tensors, NormKind::Rms, shape[0], gain, gain).map(Some)

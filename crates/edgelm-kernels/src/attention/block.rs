@@ -1,6 +1,7 @@
 //! A block of query rows of one KV head against the pages that any of them sees.
 
 use super::Span;
+use super::int4::Expanded;
 use super::int8::{self, Queries};
 use super::page::{Floats, Halves, Stored, Unpacked};
 use super::plan::Plan;
@@ -8,8 +9,8 @@ use super::scores::Shaping;
 use super::state::{Base, State};
 use super::tile::{self, Tile};
 use crate::KvDtype;
-use crate::kv::{HeadPage, PAGE_TOKENS, component_rows, value_chunks};
-use crate::matmul::lanes::{Job, Lanes, LanesVisitor};
+use crate::kv::{HeadPage, PAGE_TOKENS, component_rows, rotate, value_chunks};
+use crate::matmul::lanes::{Job, Lanes, LanesVisitor, Line};
 use crate::simd::LANES;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -52,6 +53,8 @@ struct Buffers {
     /// The page in f32, when it is stored otherwise.
     page: Unpacked,
     room: int8::Room,
+    /// A page of int4 as one of int8.
+    nibbles: Expanded,
 }
 
 thread_local! {
@@ -164,6 +167,23 @@ impl<L: Lanes, S: Stored> Job<L> for Against<'_, '_, S> {
     }
 }
 
+/// A page of int4 as one of int8.
+struct Expand<'a> {
+    k: &'a [Line],
+    v: &'a [Line],
+    quads: usize,
+    chunks: usize,
+    room: &'a mut Expanded,
+}
+
+impl<L: Lanes> Job<L> for Expand<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, _: L) {
+        self.room.fill(self.k, self.v, self.quads, self.chunks);
+    }
+}
+
 /// All rows against a page of int8.
 struct AgainstBytes<'a, 'b> {
     block: &'a Block<'a>,
@@ -195,7 +215,7 @@ impl Block<'_> {
     fn base(&self) -> Base {
         match self.span.cache.dtype() {
             KvDtype::F32 | KvDtype::F16 => Base::E,
-            KvDtype::Q8 => Base::Two,
+            KvDtype::Q8 | KvDtype::Q4 => Base::Two,
         }
     }
 
@@ -237,11 +257,19 @@ impl Block<'_> {
     #[inline(always)]
     fn prepare<L: Lanes>(&self, buffers: &mut Buffers) {
         let head_dim = self.plan.head_dim;
-        if self.span.cache.dtype() == KvDtype::Q8 {
+        let dtype = self.span.cache.dtype();
+        if let KvDtype::Q8 | KvDtype::Q4 = dtype {
             buffers.room.fit(self.rows(), head_dim);
             buffers.queries.clear::<L>(self.rows(), head_dim);
             for row in 0..self.rows() {
-                buffers.queries.push(&self.plan.q[self.offset(row)..][..head_dim], self.plan.scores.scale);
+                let mut q = &self.plan.q[self.offset(row)..][..head_dim];
+                if dtype == KvDtype::Q4 {
+                    buffers.q.clear();
+                    buffers.q.extend_from_slice(q);
+                    rotate(&mut buffers.q);
+                    q = &buffers.q;
+                }
+                buffers.queries.push(q, self.plan.scores.scale);
             }
             return;
         }
@@ -304,6 +332,9 @@ impl Block<'_> {
             #[allow(unsafe_code)]
             unsafe {
                 total.finish::<L::Simd>(row, &self.plan.out, from..from + self.plan.head_dim);
+                if self.span.cache.dtype() == KvDtype::Q4 {
+                    rotate(self.plan.out.part(from..from + self.plan.head_dim));
+                }
             }
         }
     }
@@ -335,6 +366,14 @@ impl Block<'_> {
                 HeadPage::Q8 { k, v, k_scales, v_scales } => {
                     let bytes = int8::Page { k, v, k_scales, v_scales, quads: components / 4, chunks };
                     l.enter(AgainstBytes { block: self, page, bytes, buffers, state });
+                }
+                HeadPage::Q4 { k, v, k_scales, v_scales } => {
+                    let mut room = std::mem::take(&mut buffers.nibbles);
+                    l.vector().enter(Expand { k, v, quads: components / 4, chunks, room: &mut room });
+                    let (k, v) = (&*room.k, &*room.v);
+                    let bytes = int8::Page { k, v, k_scales, v_scales, quads: components / 4, chunks };
+                    l.enter(AgainstBytes { block: self, page, bytes, buffers, state });
+                    buffers.nibbles = room;
                 }
             }
         }

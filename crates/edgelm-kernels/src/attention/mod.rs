@@ -7,6 +7,7 @@
 //! the result depends neither on the number of threads nor on the batch nor on how a prompt was cut into chunks.
 
 mod block;
+mod int4;
 mod int8;
 mod page;
 mod plan;
@@ -61,7 +62,8 @@ impl Cpu {
     /// Shapes: `q`, `out` [ΣT, H, E] over the spans in order; each cache holds `start + rows` positions or more of `layer`.
     /// Numerics: F32 and F16 caches in f32: the query is multiplied by `scale` first; q·k sums components in index order;
     /// exponentials within 1 ULP; values add in order of position, page by page; scalar differs from AVX2 and AVX-512 by
-    /// fused multiply-add only. Q8 caches with integer products, see [`int8`], the same bits on every instruction set.
+    /// fused multiply-add only. Q8 caches with integer products, see [`int8`], the same bits on every instruction set; Q4 caches
+    /// likewise, with queries rotated as keys are, and the result rotated back (see [`crate::kv`]).
     /// Each row's bits depend only on its query and the keys and values it sees, not on threads, batch or chunks.
     /// Panics if lengths or shapes disagree, H is no multiple of G, or the window or the soft cap is 0.
     /// Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; blocks of queries against blocks of keys,

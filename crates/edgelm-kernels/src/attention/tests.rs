@@ -219,8 +219,8 @@ fn agrees_with_the_two_pass_definition() {
 
 #[test]
 fn compressed_caches_stay_near_the_definition() {
-    // Half precision keeps 11 bits of keys and values in -1..1; a byte keeps 8 with the row's largest.
-    for (dtype, tolerance) in [(KvDtype::F16, 2e-3), (KvDtype::Q8, 3e-2)] {
+    // Half precision keeps 11 bits of keys and values in -1..1; a byte keeps 8 with the row's largest, half a byte 4.
+    for (dtype, tolerance) in [(KvDtype::F16, 2e-3), (KvDtype::Q8, 3e-2), (KvDtype::Q4, 0.5)] {
         for isa in Isa::available() {
             let cpu = cpu(1, isa);
             for (seed, case) in cases().into_iter().enumerate() {
@@ -236,7 +236,7 @@ fn compressed_caches_stay_near_the_definition() {
 fn chunks_of_a_prompt_do_not_show() {
     for isa in Isa::available() {
         let cpu = cpu(1, isa);
-        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
             for window in [None, Some(1), Some(5), Some(32), Some(70)] {
                 for (heads, kv_heads) in [(4, 4), (7, 1), (6, 3), (8, 2)] {
                     let case = Case { len: 200, heads, kv_heads, head_dim: 20, window, dtype, extras: PLAIN };
@@ -257,7 +257,7 @@ fn chunks_of_a_prompt_do_not_show() {
 #[test]
 fn chunks_and_threads_do_not_show_whatever_scores_go_through() {
     for isa in Isa::available() {
-        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
             for extras in EXTRAS {
                 for window in [None, Some(70)] {
                     let case = Case { len: 700, heads: 6, kv_heads: 2, head_dim: 20, window, dtype, extras };
@@ -279,7 +279,7 @@ fn chunks_and_threads_do_not_show_whatever_scores_go_through() {
 #[test]
 fn a_sink_takes_its_share_however_large() {
     for isa in Isa::available() {
-        for dtype in [KvDtype::F32, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::Q8, KvDtype::Q4] {
             let extras = Extras { sinks: true, ..PLAIN };
             let case = Case { len: 70, heads: 4, kv_heads: 2, head_dim: 8, dtype, extras, ..BASE };
             let mut sequence = Sequence::new(case, 14);
@@ -299,7 +299,7 @@ fn a_sink_takes_its_share_however_large() {
 #[test]
 fn threads_do_not_show() {
     for isa in Isa::available() {
-        for dtype in [KvDtype::F32, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::Q8, KvDtype::Q4] {
             let case = Case { len: 300, heads: 6, kv_heads: 2, head_dim: 32, dtype, ..BASE };
             let sequence = Sequence::new(case, 5);
             let one = sequence.run(&cpu(1, isa), [300]);
@@ -327,7 +327,7 @@ fn avx2_and_avx512_agree_bit_for_bit() {
 fn segments_of_a_long_sequence_do_not_show() {
     // Fewer KV heads than threads, so that one row's keys are cut; in the window, rows see one, two or three segments.
     for isa in Isa::available() {
-        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
             for (kv_heads, window) in [(1, None), (3, None), (1, Some(600)), (1, Some(1100))] {
                 let case = Case { len: 1700, heads: 3, kv_heads, head_dim: 12, window, dtype, extras: PLAIN };
                 let sequence = Sequence::new(case, 31);
@@ -379,7 +379,7 @@ fn sequences_that_share_pages_give_what_they_give_alone() {
 fn the_batch_around_a_sequence_does_not_show() {
     for isa in Isa::available() {
         let cpu = cpu(3, isa);
-        for dtype in [KvDtype::F32, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::Q8, KvDtype::Q4] {
             let case = Case { len: 0, heads: 6, kv_heads: 2, head_dim: 24, window: Some(50), dtype, ..BASE };
             // (positions before the batch, rows in it); no rows at all is allowed.
             let spans = [(0, 3), (77, 1), (0, 0), (130, 5), (10, 90), (64, 1), (63, 1)];
@@ -416,7 +416,7 @@ fn the_batch_around_a_sequence_does_not_show() {
 fn what_lies_beyond_the_last_position_is_never_read() {
     for isa in Isa::available() {
         let cpu = cpu(1, isa);
-        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
             let case = Case { len: 75, heads: 4, kv_heads: 2, head_dim: 12, dtype, ..BASE };
             let sequence = Sequence::new(case, 9);
             let row = case.kv_heads * case.head_dim;

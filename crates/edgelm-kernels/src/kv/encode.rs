@@ -1,7 +1,7 @@
 //! Rows of f32 into a page's format and layout.
 
-use super::page::{HeadPageMut, Layout, Page, component_rows, value_chunks};
-use super::{GROUP_TOKENS, KvShape};
+use super::page::{HeadPageMut, Layout, Page, component_rows, key_pairs, value_chunks};
+use super::{GROUP_TOKENS, KvShape, rotate};
 use crate::simd::LANES;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -10,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v: &[f32]) {
     let KvShape { num_key_value_heads: heads, head_dim } = layout.shape();
     let values_at = |token: usize| token * value_chunks(head_dim) * LANES;
+    let mut rotated = [Vec::new(), Vec::new()];
     for head in 0..heads {
         let mut part = layout.head_mut(page, head);
         let rows = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).skip(head).step_by(heads);
@@ -52,6 +53,35 @@ pub(super) fn write(page: &mut Page, layout: &Layout, token: usize, k: &[f32], v
                         }
                     }
                 }
+                HeadPageMut::Q4 { k: keys, v: values, k_scales, v_scales } => {
+                    for (to, from) in rotated.iter_mut().zip([k, v]) {
+                        to.clear();
+                        to.extend_from_slice(from);
+                        rotate(to);
+                    }
+                    let [k, v] = &rotated;
+                    let (key_fit, value_fit) = (Quantizer::nibbles(k), Quantizer::nibbles(v));
+                    v_scales[token] = value_fit.scale;
+                    k_scales[token] = if value_fit.scale.is_nan() { f32::NAN } else { key_fit.scale };
+                    let pairs = key_pairs(head_dim);
+                    let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
+                    let lines = keys[group * pairs..][..pairs].as_chunks_mut::<2>();
+                    let lines = lines.0.iter_mut().map(|pair| &mut pair[..]).chain(std::iter::once(lines.1));
+                    for (lines, piece) in lines.zip(k.chunks(LANES)) {
+                        let bytes = key_fit.bytes(piece);
+                        for (line, eight) in lines.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                            let byte = |i: usize| eight[i] as u8 & 15 | (eight[i + 4] as u8) << 4;
+                            line.0[lane] = u32::from_le_bytes(std::array::from_fn(byte));
+                        }
+                    }
+                    let line = token / 8 * value_chunks(head_dim);
+                    for (to, piece) in values[line..].iter_mut().zip(v.chunks(LANES)) {
+                        let shift = 8 * (token % 4) + token % 8 / 4 * 4;
+                        for (word, byte) in to.0.iter_mut().zip(value_fit.bytes(piece)) {
+                            *word = *word & !(0xF << shift) | u32::from(byte as u8 & 15) << shift;
+                        }
+                    }
+                }
             }
         }
     }
@@ -83,7 +113,7 @@ fn halves(piece: &[f32]) -> [u16; LANES] {
     halves.map(f16::to_bits)
 }
 
-/// byte = round(x / scale), ties to even, with scale = max|x| / 127.
+/// byte = round(x / scale), ties to even, with scale = max|x| / 127, or / 7.
 ///
 /// Numerics: x is off by at most scale / 2. A row below 3.8e-37 becomes zeros; a row with an infinity or a NaN gets a NaN
 /// scale, so that the fault stays visible. The same bits on every CPU.
@@ -93,16 +123,28 @@ pub(crate) struct Quantizer {
 }
 
 impl Quantizer {
+    /// Bytes of eight bits.
     #[inline(always)]
     pub(crate) fn fit(row: &[f32]) -> Self {
+        Self::fit_to(row, 127.0)
+    }
+
+    /// Bytes of four bits.
+    #[inline(always)]
+    fn nibbles(row: &[f32]) -> Self {
+        Self::fit_to(row, 7.0)
+    }
+
+    #[inline(always)]
+    fn fit_to(row: &[f32], steps: f32) -> Self {
         // As integers magnitudes compare the same way, and NaN exceeds infinity exceeds the rest.
         let magnitude = row.iter().fold(0, |largest: i32, x| largest.max((x.to_bits() & 0x7FFF_FFFF) as i32));
         let largest = f32::from_bits(magnitude as u32);
-        let inverse = 127.0 / largest;
+        let inverse = steps / largest;
         if !largest.is_finite() {
             Self { scale: f32::NAN, inverse: 0.0 }
         } else if inverse.is_finite() {
-            Self { scale: largest / 127.0, inverse }
+            Self { scale: largest / steps, inverse }
         } else {
             Self { scale: 0.0, inverse: 0.0 }
         }

@@ -5,7 +5,9 @@
 
 mod encode;
 mod page;
+mod rotation;
 mod shared;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +15,12 @@ pub(crate) use encode::Quantizer;
 pub(crate) use page::{
     GROUP_TOKENS, GROUPS, HeadPage, PAGE_TOKENS, PageRow, TOKEN_QUADS, component_rows, value_chunks,
 };
+pub(crate) use rotation::rotate;
 
 pub use shared::KvPages;
 
 use page::{Layout, Page};
+use spare::Spare;
 use std::sync::Arc;
 
 /// How keys and values are stored.
@@ -28,6 +32,8 @@ pub enum KvDtype {
     F16,
     /// Signed bytes with one f32 scale per token and head, for K and for V.
     Q8,
+    /// The same in four bits, −7 to 7, of rotated rows (Hadamard): half the bytes.
+    Q4,
 }
 
 /// Size of one layer's cache entry.
@@ -49,6 +55,7 @@ pub struct KvCache {
 #[derive(Clone)]
 struct Layer {
     layout: Layout,
+    spare: Arc<Spare>,
     /// Exactly as many as `len` needs.
     pages: Vec<Arc<Page>>,
     len: usize,
@@ -57,7 +64,10 @@ struct Layer {
 impl KvCache {
     /// Empty cache; layers may differ in shape. Panics if a shape has a zero.
     pub fn new(layers: &[KvShape], dtype: KvDtype) -> Self {
-        let empty = |shape: &KvShape| Layer { layout: Layout::new(*shape, dtype), pages: Vec::new(), len: 0 };
+        let empty = |shape: &KvShape| {
+            let layout = Layout::new(*shape, dtype);
+            Layer { layout, spare: layout.spare(), pages: Vec::new(), len: 0 }
+        };
         Self { layers: layers.iter().map(empty).collect(), dtype }
     }
 
@@ -91,7 +101,7 @@ impl KvCache {
             let (index, token) = (at / PAGE_TOKENS, at % PAGE_TOKENS);
             let count = (PAGE_TOKENS - token).min(end - at);
             if index == layer.pages.len() {
-                layer.pages.push(Arc::new(layer.layout.empty_page()));
+                layer.pages.push(Arc::new(Page::empty(&layer.spare)));
             }
             let rows = (at - start) * row..(at - start + count) * row;
             let page = Arc::make_mut(&mut layer.pages[index]);

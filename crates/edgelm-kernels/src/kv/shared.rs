@@ -24,7 +24,7 @@ impl KvPages {
         let mut rest = bytes;
         let mut pages = Vec::with_capacity(layers.len());
         for shape in layers {
-            let mut page = Layout::new(*shape, dtype).empty_page();
+            let mut page = Page::empty(&Layout::new(*shape, dtype).spare());
             let part;
             (part, rest) = rest.split_at_checked(page.bytes())?;
             page.as_bytes_mut().copy_from_slice(part);

@@ -22,6 +22,10 @@ fn read(cache: &KvCache, layer: usize, position: usize, head: usize) -> (Vec<f32
         HeadPage::Q8 { k, k_scales, .. } => {
             f32::from(k[group * rows / 4 + e / 4].0[lane].to_le_bytes()[e % 4] as i8) * k_scales[group][lane]
         }
+        HeadPage::Q4 { k, k_scales, .. } => {
+            let byte = k[group * rows.div_ceil(8) + e / 8].0[lane].to_le_bytes()[e % 4];
+            nibble(byte, e % 8 / 4) * k_scales[group][lane]
+        }
     };
     let value = |e: usize| match page {
         HeadPage::F32 { v, .. } => v[token * chunks + e / 16][e % 16],
@@ -29,22 +33,45 @@ fn read(cache: &KvCache, layer: usize, position: usize, head: usize) -> (Vec<f32
         HeadPage::Q8 { v, v_scales, .. } => {
             f32::from(v[token / 4 * chunks + e / 16].0[e % 16].to_le_bytes()[token % 4] as i8) * v_scales[group][lane]
         }
+        HeadPage::Q4 { v, v_scales, .. } => {
+            let byte = v[token / 8 * chunks + e / 16].0[e % 16].to_le_bytes()[token % 4];
+            nibble(byte, token % 8 / 4) * v_scales[group][lane]
+        }
     };
     let padding = (head_dim..rows).map(key).chain((head_dim..chunks * 16).map(value));
     assert!(padding.into_iter().all(|x| x == 0.0 || x.is_nan()), "padding stays zero, times a scale that may be NaN");
-    ((0..head_dim).map(key).collect(), (0..head_dim).map(value).collect())
+    let (mut k, mut v): (Vec<f32>, Vec<f32>) = ((0..head_dim).map(key).collect(), (0..head_dim).map(value).collect());
+    if cache.dtype() == KvDtype::Q4 {
+        rotate(&mut k);
+        rotate(&mut v);
+    }
+    (k, v)
+}
+
+/// Half of a byte, two's complement.
+fn nibble(byte: u8, half: usize) -> f32 {
+    f32::from((byte << (4 - 4 * half)) as i8 >> 4)
 }
 
 /// What the format may do to a row.
-fn assert_stored(dtype: KvDtype, got: &[f32], want: &[f32]) {
-    let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    for (got, &want) in got.iter().zip(want) {
+fn assert_stored(dtype: KvDtype, got: &[f32], want_row: &[f32]) {
+    let largest = want_row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (got, &want) in got.iter().zip(want_row) {
         match dtype {
             KvDtype::F32 => assert_eq!(got.to_bits(), want.to_bits()),
             KvDtype::F16 => assert_eq!(*got, half::f16::from_f32(want).to_f32()),
             KvDtype::Q8 => assert!((got - want).abs() <= largest / 127.0 * 0.5001, "{got} {want}"),
+            KvDtype::Q4 => {
+                // No component of the rotated row is larger than the row, and errors of n components may add up to √n of one.
+                let (norm, n) = (row_norm(want_row), want_row.len() as f32);
+                assert!((got - want).abs() <= norm / 14.0 * n.sqrt() * 1.001, "{got} {want}");
+            }
         }
     }
+}
+
+fn row_norm(row: &[f32]) -> f32 {
+    row.iter().map(|x| x * x).sum::<f32>().sqrt()
 }
 
 /// The cache as one would write it without a thought: per layer, rows of `[G, E]`.
@@ -75,7 +102,7 @@ fn check(cache: &KvCache, naive: &Naive, shapes: &[KvShape]) {
 
 #[test]
 fn random_writes_truncations_and_clones_agree_with_a_naive_cache() {
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
         let shapes = [
             KvShape { num_key_value_heads: 2, head_dim: 12 },
             KvShape { num_key_value_heads: 1, head_dim: 7 },
@@ -157,11 +184,14 @@ fn extremes_survive_or_stay_visible() {
     assert_eq!(k, [65504.0, -65504.0, 65504.0, 0.0]);
     assert_eq!(k, v);
     assert!(store(KvDtype::F16, [f32::NAN, 0.0, 0.0, 0.0]).0[0].is_nan());
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
         assert_eq!(store(dtype, [0.0; 4]).0, [0.0; 4]);
     }
     let (k, _) = store(KvDtype::Q8, [1e38, -1e38, 0.0, 1.0]);
     assert!((k[0] / 1e38 - 1.0).abs() < 1e-6 && (k[1] / 1e38 + 1.0).abs() < 1e-6 && k[2..] == [0.0, 0.0]);
+    for bad in [f32::INFINITY, f32::NAN] {
+        assert!(store(KvDtype::Q4, [bad, 1.0, 0.0, 0.0]).0.iter().all(|x| x.is_nan()));
+    }
     assert_eq!(store(KvDtype::Q8, [1e-40, -1e-40, 0.0, 0.0]).0, [0.0; 4]);
     assert!(store(KvDtype::Q8, [f32::INFINITY, 1.0, 0.0, 0.0]).0.iter().all(|x| x.is_nan()));
     assert!(store(KvDtype::Q8, [1.0, f32::NAN, 0.0, 0.0]).0.iter().all(|x| x.is_nan()));
@@ -177,7 +207,7 @@ fn a_gap_is_a_bug_of_the_caller() {
 #[test]
 fn shared_pages_are_the_same_and_stay_so() {
     let shapes = [KvShape { num_key_value_heads: 2, head_dim: 5 }, KvShape { num_key_value_heads: 1, head_dim: 16 }];
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8] {
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8, KvDtype::Q4] {
         let rows = |layer: usize, positions: std::ops::Range<usize>, salt: u64| -> Vec<f32> {
             let width = shapes[layer].num_key_value_heads * shapes[layer].head_dim;
             (positions.start * width..positions.end * width).map(|i| value(i as u64 + salt)).collect()

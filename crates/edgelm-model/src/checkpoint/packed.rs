@@ -36,10 +36,12 @@ impl Quantization {
         match value.get("quant_method").and_then(Value::as_str) {
             Some("bitsandbytes") => bitsandbytes::Config::from_json(value, path).map(Self::BitsAndBytes),
             Some("gptq") => GptqConfig::from_json(value, path).map(Self::Gptq),
-            Some("auto-round" | "intel/auto-round") => AutoRoundConfig::from_json(value, path).map(|config| match config {
-                AutoRoundConfig::Gptq(config) => Self::Gptq(config),
-                AutoRoundConfig::Awq(config) => Self::Awq(config),
-            }),
+            Some("auto-round" | "intel/auto-round") => {
+                AutoRoundConfig::from_json(value, path).map(|config| match config {
+                    AutoRoundConfig::Gptq(config) => Self::Gptq(config),
+                    AutoRoundConfig::Awq(config) => Self::Awq(config),
+                })
+            }
             Some("awq") => AwqConfig::from_json(value, path).map(Self::Awq),
             Some("bitnet") => BitNetConfig::from_json(value, path).map(Self::BitNet),
             Some("fp8") => Fp8Config::from_json(value, path).map(Self::Fp8),

@@ -35,7 +35,7 @@ pub struct BenchArgs {
     #[arg(short = 'r', value_name = "REPEATS", default_value_t = 5)]
     repeats: usize,
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
-    #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
+    #[arg(long, value_name = "f32|f16|q8|q4", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
     /// Path of llama.cpp's llama-bench: run the same file there too, in turns, and print the ratio
     #[arg(long, value_name = "PROGRAM")]

@@ -52,7 +52,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = GenerationLimits::default().max_new_tokens)]
     max_tokens: usize,
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
-    #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
+    #[arg(long, value_name = "f32|f16|q8|q4", value_parser = parse_kv)]
     kv: Option<KvDtype>,
     /// Arithmetic of quantized weights: in f32 as the file means them, or with integer kernels
     #[arg(long, value_name = "exact|fast|auto", value_parser = parse_arithmetic, default_value = "auto")]

@@ -38,7 +38,7 @@ pub struct LogitsArgs {
     #[arg(long, value_name = "exact|fast|auto", value_parser = super::run::parse_arithmetic, default_value = "exact")]
     arithmetic: Arithmetic,
     /// Cache format [default: f32; with --arithmetic fast as `run`]
-    #[arg(long, value_name = "f32|f16|q8", value_parser = super::run::parse_kv)]
+    #[arg(long, value_name = "f32|f16|q8|q4", value_parser = super::run::parse_kv)]
     kv: Option<edgelm_kernels::KvDtype>,
     #[command(flatten)]
     engine: EngineArgs,

@@ -2,6 +2,7 @@
 
 mod chat;
 mod ort;
+mod session;
 mod trace;
 mod windows;
 
@@ -21,6 +22,7 @@ use edgelm_engine::{
 use edgelm_kernels::{Cpu, KvDtype};
 use edgelm_model::{GenerationConfig, Message};
 use serde_json::json;
+use session::SessionFile;
 use std::{
     io::{IsTerminal, Read},
     ops::ControlFlow,
@@ -63,6 +65,9 @@ pub struct RunArgs {
     /// Write a Chrome trace: what every operator and thread did, beside the limits of the machine
     #[arg(long, value_name = "F")]
     trace: Option<PathBuf>,
+    /// Go on with the conversation in this file, and keep it there: text and cache, of this model only
+    #[arg(long, value_name = "F", conflicts_with_all = ["tokens", "window", "lora", "beams"])]
+    session: Option<PathBuf>,
     #[command(flatten)]
     speculation: SpeculationArgs,
     #[command(flatten)]
@@ -123,7 +128,7 @@ pub struct GenerationArgs {
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
-    #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
+    #[arg(long, value_name = "f32|f16|q8|q4", value_parser = parse_kv)]
     kv: Option<KvDtype>,
 }
 
@@ -133,7 +138,8 @@ pub fn parse_kv(text: &str) -> Result<KvDtype, String> {
         "f32" => Ok(KvDtype::F32),
         "f16" => Ok(KvDtype::F16),
         "q8" => Ok(KvDtype::Q8),
-        _ => Err("expected f32, f16 or q8".into()),
+        "q4" => Ok(KvDtype::Q4),
+        _ => Err("expected f32, f16, q8 or q4".into()),
     }
 }
 
@@ -232,7 +238,7 @@ fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> 
         if global.json {
             return Err(Usage("--json needs a PROMPT".into()).into());
         }
-        return chat::run(&model, args.system.as_deref(), args.raw, &options, global);
+        return chat::run(&model, args, &options, global);
     }
     let frame = Frame::new(&model, args.system.as_deref(), args.raw, global)?;
     if let (Some(path), Some(window)) = (&args.file, args.window) {
@@ -252,6 +258,16 @@ fn answer(args: &RunArgs, cpu: Arc<Cpu>, global: &Global) -> anyhow::Result<()> 
             text.push_str("\n\n");
         }
         text.push_str(&read_file(path)?);
+    }
+    if let Some(path) = &args.session {
+        let (file, mut sequence, mut talk) = SessionFile::open(path, args, frame.raw, &model, &options, global)?;
+        let prompt = talk.go_on(&model, &text)?;
+        let options = with_model_limit(&model, prompt.len(), &options);
+        let generation =
+            streamed(!global.json, |on_piece| model.generate_in(&mut sequence, &prompt, &options, on_piece))?;
+        finish(&generation, model.checkpoint().has_tokenizer(), load_ms, global)?;
+        talk.answer(&generation.text);
+        return file.save(&model, &sequence, &talk);
     }
     once(&model, frame.prompt(&text)?, &options, load_ms, global)
 }

@@ -89,7 +89,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
     /// Cache format [default: as precise as the weights: f32 for unquantized ones, f16 from 8 bits on, else q8]
-    #[arg(long, value_name = "f32|f16|q8", value_parser = parse_kv)]
+    #[arg(long, value_name = "f32|f16|q8|q4", value_parser = parse_kv)]
     kv: Option<KvDtype>,
     /// Memory for the caches of all requests of a model and of prompts kept for reuse (`500MB`, `1.5GiB`, bytes) [default: three
     /// quarters of what is free, shared between the models, twice what --parallel full contexts need at most]

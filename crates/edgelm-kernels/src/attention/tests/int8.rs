@@ -1,20 +1,37 @@
-//! Attention over Q8 caches against its definition, written as plain loops.
+//! Attention over Q8 and Q4 caches against its definition, written as plain loops.
 
 use super::*;
+use crate::kv::rotate;
 use crate::simd::{Kernel, LANES, Lanes, dispatch, exp2_negative, tanh};
 
 const PAGE: usize = 64;
 const SEGMENT: usize = 8 * PAGE;
 
-/// Bytes and scale of a row.
-fn quantize(row: &[f32]) -> (Vec<i32>, f32) {
+/// Whole numbers up to `steps`, and scale, of a row.
+fn quantize(row: &[f32], steps: f32) -> (Vec<i32>, f32) {
     let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let inverse = 127.0 / largest;
-    (row.iter().map(|x| (x * inverse).round_ties_even() as i32).collect(), largest / 127.0)
+    let inverse = steps / largest;
+    (row.iter().map(|x| (x * inverse).round_ties_even() as i32).collect(), largest / steps)
+}
+
+/// As a cache keeps it.
+fn kept(dtype: KvDtype, row: &[f32]) -> (Vec<i32>, f32) {
+    match dtype {
+        KvDtype::Q4 => quantize(&turned(dtype, row), 7.0),
+        _ => quantize(row, 127.0),
+    }
+}
+
+fn turned(dtype: KvDtype, row: &[f32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    if dtype == KvDtype::Q4 {
+        rotate(&mut row);
+    }
+    row
 }
 
 pub(super) fn rounded(row: &[f32]) -> Vec<f32> {
-    let (bytes, scale) = quantize(row);
+    let (bytes, scale) = quantize(row, 127.0);
     bytes.iter().map(|&byte| byte as f32 * scale).collect()
 }
 
@@ -53,18 +70,18 @@ struct State {
 impl Sequence {
     /// What the module comment of `int8` says, one number after the other.
     fn plain(&self) -> Vec<f32> {
-        let Case { len, heads, kv_heads, head_dim, window, extras, .. } = self.case;
+        let Case { len, heads, kv_heads, head_dim, window, extras, dtype } = self.case;
         let log2_e = std::f32::consts::LOG2_E;
         let bfloat16 = |x: f32| half::bf16::from_f32(x).to_f32();
         let scalar = cpu(1, Isa::Scalar);
         let exp2 = |x: f32| dispatch(&scalar, Exp2(x));
-        let stored = |rows: &[f32]| rows.chunks(head_dim).map(quantize).collect::<Vec<_>>();
+        let stored = |rows: &[f32]| rows.chunks(head_dim).map(|row| kept(dtype, row)).collect::<Vec<_>>();
         let (k, v) = (stored(&self.k), stored(&self.v));
         let mut result = Vec::new();
         for (row, q) in self.q.chunks(head_dim).enumerate() {
             let (position, head) = (row / heads, row % heads);
             let kv_head = head / (heads / kv_heads);
-            let (q, scale) = quantize(q);
+            let (q, scale) = quantize(&turned(dtype, q), 127.0);
             let factor = scale * self.scale() * log2_e;
             let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
             let empty = State { max: f32::NEG_INFINITY, sum: [0.0; LANES], out: vec![0.0; head_dim] };
@@ -133,7 +150,8 @@ impl Sequence {
                 }
             }
             let inverse = 1.0 / total.sum[0];
-            result.extend(total.out.iter().map(|out| out * inverse + 0.0));
+            let out: Vec<f32> = total.out.iter().map(|out| out * inverse + 0.0).collect();
+            result.extend(turned(dtype, &out));
         }
         assert_eq!(result.len(), len * heads * head_dim);
         result
@@ -144,10 +162,12 @@ impl Sequence {
 fn every_instruction_set_gives_the_bits_of_the_definition() {
     let long = [None, Some(520)].map(|window| Case { len: 1100, heads: 2, kv_heads: 1, head_dim: 8, window, ..BASE });
     for (seed, case) in cases().into_iter().chain(long).enumerate() {
-        let sequence = Sequence::new(Case { dtype: KvDtype::Q8, ..case }, seed as u64 + 1);
-        let want = sequence.plain();
-        for isa in Isa::available() {
-            assert_same_bits(&sequence.run(&cpu(2, isa), [case.len]), &want, &format!("{isa} {case:?}"));
+        for dtype in [KvDtype::Q8, KvDtype::Q4] {
+            let sequence = Sequence::new(Case { dtype, ..case }, seed as u64 + 1);
+            let want = sequence.plain();
+            for isa in Isa::available() {
+                assert_same_bits(&sequence.run(&cpu(2, isa), [case.len]), &want, &format!("{isa} {dtype:?} {case:?}"));
+            }
         }
     }
 }

@@ -37,9 +37,10 @@ impl LlamaBench {
             KvDtype::F32 => "f32",
             KvDtype::F16 => "f16",
             KvDtype::Q8 => "q8_0",
+            KvDtype::Q4 => "q4_0",
         };
         // llama.cpp quantizes values only under flash attention; elsewhere it picks what it holds to be faster.
-        let attention = if self.kv == KvDtype::Q8 { "on" } else { "auto" };
+        let attention = if matches!(self.kv, KvDtype::Q8 | KvDtype::Q4) { "on" } else { "auto" };
         let mut arguments = vec!["-m".to_owned(), self.model.to_string_lossy().into_owned()];
         for (flag, value) in [
             ("-t", self.threads.to_string().as_str()),

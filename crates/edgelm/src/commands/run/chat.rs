@@ -1,7 +1,11 @@
 //! Interactive chat: history, streaming, Ctrl-C stops an answer.
 
-use super::with_model_limit;
-use crate::{interrupt::Work, options::Global, output};
+use super::{
+    RunArgs,
+    session::{SessionFile, Talk},
+    with_model_limit,
+};
+use crate::{failure::Usage, interrupt::Work, options::Global, output};
 use edgelm_engine::{GenerateOptions, Model};
 use edgelm_model::Message;
 use serde_json::json;
@@ -12,22 +16,26 @@ use std::{
 
 const HELP: &str = "/clear forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends";
 
-pub(super) fn run(
-    model: &Model,
-    system: Option<&str>,
-    raw: bool,
-    options: &GenerateOptions,
-    global: &Global,
-) -> anyhow::Result<()> {
+pub(super) fn run(model: &Model, args: &RunArgs, options: &GenerateOptions, global: &Global) -> anyhow::Result<()> {
+    let raw = args.raw;
+    if raw && args.session.is_some() {
+        return Err(Usage("--session: lines of a chat with --raw have nothing to do with each other".into()).into());
+    }
     if !raw && model.chat_template()?.is_none() {
         return Err(edgelm_engine::EngineError::NoChatTemplate.into());
     }
     if !global.quiet {
         eprintln!("{}: {HELP}; Ctrl-C stops an answer", model.name());
     }
-    let mut system = system.map(str::to_owned);
+    let mut system = args.system.clone();
     let mut messages = first_messages(system.as_deref());
     let mut sequence = model.sequence(options);
+    let mut file = None;
+    if let Some(path) = &args.session
+        && let (session, kept, Talk::Messages(said)) = SessionFile::open(path, args, false, model, options, global)?
+    {
+        (file, sequence, messages) = (Some(session), kept, said);
+    }
     loop {
         eprint!(">>> ");
         std::io::stderr().flush()?;
@@ -52,7 +60,12 @@ pub(super) fn run(
                 let prompt =
                     if raw { model.tokenizer()?.encode_prompt(line)? } else { model.chat_prompt(&messages)? };
                 match answer(model, &mut sequence, &prompt, options) {
-                    Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
+                    Ok(text) => {
+                        messages.push(json!({ "role": "assistant", "content": text }));
+                        if let Some(file) = &file {
+                            file.save(model, &sequence, &Talk::Messages(messages.clone()))?;
+                        }
+                    }
                     Err(error) => {
                         messages.pop();
                         crate::failure::report(&error);

@@ -12,6 +12,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> anyhow::Result<()> {
     refuse(&[
         ("--lora", !args.lora.is_empty()),
         ("--trace", args.trace.is_some()),
+        ("--session", args.session.is_some()),
         ("--window", args.window.is_some()),
         ("--draft and --lookup", args.speculation.is_set()),
         ("--beams", args.generation.beams > 1),
