@@ -8,12 +8,17 @@ use crate::{
     EngineError, FinishReason, GenerateOptions, Guesses, KvStore, Model, Piece, Speculation, Step, StoreState, Want,
     Workspace,
     block::State,
-    prefix::{Match, PrefixCache},
+    prefix::{Match, PrefixCache, Saving},
     running::Running,
     speculation::Speculator,
 };
 use edgelm_kernels::{KvCache, KvDtype};
-use std::{collections::BTreeMap, ops::ControlFlow, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::{ControlFlow, Range},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 const PAGE: usize = KvCache::PAGE_TOKENS;
 
@@ -88,6 +93,8 @@ struct Lane<'a> {
     /// Its logits among those of the last pass.
     rows: Option<Range<usize>>,
     is_prompt_kept: bool,
+    /// It has been in a pass.
+    has_begun: bool,
 }
 
 impl Lane<'_> {
@@ -206,6 +213,7 @@ impl<'a> Batch<'a> {
             snapshots: Vec::new(),
             rows: None,
             is_prompt_kept: false,
+            has_begun: false,
         };
         self.lanes.insert(id, lane);
         Ok(id)
@@ -233,6 +241,10 @@ impl<'a> Batch<'a> {
             let past = self.prefixes.past(&found);
             lane.running.resume_from(self.model.engine().resume(self.kv, adapter, &past));
             lane.shares(found.tokens);
+            // A lane that was paused comes back to what it had itself.
+            if !lane.has_begun {
+                self.prefixes.is_taken(&found);
+            }
             if lane.cached < found.tokens {
                 lane.cached = found.tokens.min(lane.running.prompt_tokens() - 1);
             }
@@ -256,10 +268,10 @@ impl<'a> Batch<'a> {
         budget.saturating_sub(memory.used_bytes - memory.kept_bytes)
     }
 
-    /// Writes a page to the store that it does not have yet; false where there is nothing to write, or it cannot be. For when
-    /// nothing else is to be done: what is in the store survives the process.
-    pub fn save_next(&mut self) -> bool {
-        self.prefixes.save_next()
+    /// Writes a page to the store that it does not have yet and that nobody has touched for this time. For when nothing else is
+    /// to be done: what is in the store survives the process.
+    pub fn save_next(&mut self, untouched: Duration) -> Saving {
+        self.prefixes.save_next(untouched)
     }
 
     /// Prompt tokens of a lane that were not computed, but taken from what was kept.
@@ -344,6 +356,7 @@ impl<'a> Batch<'a> {
             if let Some(lane) = self.lanes.get_mut(id) {
                 lane.is_tail_shared = false;
                 lane.may_fetch = true;
+                lane.has_begun = true;
             }
         }
         for (id, rows) in rows {

@@ -37,7 +37,7 @@ pub use front::token_embeddings;
 pub use generate::{FinishReason, GenerateOptions, Generation, Piece};
 pub use head::Head;
 pub use model::Model;
-pub use prefix::{KvStore, StoreState};
+pub use prefix::{KvStore, Saving, StoreState};
 pub use sampling::{Sampler, Sampling, argmax, log_sum_exp};
 pub use session::SessionFault;
 pub use speculation::{Guesses, Speculation};

@@ -3,10 +3,11 @@
 
 use edgelm_engine::{
     Batch, BatchOptions, EngineError, FinishReason, GenerateOptions, KvStore, LaneId, LoadedAdapter, Model, Sampling,
+    Saving,
 };
 use edgelm_kernels::{Cpu, KvCache, KvDtype};
 use edgelm_model::{Adapter, Checkpoint};
-use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 fn testdata() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
@@ -194,12 +195,54 @@ fn what_memory_has_no_room_for_comes_back_from_the_store() {
             let mut batch = Batch::new(&model, options).unwrap();
             assert_eq!(together(&mut batch, &wishes, seed), alone, "{name}, room for {tokens} tokens");
             if seed % 2 == 1 {
-                while batch.save_next() {}
+                while batch.save_next(Duration::ZERO) == Saving::Written {}
             }
         }
         let state = store.state();
         assert!(state.read > 0 && state.written > 0 && state.bad_reads + state.failed_writes == 0, "{name}: {state:?}");
     }
+}
+
+/// A disk that wears is not written to for prompts that come once.
+#[test]
+fn what_nobody_came_back_to_goes_without_being_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("qwen3");
+    let store = store(&model, &folder.path().join("kv"));
+    let kv_budget = Some(budget(&model, model.engine().default_kv(), 448));
+    let options = BatchOptions { kv_budget, store: Some(Arc::clone(&store)), ..Default::default() };
+    let mut batch = Batch::new(&model, options).unwrap();
+    let prompts: Vec<_> = (1..12).map(|seed| prompt(150, seed)).collect();
+    for tokens in &prompts {
+        assert_eq!(cached(&mut batch, tokens, None), 0);
+    }
+    assert_eq!(store.state().written, 0, "each came once");
+    // Again, after it had to go: it was wanted twice, so it is written when it has to go now.
+    assert_eq!(cached(&mut batch, &prompts[0], None), 0);
+    // And one that is still there is used by another.
+    assert_eq!(cached(&mut batch, &prompts[10], None), 149);
+    for tokens in &prompts[1..9] {
+        assert_eq!(cached(&mut batch, tokens, None), 0);
+    }
+    assert!(store.state().written >= 5, "{:?}", store.state());
+    assert_eq!(store.state().read, 0);
+    for index in [0, 10] {
+        assert_eq!(cached(&mut batch, &prompts[index], None), 149, "{index}");
+    }
+    assert!(store.state().read > 0);
+
+    // What is left alone for a while is written however often it came, its beginning first.
+    let other = self::store(&model, &folder.path().join("other"));
+    let options = BatchOptions { store: Some(Arc::clone(&other)), ..Default::default() };
+    let mut batch = Batch::new(&model, options).unwrap();
+    cached(&mut batch, &prompts[0], None);
+    let delay = Duration::from_secs(3600);
+    let Saving::After(left) = batch.save_next(delay) else { panic!("too soon") };
+    assert!(left <= delay && left > delay / 2);
+    while batch.save_next(Duration::ZERO) == Saving::Written {}
+    let state = other.state();
+    assert_eq!((state.written, state.written_bytes > state.bytes / 2), (3, true), "{state:?}");
+    assert_eq!(batch.save_next(Duration::ZERO), Saving::Nothing);
 }
 
 #[test]
@@ -214,7 +257,7 @@ fn beginnings_outlive_the_process_that_computed_them() {
             let mut batch = Batch::new(&model, options(store(&model, &path))).unwrap();
             assert_eq!(cached(&mut batch, &tokens, None), 0, "{name}");
             let again = cached(&mut batch, &tokens, None);
-            while batch.save_next() {}
+            while batch.save_next(Duration::ZERO) == Saving::Written {}
             (again, fs::metadata(&path).unwrap().len() / 2)
         };
         assert!(again > 0, "{name}");

@@ -3,11 +3,11 @@
 use crate::health::{Patience, Probe, TEXT, run_probe};
 use edgelm_engine::{
     Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
-    Pooling, Progress, Speculation,
+    Pooling, Progress, Saving, Speculation,
 };
 use edgelm_model::{Checkpoint, GenerationConfig, Message, ModelError};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// A model that answers prompts. Prompts may be prepared on several threads at once; `lanes` is only ever called by
 /// engine threads, of which there is one at a time but for those that hang.
@@ -83,8 +83,8 @@ pub trait Lanes {
     fn end(&mut self, lane: LaneId);
     fn abandon(&mut self, lane: LaneId);
     fn memory(&self) -> KvMemory;
-    fn save_next(&mut self) -> bool {
-        false
+    fn save_next(&mut self, _untouched: Duration) -> Saving {
+        Saving::Nothing
     }
 }
 
@@ -122,8 +122,8 @@ impl Lanes for Batch<'_> {
     fn memory(&self) -> KvMemory {
         Batch::memory(self)
     }
-    fn save_next(&mut self) -> bool {
-        Batch::save_next(self)
+    fn save_next(&mut self, untouched: Duration) -> Saving {
+        Batch::save_next(self, untouched)
     }
 }
 

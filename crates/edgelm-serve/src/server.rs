@@ -61,6 +61,8 @@ pub struct ServerConfig {
     pub pass_limit: Duration,
     /// Times in ten minutes that an engine that hangs or panics is started again, on new threads.
     pub restarts: usize,
+    /// What a model keeps is saved, where it has a store, when nobody has touched it for so long.
+    pub save_delay: Duration,
     /// When a model takes no requests for a while. `None` = never.
     pub breaker: Option<BreakerConfig>,
     /// Text that is answered where a model cannot be had and no other model answers.
@@ -102,6 +104,7 @@ impl Default for ServerConfig {
             overflow: Overflow::Refuse,
             pass_limit: Duration::from_secs(60),
             restarts: 3,
+            save_delay: Duration::from_secs(30),
             breaker: Some(BreakerConfig::default()),
             fallback_text: None,
             body_limit_bytes: 8 << 20,
@@ -162,7 +165,8 @@ pub async fn serve_models(
     shutdown: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let metrics = Arc::new(Metrics::new());
+    let ids: Vec<&str> = models.iter().map(|model| model.id.as_str()).collect();
+    let metrics = Arc::new(Metrics::new(&ids));
     // Closed when this ends: behind all requests.
     let audit = config.audit.clone().map(|config| Audit::start(config, metrics.audit.clone())).transpose()?;
     let records = audit.as_ref().map(Audit::state);

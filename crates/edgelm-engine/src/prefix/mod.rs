@@ -5,21 +5,24 @@
 //! are not attention cannot: they fit behind exactly the tokens they were taken at, so a model with such layers goes on from
 //! nodes with states only. Sequences of different adapters share nothing.
 //!
-//! Where there is a [`KvStore`], what has to go is written to it, and comes back from it when somebody begins the same.
+//! Where there is a [`KvStore`], what has to go is written to it if somebody came back to it before, and comes back from there when
+//! somebody begins the same. What nobody touches for a while is written too, whoever used it: see [`PrefixCache::save_next`].
 //!
 //! The idea is the radix tree of Zheng et al. 2024 (SGLang, arXiv:2312.07104, §3), with pages for edges.
 
+mod ghosts;
 mod store;
 
 pub use store::{KvStore, StoreState};
 
 use crate::{LoadedAdapter, Sequence, block::State, engine::Past};
 use edgelm_kernels::{KvCache, KvPages};
+use ghosts::Ghosts;
 use std::{
     collections::{BTreeMap, BTreeSet},
     process,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 use store::{Key, Record};
 
@@ -40,6 +43,19 @@ pub(crate) struct PrefixCache {
     store: Option<Arc<KvStore>>,
     /// Nodes that the store has not been given yet; empty without one.
     unsaved: BTreeSet<NodeId>,
+    /// What went without being written.
+    ghosts: Ghosts,
+}
+
+/// What became of a wish to write something to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saving {
+    /// It has a page more than before.
+    Written,
+    /// Nothing yet; there will be something after this time, if nobody touches it until then.
+    After(Duration),
+    /// There is nothing to write, or it cannot be.
+    Nothing,
 }
 
 /// Where the sequences of one adapter begin.
@@ -60,6 +76,16 @@ struct Node {
     /// After the last of `tokens`.
     states: Option<Box<[State]>>,
     last_used: u64,
+    touched: Instant,
+    /// Somebody came back to it: worth a place on a disk.
+    is_wanted: bool,
+}
+
+impl Node {
+    fn touch(&mut self, clock: u64) {
+        self.last_used = clock;
+        self.touched = Instant::now();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -125,10 +151,22 @@ impl PrefixCache {
         best.seen = seen;
         for id in &best.path {
             if let Some(node) = self.nodes.get_mut(id) {
-                node.last_used = self.clock;
+                node.touch(self.clock);
             }
         }
         best
+    }
+
+    /// Another request goes on from a beginning that was kept: it is worth more from now on than one that came once. Of the
+    /// last page at least half has to be the same; every prompt has its first token in common with another.
+    pub(crate) fn is_taken(&mut self, found: &Match) {
+        let mut left = found.tokens;
+        for id in &found.path {
+            let Some(node) = self.nodes.get_mut(id) else { return };
+            let count = node.tokens.len().min(left);
+            left -= count;
+            node.is_wanted |= 2 * count >= node.tokens.len();
+        }
     }
 
     /// What a sequence takes over.
@@ -161,7 +199,7 @@ impl PrefixCache {
             match best.map(|id| (id, same(&id))) {
                 Some((id, PAGE)) => {
                     if let Some(node) = self.nodes.get_mut(&id) {
-                        node.last_used = now;
+                        node.touch(now);
                     }
                     (parent, rest) = (Parent::Node(id), &rest[PAGE..]);
                 }
@@ -178,6 +216,9 @@ impl PrefixCache {
             let states = content.states.as_deref();
             let Some(id) = self.put(parent, &record.tokens, states, || content.pages) else { return };
             self.unsaved.remove(&id);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.is_wanted = true;
+            }
             parent = Parent::Node(id);
         }
     }
@@ -205,11 +246,30 @@ impl PrefixCache {
         found
     }
 
-    /// Writes something to the store that it does not have yet. False where there is nothing, or where that fails.
-    pub(crate) fn save_next(&mut self) -> bool {
-        // Ids grow from the root on, so that what was saved can be reached.
-        let Some(&id) = self.unsaved.first() else { return false };
-        self.save(id)
+    /// Writes a page to the store that it does not have yet and that nobody has touched for this time.
+    pub(crate) fn save_next(&mut self, untouched: Duration) -> Saving {
+        let Some(store) = self.store.clone() else { return Saving::Nothing };
+        let now = Instant::now();
+        let mut soonest: Option<Duration> = None;
+        let unsaved = self.unsaved.iter().filter_map(|id| Some((*id, self.nodes.get(id)?.touched)));
+        let due = unsaved.into_iter().find(|(_, touched)| {
+            let left = untouched.saturating_sub(now.saturating_duration_since(*touched));
+            if !left.is_zero() {
+                soonest = Some(soonest.map_or(left, |soonest| soonest.min(left)));
+            }
+            left.is_zero()
+        });
+        let Some((mut id, _)) = due else { return soonest.map_or(Saving::Nothing, Saving::After) };
+        // What was saved must be found again, so the beginning goes first.
+        while let Some(Parent::Node(parent)) = self.nodes.get(&id).map(|node| node.parent)
+            && self.unsaved.contains(&parent)
+        {
+            id = parent;
+        }
+        let before = store.state().failed_writes;
+        self.save(id);
+        // A full disk: there is no use in trying the rest.
+        if store.state().failed_writes > before { Saving::Nothing } else { Saving::Written }
     }
 
     /// True where the store has the node now.
@@ -219,6 +279,18 @@ impl PrefixCache {
         let states = node.states.as_deref();
         store.contains(&node.key, states.is_some())
             || store.write(node.key, self.key(node.parent), &node.tokens, &node.pages, states)
+    }
+
+    /// For what has to go.
+    fn save_if_wanted(&mut self, id: NodeId) {
+        if self.store.is_none() {
+            return;
+        }
+        match self.nodes.get(&id) {
+            Some(node) if node.is_wanted => _ = self.save(id),
+            Some(node) => self.ghosts.add(node.key),
+            None => {}
+        }
     }
 
     /// Keeps what a sequence holds. Returns what of it is in the tree now, for the sequence to share.
@@ -254,7 +326,7 @@ impl PrefixCache {
             |keep: &dyn Fn(&Node) -> bool| self.children(parent).iter().copied().find(|id| keep(&self.nodes[id]));
         if let Some(id) = find(&|node| *node.tokens == *tokens) {
             let node = self.nodes.get_mut(&id)?;
-            node.last_used = clock;
+            node.touch(clock);
             if let (None, Some(states)) = (&node.states, states) {
                 node.states = Some(states.into());
                 self.bytes += self.state_bytes;
@@ -270,7 +342,7 @@ impl PrefixCache {
                 return None;
             }
             if let Some(id) = find(&|node| node.tokens.starts_with(tokens)) {
-                self.nodes.get_mut(&id)?.last_used = clock;
+                self.nodes.get_mut(&id)?.touch(clock);
                 return None;
             }
             while let Some(part) = self.children(parent).iter().copied().find(|id| {
@@ -285,7 +357,8 @@ impl PrefixCache {
         let states = states.map(Box::from);
         let key = self.key(parent).child(tokens);
         let (children, tokens, pages) = (Vec::new(), tokens.into(), pages());
-        let node = Node { parent, key, children, tokens, pages, states, last_used: clock };
+        let (touched, is_wanted) = (Instant::now(), self.ghosts.has(&key));
+        let node = Node { parent, key, children, tokens, pages, states, last_used: clock, touched, is_wanted };
         self.bytes += self.node_bytes(&node);
         if self.store.is_some() {
             self.unsaved.insert(id);
@@ -306,14 +379,14 @@ impl PrefixCache {
             nodes.min_by_key(|(_, node)| node.last_used).map(|(&id, _)| id)
         };
         if let Some(id) = oldest(&|node| node.children.is_empty() && !node.pages.is_shared()) {
-            self.save(id);
+            self.save_if_wanted(id);
             self.remove(id);
             return true;
         }
         // States are copied, never shared: they can always go.
         match oldest(&|node| node.states.is_some()) {
             Some(id) => {
-                self.save(id);
+                self.save_if_wanted(id);
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.states = None;
                     self.bytes -= self.state_bytes;

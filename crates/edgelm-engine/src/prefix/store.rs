@@ -67,6 +67,8 @@ pub struct StoreState {
     pub bytes: u64,
     /// Pages written.
     pub written: u64,
+    /// Bytes written: what a disk wears by.
+    pub written_bytes: u64,
     /// Pages that came back.
     pub read: u64,
     /// Pages that could not be written: a full disk, most likely.
@@ -293,7 +295,10 @@ impl KvStore {
         let outcome = inner.write(self.slot_bytes, record, &mut buffer);
         inner.buffer = buffer;
         match outcome {
-            true => inner.state.written += 1,
+            true => {
+                inner.state.written += 1;
+                inner.state.written_bytes += inner.buffer.len() as u64;
+            }
             false => inner.state.failed_writes += 1,
         }
         outcome

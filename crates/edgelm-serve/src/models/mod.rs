@@ -99,6 +99,7 @@ impl Models {
                 parallel: config.parallel.max(1),
                 pass_limit: config.pass_limit,
                 restarts: config.restarts,
+                save_delay: config.save_delay,
             },
             turns: Arc::default(),
             metrics,

@@ -18,7 +18,7 @@ use crate::{
     telemetry::Journey,
     turns::{Account, Turn, Turns},
 };
-use edgelm_engine::GenerateOptions;
+use edgelm_engine::{GenerateOptions, Saving};
 use queue::Queue;
 use restarts::Restarts;
 use schedule::Schedule;
@@ -108,6 +108,18 @@ pub(crate) struct WorkerConfig {
     pub(crate) pass_limit: Duration,
     /// Times that a new engine thread takes the place of one that hangs or panics, in ten minutes.
     pub(crate) restarts: usize,
+    /// What is kept is saved when nobody has touched it for so long.
+    pub(crate) save_delay: Duration,
+}
+
+/// Why the engine thread goes on.
+enum Wake {
+    /// A job waits.
+    Work,
+    /// The time is over.
+    Time,
+    /// It has to end.
+    End,
 }
 
 /// The way to the engine thread. Dropping it stops the thread after the pass it is at.
@@ -298,13 +310,16 @@ impl Shared {
         job
     }
 
-    /// Sleeps until there is something to do; false when the thread has to end.
-    fn wait(&self) -> bool {
-        let mut queue = self.queue();
-        while queue.len() == 0 && !self.stopping.load(Ordering::Relaxed) {
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    /// Sleeps until there is something to do, for this time at most; `None` = for any.
+    fn wait(&self, limit: Option<Duration>) -> Wake {
+        let is_idle = |queue: &mut Queue| queue.len() == 0 && !self.stopping.load(Ordering::Relaxed);
+        let (queue, limit) = (self.queue(), limit.unwrap_or(Duration::MAX));
+        let waited = self.wake.wait_timeout_while(queue, limit, is_idle).unwrap_or_else(PoisonError::into_inner);
+        match waited {
+            _ if self.stopping.load(Ordering::Relaxed) => Wake::End,
+            (queue, _) if queue.len() > 0 => Wake::Work,
+            _ => Wake::Time,
         }
-        !self.stopping.load(Ordering::Relaxed)
     }
 
     /// The engine thread: a schedule, and a new one whenever the last is lost.
@@ -335,7 +350,7 @@ impl Shared {
             }
             if outcome.is_ok() {
                 let end = Instant::now() + SAVE_TIME;
-                while Instant::now() < end && schedule.save_next() {}
+                while Instant::now() < end && schedule.save_next(Duration::ZERO) == Saving::Written {}
                 return;
             }
             // Not a pass, which a schedule survives, but what comes before or after it: who caused it is not known.
@@ -367,11 +382,13 @@ impl Shared {
     fn follow(&self, schedule: &mut Schedule<'_>, seat: &Seat) {
         while !seat.watchdog.is_abandoned() {
             if schedule.is_idle() {
-                while self.queue().len() == 0 && !self.stopping.load(Ordering::Relaxed) && schedule.save_next() {}
+                let more = self.save(schedule);
                 // Those that the last pass finished are gone only now.
                 schedule.show();
-                if !self.wait() {
-                    return;
+                match self.wait(more) {
+                    Wake::Work => {}
+                    Wake::Time => continue,
+                    Wake::End => return,
                 }
             }
             if self.stopping.load(Ordering::Relaxed) {
@@ -380,6 +397,18 @@ impl Shared {
             }
             schedule.pass();
         }
+    }
+
+    /// Saves what nobody has touched for a while, as long as nothing else is to be done. Returns when there is more to save.
+    fn save(&self, schedule: &mut Schedule<'_>) -> Option<Duration> {
+        while self.queue().len() == 0 && !self.stopping.load(Ordering::Relaxed) {
+            match schedule.save_next(self.config.save_delay) {
+                Saving::Written => {}
+                Saving::After(time) => return Some(time),
+                Saving::Nothing => break,
+            }
+        }
+        None
     }
 
     fn job_took(&self, time: Duration) {

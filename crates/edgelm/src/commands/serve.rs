@@ -102,6 +102,10 @@ pub struct ServeArgs {
     /// Size of each model's file in --kv-store; what was not used for longest makes room
     #[arg(long, value_name = "S", default_value = "1GB", value_parser = parse_size, requires = "kv_store")]
     kv_store_limit: u64,
+    /// Seconds that nobody has touched a kept page when it is written to --kv-store, if nothing else is to be done; 0 = at once.
+    /// What was used again is also written when it has to make room, and all of it when the server is told to end
+    #[arg(long, value_name = "S", default_value = "30", value_parser = parse_delay, requires = "kv_store")]
+    kv_store_delay: Duration,
     /// Generations of a model that run at once, sharing every pass over the weights
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
@@ -140,6 +144,12 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         Ok(time) if !time.is_zero() => Ok(time),
         _ => Err(format!("{seconds} is not a time that a request can take")),
     }
+}
+
+/// Seconds, or 0.
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{seconds} is not a time to wait for"))
 }
 
 fn parse_overflow(text: &str) -> Result<Overflow, String> {
@@ -185,6 +195,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         fallback: args.fallback.clone(),
         fallback_text: args.fallback_text,
         restarts: args.restarts,
+        save_delay: args.kv_store_delay,
         overflow: args.overflow,
         breaker: (args.breaker_rate > 0.0).then(|| BreakerConfig {
             rate: args.breaker_rate,

@@ -41,17 +41,24 @@ fn eventually(server: &Server, name: &str, is_right: impl Fn(f64) -> bool) -> f6
 #[test]
 fn conversations_outlive_a_server_that_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let server = start(folder.path(), None, &[]);
+    let server = start(folder.path(), None, &["--kv-store-delay", "0.5"]);
     let (text, cached) = ask(&server, 1);
     assert_eq!(cached, 0);
     let (again, kept) = ask(&server, 1);
     assert!(again == text && kept > 192, "{kept}");
-    // All of it is written once nothing else is to be done: as many pages as are in memory.
+    // All of it is written when nobody has asked for a while: as many pages as are in memory.
     eventually(&server, "edgelm_kv_store_writes_total", |pages| pages >= 4.0);
+    eventually(&server, "edgelm_kv_store_written_bytes_total", |bytes| bytes >= 10_000.0);
     thread::sleep(Duration::from_millis(300));
     server.end("-KILL");
     let server = start(folder.path(), None, &[]);
     assert_eq!(ask(&server, 1), (text.clone(), kept), "after kill -9");
+    let (other, _) = ask(&server, 2);
+    let written = eventually(&server, "edgelm_kv_store_writes_total", |_| true);
+    assert_eq!(written, 0.0, "not before its time");
+    server.end("-TERM");
+    let server = start(folder.path(), None, &[]);
+    assert_eq!(ask(&server, 2), (other, kept), "who is told to end writes at once");
     server.end("-TERM");
     // Another cache format: nothing of this fits it.
     let server = start(folder.path(), None, &["--kv", "f16"]);
@@ -65,6 +72,10 @@ fn what_has_to_go_comes_back_and_a_full_disk_costs_nobody_an_answer() {
     let small = ["--kv-budget", "900KB", "--kv", "f16"];
     let server = start(folder.path(), None, &small);
     let texts: Vec<_> = (0..4).map(|seed| ask(&server, seed).0).collect();
+    assert_eq!(eventually(&server, "edgelm_kv_store_writes_total", |_| true), 0.0, "each came once");
+    for (seed, text) in (0..).zip(&texts) {
+        assert_eq!(ask(&server, seed).0, *text);
+    }
     for (seed, text) in (0..).zip(&texts) {
         let (again, cached) = ask(&server, seed);
         assert!(again == *text && cached > 128, "{cached}");
@@ -74,7 +85,7 @@ fn what_has_to_go_comes_back_and_a_full_disk_costs_nobody_an_answer() {
 
     let full = tempfile::tempdir().unwrap();
     let server = start(full.path(), Some(8), &small);
-    for (seed, text) in (0..).zip(&texts) {
+    for (seed, text) in (0..).zip(&texts).chain((0..).zip(&texts)).chain((0..).zip(&texts)) {
         assert_eq!(ask(&server, seed).0, *text);
     }
     eventually(&server, "edgelm_kv_store_write_failures_total", |pages| pages >= 1.0);
