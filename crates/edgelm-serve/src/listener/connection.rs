@@ -1,6 +1,6 @@
 //! One connection: TLS if there is any, then HTTP in the version that the client speaks.
 
-use super::{DoorLimits, DoorMetrics, Tls, patience::Patient, unread};
+use super::{DoorLimits, DoorMetrics, Tls, patience::Patient, rest::Rest, unread};
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request, response::Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -139,13 +139,17 @@ impl Shared {
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
+            let (request, rest) = Rest::of(request);
             let answer = hyper::service::Service::call(&router, request);
             let metrics = self.metrics.clone();
             async move {
-                let response: Response = match answer.await {
+                let mut response: Response = match answer.await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 };
+                if let Some(rest) = rest {
+                    rest.settle(&mut response).await;
+                }
                 Ok::<_, Infallible>(unread::watch(response, limits.unread, &metrics))
             }
         });

@@ -7,6 +7,7 @@ mod connection;
 mod exposure;
 mod metrics;
 mod patience;
+mod rest;
 mod tls;
 mod unread;
 

@@ -447,3 +447,64 @@ async fn pages_of_named_origins_may_use_the_api() {
         server.post(PATH, &body(json!({}))).header("origin", "https://chat.example.org").send().await.unwrap();
     assert_eq!(keyless.status(), 401, "an origin is no key");
 }
+
+/// Sends all of it over one connection, and returns the heads of the answers that come.
+async fn heads(server: &Running, requests: &[Vec<u8>]) -> Vec<String> {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let mut heads = Vec::new();
+    for request in requests {
+        if stream.write_all(request).await.is_err() {
+            break;
+        }
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else { return heads };
+            head.push(byte);
+        }
+        let head = String::from_utf8(head).unwrap().to_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        heads.push(head);
+    }
+    heads
+}
+
+/// A client that keeps its connection is told when it cannot.
+#[tokio::test]
+async fn a_refusal_reads_the_rest_of_a_body_or_says_that_the_connection_ends() {
+    let config = ServerConfig { api_keys: ["k1"].into_iter().collect(), ..ServerConfig::default() };
+    let server = Running::start_with(Fake::default(), config).await;
+    let request = |more: &str, bytes: usize| {
+        let head = format!("POST {PATH} HTTP/1.1\r\nhost: a\r\n{more}content-length: {bytes}\r\n\r\n");
+        [head.into_bytes(), vec![b' '; bytes]].concat()
+    };
+    let closes = |head: &str| head.contains("\r\nconnection: close\r\n");
+    let answers = heads(&server, &[request("", 100), request("", 200_000), request("", 0)]).await;
+    assert_eq!(answers.len(), 3, "{answers:?}");
+    assert!(answers.iter().all(|head| head.starts_with("http/1.1 401") && !closes(head)), "{answers:?}");
+    // More than is read for nothing: here the body never comes.
+    let long = request("", 0).iter().map(|&byte| byte as char).collect::<String>();
+    let long = long.replace("content-length: 0", "content-length: 300000").into_bytes();
+    let answers = heads(&server, &[long.clone()]).await;
+    assert!(closes(&answers[0]), "{answers:?}");
+    // Nor is it asked for.
+    let held = long.iter().map(|&byte| byte as char).collect::<String>();
+    let held = held.replace("300000", "300").replace("host: a", "host: a\r\nexpect: 100-continue").into_bytes();
+    let answers = heads(&server, &[held]).await;
+    assert!(answers[0].starts_with("http/1.1 401") && closes(&answers[0]), "{answers:?}");
+    // One that comes too slowly does not hold the answer up.
+    let begin = Instant::now();
+    let slow = request("", 300)[..200].to_vec();
+    assert!(closes(&heads(&server, &[slow]).await[0]));
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    // What is read is read.
+    let body = body(json!({})).to_string();
+    let good = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k1\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answers = heads(&server, &[good.clone().into_bytes(), good.into_bytes()]).await;
+    assert!(answers.len() == 2 && answers.iter().all(|head| head.starts_with("http/1.1 200") && !closes(head)));
+}

@@ -1,7 +1,11 @@
 //! Prompts that are longer than the context.
 
 use crate::fake::{Fake, Running};
-use edgelm_serve::{Overflow, ServerConfig};
+use edgelm_serve::{
+    Overflow, ServerConfig,
+    proto::v1::{Chunk, GenerateRequest, Parameters, chunk::Event, generate_request::Input},
+};
+use futures::TryStreamExt;
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/chat/completions";
@@ -102,4 +106,27 @@ async fn what_cannot_be_made_to_fit_is_refused() {
     assert_eq!(ask(&server, "/v1/responses", &both).await.0, 400);
     let auto = json!({"model": "org/fake-1", "input": "a", "truncation": "auto"});
     assert_eq!(ask(&server, "/v1/responses", &auto).await.2["truncation"], "auto");
+}
+
+#[tokio::test]
+async fn grpc_clients_are_told_too() {
+    let config = ServerConfig { overflow: Overflow::Slide, ..ServerConfig::default() };
+    let server = Running::start_with(Fake::default(), config).await;
+    let mut client = crate::grpc::connect(&server).await;
+    let request = || GenerateRequest {
+        model: "org/fake-1".to_owned(),
+        input: Some(Input::Prompt(vec!["w"; 100].join(" "))),
+        parameters: Some(Parameters { max_tokens: Some(10), ..Parameters::default() }),
+    };
+    let said = Some("turns=0 tokens=46 summary_tokens=0");
+    let answer = client.generate(request()).await.unwrap();
+    let dropped = answer.metadata().get("x-edgelm-context-dropped").map(|value| value.to_str().unwrap());
+    assert_eq!(dropped, said);
+    assert_eq!(answer.get_ref().usage.unwrap().dropped_tokens, 46);
+    let chunks = client.generate_stream(request()).await.unwrap();
+    let dropped = chunks.metadata().get("x-edgelm-context-dropped").map(|value| value.to_str().unwrap());
+    assert_eq!(dropped, said);
+    let chunks: Vec<Chunk> = chunks.into_inner().try_collect().await.unwrap();
+    let Some(Event::Usage(usage)) = &chunks.last().unwrap().event else { panic!("no usage") };
+    assert_eq!((usage.prompt_tokens, usage.dropped_tokens), (54, 46));
 }

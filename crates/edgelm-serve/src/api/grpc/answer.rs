@@ -81,5 +81,6 @@ fn counts(usage: &Usage) -> v1::Usage {
         prompt_tokens: count(usage.prompt_tokens),
         completion_tokens: count(usage.completion_tokens),
         cached_tokens: count(usage.cached_tokens),
+        dropped_tokens: count(usage.dropped_tokens),
     }
 }
