@@ -249,7 +249,6 @@ ENFORCED = {
     "recursive root": {"type": "object", "properties": {"child": {"$ref": "#"}}, "additionalProperties": False},
     "mutual recursion": {"$defs": {"a": obj({"b": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/b"}]}}),
                                    "b": obj({"a": {"$ref": "#/$defs/a"}})}, "$ref": "#/$defs/a"},
-    "recursion without an end": {"$defs": {"a": obj({"a": {"$ref": "#/$defs/a"}})}, "$ref": "#/$defs/a"},
     # annotations, and words that JSON Schema does not know
     "annotations": {"title": "t", "description": "d", "default": 5, "examples": [1], "$comment": "c", "deprecated": True,
                     "readOnly": True, "writeOnly": False} | DIGIT,
@@ -284,6 +283,9 @@ REFUSED = {
     "type unknown": ({"type": "text"}, "text"),
     "type of nothing": ({"type": []}, "type"),
     "type that is no word": ({"type": 3}, "type"),
+    "recursion without an end": ({"$defs": {"a": obj({"a": {"$ref": "#/$defs/a"}})}, "$ref": "#/$defs/a"}, "$ref"),
+    "recursion that nobody must enter": ({"$defs": {"a": arr({"$ref": "#/$defs/a"}, 1, 2)}, "type": "object",
+                                          "properties": {"a": {"$ref": "#/$defs/a"}}}, "$ref"),
     "not": ({"not": {"type": "integer"}}, "not"),
     "not nested": (obj({"a": {"not": {"const": 1}}}), "not"),
     "not in items": (arr({"not": {}}), "not"),

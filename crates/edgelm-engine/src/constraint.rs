@@ -5,6 +5,7 @@
 //! grammar that takes too much work) is an error, never an answer that was not checked. Compiling and masking are
 //! `llguidance`'s: an Earley parser over lexemes that are regular expressions with derivatives.
 
+mod endless;
 mod schema;
 
 use crate::EngineError;

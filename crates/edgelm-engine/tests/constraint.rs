@@ -83,6 +83,7 @@ fn what_cannot_be_enforced_is_refused_by_name() {
         (json!({"type": "array", "items": {"properties": {"a": {"not": {}}}}}), "not"),
         (json!({"allOf": [{"type": "string"}, {"type": "integer"}]}), "nsatisf"),
         (json!({"x-guidance": {"lenient": true}, "not": {}}), "x-guidance"),
+        (json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}), "$ref"),
         (json!(false), "schema"),
         (json!("string"), "schema"),
     ] {

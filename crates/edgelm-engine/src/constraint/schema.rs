@@ -3,6 +3,7 @@
 //! The library refuses what it does not know. Here is the rest: what it would read as something else than the schema says, because
 //! it computes with doubles or is lenient, is written so that it enforces at least as much, or is refused.
 
+use super::endless;
 use crate::EngineError;
 use serde_json::{Map, Number, Value, json};
 
@@ -41,8 +42,8 @@ const LARGEST: f64 = 9_223_372_036_854_774_784.0;
 /// A schema as `llguidance` takes it, also inside `%json` in a Lark grammar.
 ///
 /// # Errors
-/// [`EngineError::Constraint`] for a schema that is neither an object nor `true`, holds options of the library, or asks for what
-/// the library would not enforce as it is written: the message names the keyword.
+/// [`EngineError::Constraint`] for a schema that is neither an object nor `true`, holds options of the library, refers to itself
+/// without an end, or asks for what the library would not enforce as it is written: the message names the keyword.
 pub fn schema_with_options(schema: &Value) -> Result<Value, EngineError> {
     let mut schema = match schema {
         Value::Object(fields) => fields.clone(),
@@ -54,6 +55,7 @@ pub fn schema_with_options(schema: &Value) -> Result<Value, EngineError> {
     }
     let has_prefix_items = schema.get("$schema").and_then(Value::as_str).is_some_and(|id| id.contains("/2020-12/"));
     prepare(&mut schema, has_prefix_items)?;
+    endless::refuse(&schema)?;
     schema.insert(OPTIONS_KEY.into(), json!({"whitespace_pattern": JSON_SPACE}));
     Ok(Value::Object(schema))
 }
