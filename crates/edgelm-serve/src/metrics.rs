@@ -1,12 +1,21 @@
 //! What is counted and measured, and its text form for Prometheus (OpenMetrics 1.0).
 //!
-//! What vLLM measures too has its name, with `edgelm_` for `vllm:`, so that its dashboards need one replacement; the rest
-//! is our own.
+//! What vLLM measures too has its name, with `edgelm_` for `vllm:`, and that name itself beside it, for dashboards as they are; so
+//! it is with what `llama-server` measures. The rest is our own.
+
+mod llama;
+mod requests;
+
+pub(crate) use requests::Ended;
 
 use crate::{breaker::Circuit, listener::DoorMetrics, telemetry::Machine, worker::StopReason};
 use edgelm_engine::{Guesses, KvMemory};
+use llama::{Llama, Shared};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{
         counter::Counter,
         family::Family,
@@ -16,6 +25,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use requests::Requests;
 use std::{
     fmt,
     path::Path,
@@ -81,6 +91,7 @@ pub(crate) struct Parts {
     budget: Part,
     stored: Part,
     store_writes: Part,
+    store_written_bytes: Part,
     store_reads: Part,
     store_write_failures: Part,
     store_bad_reads: Part,
@@ -91,6 +102,7 @@ pub(crate) struct Parts {
 struct StoreMetrics {
     bytes: Gauge,
     writes: Counter,
+    written_bytes: Counter,
     reads: Counter,
     write_failures: Counter,
     bad_reads: Counter,
@@ -99,6 +111,10 @@ struct StoreMetrics {
 /// All metrics of one server.
 pub(crate) struct Metrics {
     registry: Registry,
+    /// The same under the names of others.
+    aliases: Registry,
+    llama: Llama,
+    ended: Requests,
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) waiting: Gauge,
     pub(crate) running: Gauge,
@@ -183,10 +199,14 @@ impl AuditMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// For a server of these models.
+    pub(crate) fn new(models: &[&str]) -> Self {
         let counts = || exponential_buckets(1.0, 2.0, 10);
         let metrics = Self {
             registry: Registry::with_prefix("edgelm"),
+            aliases: Registry::default(),
+            llama: Llama::default(),
+            ended: Requests::default(),
             requests: Family::default(),
             waiting: Gauge::default(),
             running: Gauge::default(),
@@ -226,7 +246,7 @@ impl Metrics {
             health: HealthMetrics::default(),
         };
         metrics.ready.set(1);
-        metrics.registered()
+        metrics.registered().with_aliases(&models.join(","))
     }
 
     fn registered(mut self) -> Self {
@@ -236,6 +256,7 @@ impl Metrics {
         registry.register("http_requests", "Answers by route and status", self.requests.clone());
 
         // vLLM's.
+        self.ended.register(str::to_owned, registry);
         registry.register("num_requests_waiting", "Requests that wait for the engine", self.waiting.clone());
         registry.register("num_requests_running", "Requests the engine works on", self.running.clone());
         registry.register(
@@ -305,6 +326,11 @@ impl Metrics {
         );
         registry.register("kv_store_bytes", "Size of what is in the files of --kv-store", self.store.bytes.clone());
         registry.register("kv_store_writes", "Pages written to --kv-store", self.store.writes.clone());
+        registry.register(
+            "kv_store_written_bytes",
+            "Bytes written to --kv-store: what its disk wears by",
+            self.store.written_bytes.clone(),
+        );
         registry.register("kv_store_reads", "Pages that came back from --kv-store", self.store.reads.clone());
         registry.register(
             "kv_store_write_failures",
@@ -353,11 +379,75 @@ impl Metrics {
         self
     }
 
+    /// The names of `llama-server`, and those of vLLM, whose dashboards choose by `model_name`: all models together, as we count.
+    fn with_aliases(mut self, models: &str) -> Self {
+        self.llama.register(
+            &Shared {
+                generated_tokens: &self.generated_tokens,
+                cached_tokens: &self.prefix_hits,
+                running: &self.running,
+                waiting: &self.waiting,
+                kv_usage: &self.kv_usage,
+                guesses_made: &self.guesses_made,
+                guesses_right: &self.guesses_right,
+            },
+            &mut self.aliases,
+        );
+        let name = |own: &str| format!("vllm:{own}");
+        let labels =
+            [("model_name", models), ("engine", "0")].map(|(name, value)| (name.into(), value.to_owned().into()));
+        let vllm = self.aliases.sub_registry_with_labels(labels.into_iter());
+        self.ended.register(name, vllm);
+        for (own, help, gauge) in [
+            ("num_requests_running", "Requests the engine works on", &self.running),
+            ("num_requests_waiting", "Requests that wait for the engine", &self.waiting),
+        ] {
+            vllm.register(name(own), help, gauge.clone());
+        }
+        vllm.register(name("kv_cache_usage_perc"), "KV budget in use, from 0 to 1", self.kv_usage.clone());
+        for (own, help, counter) in [
+            ("prompt_tokens", "Prompt tokens of requests that have begun", &self.prompt_tokens),
+            ("generation_tokens", "Tokens generated", &self.generated_tokens),
+            ("num_preemptions", "Generations that had to make room for others", &self.preemptions),
+            ("prefix_cache_queries", "Prompt tokens looked for among kept ones", &self.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found there", &self.prefix_hits),
+            ("spec_decode_num_draft_tokens", "Tokens that were guessed and checked", &self.guesses_made),
+            ("spec_decode_num_accepted_tokens", "Guesses that were right", &self.guesses_right),
+        ] {
+            vllm.register(name(own), help, counter.clone());
+        }
+        vllm.register(name("request_success"), "Requests done, by why their last choice ended", self.finished.clone());
+        for (own, help, histogram) in [
+            ("time_to_first_token_seconds", "From arrival to the first token", &self.time_to_first_token),
+            ("inter_token_latency_seconds", "Between one token of a generation and the next", &self.inter_token),
+            ("e2e_request_latency_seconds", "From arrival to the end", &self.duration),
+            ("request_queue_time_seconds", "From arrival to when the engine begins", &self.queue_time),
+            ("iteration_tokens_total", "Rows of a pass: tokens of prompts and generations", &self.pass_tokens),
+        ] {
+            vllm.register(name(own), help, histogram.clone());
+        }
+        self
+    }
+
+    /// A request's prompt is done: so much of it was computed, in this time.
+    pub(crate) fn prompt_done(&self, prompt_tokens: usize, cached_tokens: usize, took: Duration) {
+        self.prefix_queries.inc_by(u64::try_from(prompt_tokens).unwrap_or(u64::MAX));
+        self.prefix_hits.inc_by(u64::try_from(cached_tokens).unwrap_or(u64::MAX));
+        self.llama.prompt(prompt_tokens.saturating_sub(cached_tokens), took);
+    }
+
+    /// The engine is done with a request that had its prompt behind it.
+    pub(crate) fn request_ended(&self, ended: &Ended) {
+        self.ended.observe(ended);
+        self.llama.ended(ended);
+    }
+
     /// A pass over the weights, with so many generations and rows.
     pub(crate) fn pass(&self, sequences: usize, rows: usize, took: Duration) {
         self.pass_sequences.observe(sequences as f64);
         self.pass_tokens.observe(rows as f64);
         self.pass_time.observe(seconds(took));
+        self.llama.pass(sequences);
     }
 
     /// Memory for keys and values of one model.
@@ -371,6 +461,7 @@ impl Metrics {
         let (store, now) = (&self.store, &memory.store);
         parts.stored.set(&store.bytes, i64::try_from(now.bytes).unwrap_or(i64::MAX));
         parts.store_writes.count(&store.writes, now.written);
+        parts.store_written_bytes.count(&store.written_bytes, now.written_bytes);
         parts.store_reads.count(&store.reads, now.read);
         parts.store_write_failures.count(&store.write_failures, now.failed_writes);
         parts.store_bad_reads.count(&store.bad_reads, now.bad_reads);
@@ -414,12 +505,6 @@ impl Metrics {
         self.model_fallbacks.get_or_create(&FallbackLabels { model_name: model.to_owned(), by: by.to_owned() }).inc();
     }
 
-    /// A prompt, and how much of it was kept.
-    pub(crate) fn prefix(&self, prompt_tokens: usize, cached_tokens: usize) {
-        self.prefix_queries.inc_by(u64::try_from(prompt_tokens).unwrap_or(u64::MAX));
-        self.prefix_hits.inc_by(u64::try_from(cached_tokens).unwrap_or(u64::MAX));
-    }
-
     /// A generation is over: how its guesses have fared.
     pub(crate) fn guesses(&self, guesses: Guesses) {
         self.guesses_made.inc_by(u64::try_from(guesses.made).unwrap_or(u64::MAX));
@@ -433,8 +518,11 @@ impl Metrics {
 
     /// The text a scraper reads.
     pub(crate) fn render(&self) -> Result<String, fmt::Error> {
+        self.llama.refresh(self.generated_tokens.get());
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.aliases)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }
@@ -448,6 +536,8 @@ pub(crate) fn seconds(duration: Duration) -> f64 {
 const TIME_TO_FIRST_TOKEN_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const INTER_TOKEN_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+const COUNT_BUCKETS: [f64; 16] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5];
 const DURATION_BUCKETS: [f64; 13] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
 
 #[cfg(test)]
@@ -456,7 +546,7 @@ mod tests {
 
     #[test]
     fn names_are_prefixed() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&["a", "b"]);
         metrics
             .requests
             .get_or_create(&RequestLabels { method: "GET", route: "/health".to_owned(), status: 200 })
@@ -466,6 +556,52 @@ mod tests {
         assert!(text.contains("edgelm_http_requests_total{method=\"GET\",route=\"/health\",status=\"200\"} 1"));
         assert!(text.contains("edgelm_time_to_first_token_seconds_bucket{le=\"0.25\"} 1"));
         assert!(text.contains("edgelm_generation_tokens_total 0"));
-        assert!(text.ends_with("# EOF\n"));
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+    }
+
+    /// A name may be declared once, or scrapers refuse all of it.
+    #[test]
+    fn names_of_others_stand_beside_ours() {
+        let metrics = Metrics::new(&["a", "b"]);
+        metrics.prompt_done(30, 10, Duration::from_secs(2));
+        metrics.generated_tokens.inc_by(8);
+        metrics.pass(3, 30, Duration::from_millis(10));
+        metrics.pass(2, 2, Duration::from_millis(10));
+        let (prefill, decode) = (Duration::from_secs(2), Duration::from_secs(4));
+        metrics.request_ended(&Ended {
+            prompt_tokens: 30,
+            generated_tokens: 8,
+            choices: 2,
+            max_tokens: Some(4),
+            prefill,
+            decode,
+        });
+        let text = metrics.render().expect("text");
+        for line in [
+            "llamacpp:prompt_tokens_total 20",
+            "llamacpp:prompt_seconds_total 2.0",
+            "llamacpp:prompt_tokens_seconds 10.0",
+            "llamacpp:tokens_predicted_total 8",
+            "llamacpp:tokens_predicted_seconds_total 4.0",
+            "llamacpp:predicted_tokens_seconds 2.0",
+            "llamacpp:n_decode_total 2",
+            "llamacpp:n_busy_slots_per_decode 2.5",
+            "llamacpp:n_tokens_max 34",
+            "llamacpp:requests_processing 0",
+            "llamacpp:requests_deferred 0",
+            "llamacpp:kv_cache_usage_ratio 0.0",
+            "vllm:generation_tokens_total{model_name=\"a,b\",engine=\"0\"} 8",
+            "vllm:num_requests_running{model_name=\"a,b\",engine=\"0\"} 0",
+            "vllm:request_prefill_time_seconds_sum{model_name=\"a,b\",engine=\"0\"} 2.0",
+            "vllm:request_time_per_output_token_seconds_count{model_name=\"a,b\",engine=\"0\"} 1",
+            "edgelm_request_generation_tokens_sum 8.0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+        let mut declared: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let all = declared.len();
+        declared.sort_unstable();
+        declared.dedup();
+        assert_eq!(declared.len(), all);
     }
 }

@@ -9,15 +9,15 @@ use super::{Event, Job, Seat, Shared, StopReason, TokenLogprob, pace::Pace, watc
 use crate::{
     backend::{Backend, Lanes},
     error::ApiError,
-    metrics::seconds,
+    metrics::{Ended, seconds},
 };
-use edgelm_engine::{EngineError, FinishReason, LaneId, Piece, Progress, StoreState};
+use edgelm_engine::{EngineError, FinishReason, LaneId, Piece, Progress, Saving, StoreState};
 use std::{
     cell::Cell,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// What runs.
@@ -107,10 +107,10 @@ impl<'a> Schedule<'a> {
         self.active.is_empty()
     }
 
-    /// Writes something that is kept to where it survives the process; false where there is nothing left to do.
-    pub(super) fn save_next(&mut self) -> bool {
+    /// Writes something that is kept, and that nobody has touched for this time, to where it survives the process.
+    pub(super) fn save_next(&mut self, untouched: Duration) -> Saving {
         // What is kept is a help to later ones, not worth the thread.
-        catch_unwind(AssertUnwindSafe(|| self.lanes.save_next())).unwrap_or(false)
+        catch_unwind(AssertUnwindSafe(|| self.lanes.save_next(untouched))).unwrap_or(Saving::Nothing)
     }
 
     /// Ends everything.
@@ -411,7 +411,18 @@ impl<'a> Schedule<'a> {
                 self.end(lane);
             }
         }
-        self.shared.metrics.duration.observe(seconds(active.job.received.elapsed()));
+        let metrics = &self.shared.metrics;
+        metrics.duration.observe(seconds(active.job.received.elapsed()));
+        if let Some(first_token) = active.first_token {
+            metrics.request_ended(&Ended {
+                prompt_tokens: active.job.prompt.len(),
+                generated_tokens: active.choices.iter().map(|choice| choice.generated).sum(),
+                choices: active.choices.len(),
+                max_tokens: active.job.choices.first().and_then(|options| options.max_tokens),
+                prefill: first_token.saturating_duration_since(active.started),
+                decode: first_token.elapsed(),
+            });
+        }
         self.shared.job_took(active.started.elapsed());
     }
 
@@ -432,8 +443,9 @@ impl<'a> Schedule<'a> {
             let cached = self.lanes.cached_tokens(lane);
             active.job.aside.cached_tokens.store(cached, Ordering::Relaxed);
             active.job.journey.prompt_done(cached);
-            metrics.prefix(active.job.prompt.len(), cached);
-            active.first_token = Some(Instant::now());
+            let now = Instant::now();
+            metrics.prompt_done(active.job.prompt.len(), cached, now.saturating_duration_since(active.started));
+            active.first_token = Some(now);
         }
         for piece in &progress.pieces {
             if piece.token.is_some() {
