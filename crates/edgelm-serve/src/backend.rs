@@ -1,6 +1,6 @@
 //! What the server needs from a model. Tests put a fake behind it.
 
-use crate::health::{Patience, Probe, TEXT, run_probe};
+use crate::health::{Patience, Probe, ProbeText, run_probe};
 use edgelm_engine::{
     Batch, BatchOptions, Constraint, EngineError, GenerateOptions, Grammar, KvMemory, LaneId, LoadedAdapter, Model,
     Pooling, Progress, Saving, Speculation,
@@ -47,8 +47,8 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Vec<f32>, EngineError>;
     /// A token as text, for log-probabilities; half characters come as U+FFFD.
     fn token_text(&self, token: u32) -> String;
-    /// What the model makes of a fixed text. May be called beside `lanes`; `None` where `patience` was over first.
-    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError>;
+    /// What the model makes of a text. May be called beside `lanes`; `None` where `patience` was over first.
+    fn probe(&self, text: &ProbeText, patience: Patience<'_>) -> Result<Option<Probe>, EngineError>;
     /// The same model for a new engine thread, where the last one hangs and may hold what it used; `None` = this one will do.
     ///
     /// # Errors
@@ -241,10 +241,13 @@ impl Backend for ModelBackend {
         let text = self.model.tokenizer().ok().and_then(|t| t.decode(&ids, false).ok()).unwrap_or_default();
         text.strip_prefix(anchor_text.as_str()).map(str::to_owned).unwrap_or(text)
     }
-    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
-        let text = self.model.tokenizer()?.encode_prompt(TEXT)?;
+    fn probe(&self, text: &ProbeText, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+        let tokens = self.model.tokenizer()?.encode_prompt(&text.text)?;
         let options = GenerateOptions { kv: self.options.kv, ..GenerateOptions::default() };
-        run_probe(self.model.engine(), self.model.sequence(&options), &text, self.context(), patience)
+        let engine = self.model.engine();
+        let kv = self.options.kv.unwrap_or_else(|| engine.default_kv());
+        let numerics = format!("{} {kv:?} {}", engine.cpu().isa().name(), env!("CARGO_PKG_VERSION"));
+        run_probe(engine, self.model.sequence(&options), (text, &tokens), self.context(), numerics, patience)
     }
     fn restarted(&self) -> Result<Option<Arc<dyn Backend>>, EngineError> {
         let mut options = self.options.clone();

@@ -40,7 +40,7 @@ pub use api::{check_call, check_request};
 pub use backend::{Backend, Description, KvLimit, Lanes, ModelBackend, describe};
 pub use breaker::BreakerConfig;
 pub use error::ServeError;
-pub use health::{Patience, Probe};
+pub use health::{BaselineError, HealthBaseline, Patience, Probe, ProbeText};
 pub use listener::{DoorLimits, TlsFiles};
 pub use models::{About, Artifact, BoxError, KeepAlive, MemoryPlan, ModelSpec, PlanError, Room};
 pub use overflow::Overflow;

@@ -6,7 +6,7 @@ use crate::{
     audit::{Audit, AuditConfig},
     backend::Backend,
     breaker::BreakerConfig,
-    health,
+    health::{self, HealthBaseline},
     listener::{DoorLimits, Listener, Tls, TlsFiles},
     metrics::Metrics,
     models::{KeepAlive, ModelSpec, Models},
@@ -77,6 +77,8 @@ pub struct ServerConfig {
     pub audit: Option<AuditConfig>,
     /// Time between probes of what each loaded model says; `None` = no probes, also not at the load.
     pub health_interval: Option<Duration>,
+    /// What models have to say at their first probe; `None` = the first load is taken to be good.
+    pub health_baseline: Option<Arc<HealthBaseline>>,
     /// Collector that traces are sent to, by OTLP over gRPC: `http://host:4317`.
     pub otlp_endpoint: Option<String>,
 }
@@ -112,6 +114,7 @@ impl Default for ServerConfig {
             drain: Duration::from_secs(20),
             audit: None,
             health_interval: None,
+            health_baseline: None,
             otlp_endpoint: None,
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     backend::Backend,
     caller::Caller,
     error::ApiError,
-    health::Probe,
+    health::{Probe, ProbeText},
     metrics::Metrics,
     models::Lease,
     overflow::{Overflow, Source, Summaries},
@@ -165,14 +165,15 @@ impl Service {
         .await
     }
 
-    /// What the model makes of a fixed text; `None` where `patience` was over first. No request waits for it longer than a step
+    /// What the model makes of a text; `None` where `patience` was over first. No request waits for it longer than a step
     /// takes.
     pub(crate) async fn probe(
         &self,
+        text: ProbeText,
         mut patience: impl FnMut() -> bool + Send + 'static,
     ) -> Result<Option<Probe>, EngineError> {
         let backend = self.backend();
-        let probe = move || catch_unwind(AssertUnwindSafe(|| backend.probe(&mut patience)));
+        let probe = move || catch_unwind(AssertUnwindSafe(|| backend.probe(&text, &mut patience)));
         match tokio::task::spawn_blocking(probe).await {
             Ok(Ok(outcome)) => outcome,
             // Whatever it was, the model cannot be relied on.
@@ -181,9 +182,9 @@ impl Service {
     }
 
     /// The same for as long as nothing waits or runs on the whole server.
-    pub(crate) async fn probe_when_idle(&self) -> Result<Option<Probe>, EngineError> {
+    pub(crate) async fn probe_when_idle(&self, text: ProbeText) -> Result<Option<Probe>, EngineError> {
         let metrics = Arc::clone(&self.metrics);
-        self.probe(move || metrics.waiting.get() == 0 && metrics.running.get() == 0).await
+        self.probe(text, move || metrics.waiting.get() == 0 && metrics.running.get() == 0).await
     }
 
     /// Tokens of a prompt and its answer together.

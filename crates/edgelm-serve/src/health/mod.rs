@@ -2,14 +2,18 @@
 //!
 //! A probe reads a fixed text and goes on with it. Numbers are deterministic, so tokens and logits have to be the same bits for as
 //! long as the weights are: a difference means memory or a file that went bad, and nobody would see it otherwise. Such a model
-//! gets no requests; it is loaded anew, and if it then says what it has to, it is back.
+//! gets no requests; it is loaded anew, and if it then says what it has to, it is back. What it has to say at the first load can come
+//! from a file: [`HealthBaseline`].
 
+mod baseline;
 mod probe;
 mod watch;
 
-pub use probe::{Patience, Probe};
-pub(crate) use probe::{TEXT, run as run_probe};
-pub(crate) use watch::{Health, warm_up, watch};
+pub(crate) use baseline::Match;
+pub use baseline::{BaselineError, HealthBaseline};
+pub(crate) use probe::run as run_probe;
+pub use probe::{Patience, Probe, ProbeText};
+pub(crate) use watch::{Health, Mismatch, warm_up, watch};
 
 use serde_json::{Value, json};
 
@@ -23,11 +27,14 @@ pub(crate) struct State {
     /// The files on disk are not those that were loaded.
     is_replaced: bool,
     probes: u64,
+    /// What the first probe was compared with, in words.
+    compared: Option<String>,
 }
 
 #[derive(Debug, Clone)]
 struct Baseline {
     probe: Probe,
+    text: ProbeText,
     digest: Option<String>,
 }
 
@@ -48,12 +55,14 @@ impl State {
 
     /// For `/health`; null where nothing is known yet.
     pub(crate) fn about(&self, artifact: usize) -> Value {
-        let Some(Baseline { probe, digest }) = self.baseline(artifact) else { return Value::Null };
+        let Some(Baseline { probe, digest, .. }) = self.baseline(artifact) else { return Value::Null };
         json!({
             "ok": self.fault.is_none(),
             "fault": self.fault,
             "files_replaced": self.is_replaced,
             "probes": self.probes,
+            "baseline": self.compared,
+            "numerics": probe.numerics,
             "logits_sha256": probe.logits_sha256,
             "perplexity": probe.perplexity,
             "digest": digest.as_ref().map(|digest| format!("sha256:{digest}")),

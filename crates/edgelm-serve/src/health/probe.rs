@@ -5,14 +5,31 @@ use edgelm_engine::{Engine, EngineError, Sequence, Step, Want, Workspace, argmax
 use sha2::{Digest, Sha256};
 
 /// The text: plain words, digits and punctuation, so that every tokenizer has tokens for it.
-pub(crate) const TEXT: &str = "The lighthouse keeper counted 47 ships before noon. Each of them carried salt, rope and letters, \
+const TEXT: &str = "The lighthouse keeper counted 47 ships before noon. Each of them carried salt, rope and letters, \
                                and each one answered his lamp with two short flashes.";
 /// Tokens generated behind it.
-pub(crate) const GENERATED: usize = 8;
+const GENERATED: usize = 8;
 /// Tokens read at once: between two such steps a probe can be given up.
 const CHUNK: usize = 8;
 /// The text's tokens that are read at most: byte-level vocabularies make many of it.
 const MAX_TOKENS: usize = 64;
+
+/// What is read, and how far a probe goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeText {
+    /// The text.
+    pub text: String,
+    /// As many of its first tokens are read, at most.
+    pub max_tokens: usize,
+    /// As many are generated behind them.
+    pub generated: usize,
+}
+
+impl Default for ProbeText {
+    fn default() -> Self {
+        Self { text: TEXT.to_owned(), max_tokens: MAX_TOKENS, generated: GENERATED }
+    }
+}
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,24 +40,30 @@ pub struct Probe {
     pub logits_sha256: String,
     /// Of the text: exp(−1/(T−1) · Σ_t log p(token\[t\] | token\[..t\])). Sums in f64.
     pub perplexity: f64,
+    /// Tokens of the text that were read.
+    pub prompt_tokens: usize,
+    /// What the bits depend on beside the weights: the family of kernels, the cache format and the version of this program.
+    pub numerics: String,
 }
 
 /// Asked between two steps: whether to go on.
 pub type Patience<'a> = &'a mut dyn FnMut() -> bool;
 
-/// Reads `text` and generates [`GENERATED`] tokens, greedily. `None` where `patience` was over first.
+/// Reads `tokens`, those of `text`, as far as that says, and generates as it says, greedily. `None` where `patience` was over first.
 ///
 /// # Errors
 /// Those of the engine.
 pub(crate) fn run(
     engine: &Engine,
     mut sequence: Sequence,
-    text: &[u32],
+    (text, tokens): (&ProbeText, &[u32]),
     context: usize,
+    numerics: String,
     patience: Patience<'_>,
 ) -> Result<Option<Probe>, EngineError> {
-    let room = context.saturating_sub(GENERATED).min(MAX_TOKENS);
-    let text = &text[..text.len().min(room)];
+    let generated = text.generated;
+    let room = context.saturating_sub(generated).min(text.max_tokens);
+    let text = &tokens[..tokens.len().min(room)];
     if text.is_empty() {
         return Err(EngineError::EmptyPrompt);
     }
@@ -63,7 +86,7 @@ pub(crate) fn run(
         }
     }
     let mut tokens = vec![next];
-    while tokens.len() < GENERATED {
+    while tokens.len() < generated {
         if !patience() {
             return Ok(None);
         }
@@ -74,5 +97,6 @@ pub(crate) fn run(
         tokens.push(next);
     }
     let scored = text.len().saturating_sub(1).max(1);
-    Ok(Some(Probe { tokens, logits_sha256: hex(&hasher.finalize()), perplexity: (loss / scored as f64).exp() }))
+    let (logits_sha256, perplexity) = (hex(&hasher.finalize()), (loss / scored as f64).exp());
+    Ok(Some(Probe { tokens, logits_sha256, perplexity, prompt_tokens: text.len(), numerics }))
 }

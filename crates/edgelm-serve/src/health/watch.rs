@@ -1,6 +1,6 @@
 //! Probing what is loaded, at times when nobody waits, and what happens to a model that fails.
 
-use super::{Baseline, Probe, State};
+use super::{Baseline, HealthBaseline, Match, Probe, ProbeText, State};
 use crate::{
     metrics::HealthMetrics,
     models::{Entry, Models},
@@ -18,7 +18,20 @@ const MAX_RELOADS: u32 = 3;
 
 /// The health of one model.
 #[derive(Debug, Default)]
-pub(crate) struct Health(Mutex<State>);
+pub(crate) struct Health {
+    state: Mutex<State>,
+    /// What it has to say, whatever it said before.
+    expected: Option<Arc<HealthBaseline>>,
+}
+
+/// A model that does not say what it has to.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct Mismatch {
+    what: String,
+    /// It has said nothing in this process before: the baseline is from a file.
+    pub(crate) is_first: bool,
+}
 
 /// What a probe told.
 enum Verdict {
@@ -29,19 +42,57 @@ enum Verdict {
 }
 
 impl Health {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new(expected: Option<Arc<HealthBaseline>>) -> Self {
+        Self { state: Mutex::default(), expected }
     }
 
-    /// Compares with what the artifact said first; that is remembered where there is nothing to compare with.
-    fn judge(&self, artifact: usize, probe: Probe, digest: Option<String>, metrics: &HealthMetrics) -> Verdict {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an artifact is given to read.
+    fn text(&self, artifact: usize) -> ProbeText {
+        self.state().baseline(artifact).map_or_else(ProbeText::default, |baseline| baseline.text.clone())
+    }
+
+    /// An artifact's first probe: compared with the file, if there is one, and remembered where it is good.
+    fn begin(&self, id: &str, artifact: usize, baseline: Baseline, metrics: &HealthMetrics) -> Verdict {
+        metrics.probes.inc();
+        let digest = baseline.digest.as_deref();
+        let compared = match &self.expected {
+            None => None,
+            Some(expected) => match expected.compare(id, digest, &baseline.probe) {
+                Match::Different(what) => {
+                    metrics.mismatches.inc();
+                    return Verdict::Different(what);
+                }
+                Match::Same => Some("the same bits".to_owned()),
+                Match::Near { other, drift } => {
+                    metrics.drift.set(drift);
+                    let numerics = &baseline.probe.numerics;
+                    tracing::warn!(
+                        model = id,
+                        numerics,
+                        drift,
+                        "the health baseline has no run of this kind: only the perplexity was compared"
+                    );
+                    Some(format!("only the perplexity, with that of {other}"))
+                }
+            },
+        };
+        let mut state = self.state();
+        state.probes += 1;
+        state.compared = compared;
+        state.baselines.push((artifact, baseline));
+        Verdict::Same
+    }
+
+    /// Compares with what the artifact said first.
+    fn judge(&self, artifact: usize, probe: &Probe, metrics: &HealthMetrics) -> Verdict {
         let mut state = self.state();
         state.probes += 1;
         metrics.probes.inc();
-        let Some(baseline) = state.baseline(artifact) else {
-            state.baselines.push((artifact, Baseline { probe, digest }));
-            return Verdict::Same;
-        };
+        let Some(baseline) = state.baseline(artifact) else { return Verdict::Same };
         let drift = (probe.perplexity / baseline.probe.perplexity).ln();
         metrics.drift.set(if drift.is_finite() { drift } else { f64::INFINITY });
         // Bits first: a perplexity that is not a number equals nothing, not even itself.
@@ -62,11 +113,23 @@ pub(crate) async fn warm_up(
     artifact: usize,
     service: &Arc<Service>,
     metrics: &HealthMetrics,
-) -> Result<(), String> {
+) -> Result<(), Mismatch> {
+    let health = &entry.health;
+    let is_first = health.state().baseline(artifact).is_none();
+    let mismatch = |what: String| Mismatch { what, is_first };
     let digest = entry.digest_of(artifact).await;
-    let probe = service.probe(|| true).await.map_err(|error| format!("it cannot be probed: {error}"))?;
+    let text = match &health.expected {
+        Some(expected) if is_first => expected.text(&entry.id, digest.as_deref()).map_err(mismatch)?,
+        _ => health.text(artifact),
+    };
+    let probe = service.probe(text.clone(), || true).await;
+    let probe = probe.map_err(|error| mismatch(format!("it cannot be probed: {error}")))?;
     let Some(probe) = probe else { return Ok(()) };
-    match entry.health.judge(artifact, probe, digest, metrics) {
+    let verdict = match is_first {
+        true => health.begin(&entry.id, artifact, Baseline { probe, text, digest }, metrics),
+        false => health.judge(artifact, &probe, metrics),
+    };
+    match verdict {
         Verdict::Same | Verdict::Busy => {
             let mut state = entry.health.state();
             state.fault = None;
@@ -74,8 +137,11 @@ pub(crate) async fn warm_up(
             Ok(())
         }
         Verdict::Different(what) => {
-            entry.health.state().fault = Some(what.clone());
-            Err(what)
+            // One that was never loaded is told as that.
+            if !is_first {
+                health.state().fault = Some(what.clone());
+            }
+            Err(mismatch(what))
         }
     }
 }
@@ -106,11 +172,11 @@ async fn check(
             None => return,
             Some((artifact, service)) => {
                 files(entry, artifact, metrics, telemetry).await;
-                let outcome = service.probe_when_idle().await;
+                let outcome = service.probe_when_idle(entry.health.text(artifact)).await;
                 drop(service);
                 entry.let_go();
                 match outcome {
-                    Ok(Some(probe)) => entry.health.judge(artifact, probe, None, metrics),
+                    Ok(Some(probe)) => entry.health.judge(artifact, &probe, metrics),
                     Ok(None) => Verdict::Busy,
                     Err(error) => Verdict::Different(format!("it cannot be probed: {error}")),
                 }

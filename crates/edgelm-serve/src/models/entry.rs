@@ -112,6 +112,7 @@ impl Entry {
         breaker: Option<Arc<Breaker>>,
         keep_alive: KeepAlive,
         released: Arc<Notify>,
+        health: Health,
     ) -> Self {
         let state = State {
             phase: Phase::Absent,
@@ -125,7 +126,7 @@ impl Entry {
             about: spec.about.clone(),
         };
         let (changes, _) = watch::channel(0);
-        let (id, health) = (spec.id.clone(), Health::default());
+        let id = spec.id.clone();
         Self { id, spec, admission, breaker, state: Mutex::new(state), changes, health, released }
     }
 

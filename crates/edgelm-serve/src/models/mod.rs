@@ -19,7 +19,7 @@ use crate::{
     admission::Admission,
     breaker::{Breaker, Circuit},
     error::ApiError,
-    health,
+    health::{self, Health, Mismatch},
     metrics::Metrics,
     notes,
     service::{Limits, Service},
@@ -85,7 +85,8 @@ impl Models {
                     metrics.circuit(&id, circuit);
                 }))
             });
-            Arc::new(Entry::new(spec, admission, breaker, config.keep_alive, Arc::clone(&released)))
+            let health = Health::new(config.health_baseline.clone());
+            Arc::new(Entry::new(spec, admission, breaker, config.keep_alive, Arc::clone(&released), health))
         };
         let entries: Vec<_> = specs.into_iter().map(entry).collect();
         let fallback = config.fallback.as_ref().and_then(|id| entries.iter().position(|entry| entry.id == *id));
@@ -106,7 +107,7 @@ impl Models {
             telemetry,
             loading: Mutex::default(),
             released,
-            is_probing: config.health_interval.is_some(),
+            is_probing: config.health_interval.is_some() || config.health_baseline.is_some(),
             is_ready: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
         }
@@ -317,7 +318,7 @@ impl Models {
         let mut failures: Vec<String> = Vec::new();
         let mut last: BoxError = "no artifact".into();
         for (index, artifact) in entry.spec.artifacts.iter().enumerate() {
-            let error = match self.load_artifact(entry, index, artifact).await {
+            let error = match self.load_checked(entry, index, artifact).await {
                 Ok((service, total_bytes)) => {
                     let took = begin.elapsed();
                     if index > 0 {
@@ -365,6 +366,36 @@ impl Models {
             state.error = Some(unavailable);
         });
         Err(last)
+    }
+
+    /// Loads an artifact. One that does not say what the baseline's file has is read from the disk once more: what was wrong may
+    /// have been on the way.
+    async fn load_checked(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        index: usize,
+        artifact: &Arc<dyn Artifact>,
+    ) -> Result<(Arc<Service>, u64), BoxError> {
+        let error = match self.load_artifact(entry, index, artifact).await {
+            Err(error) if error.downcast_ref::<Mismatch>().is_some_and(|it| it.is_first) => error,
+            other => return other,
+        };
+        let theirs = Arc::clone(artifact);
+        let digest = on_thread("edgelm-digest", move || theirs.digest_anew().ok()).await?;
+        let what = error.to_string();
+        tracing::error!(model = entry.id, what, digest, "not what the health baseline has; it is loaded once more");
+        self.telemetry.event("health_mismatch", &entry.id, digest.clone(), Some(what));
+        match self.load_artifact(entry, index, artifact).await {
+            Ok(loaded) => {
+                tracing::warn!(model = entry.id, "loaded anew, the model says what the health baseline has");
+                self.telemetry.event("health_restored", &entry.id, digest, None);
+                Ok(loaded)
+            }
+            Err(error) => {
+                self.telemetry.event("health_reload_failed", &entry.id, digest, Some(error.to_string()));
+                Err(error)
+            }
+        }
     }
 
     async fn load_artifact(

@@ -7,7 +7,7 @@ use edgelm_engine::{
 use edgelm_model::{GenerationConfig, Message, ModelError};
 use edgelm_serve::{
     About, Artifact, Backend, BoxError, Description, KvLimit, Lanes, MemoryPlan, ModelSpec, Patience, PlanError, Probe,
-    Room, ServeError, ServerConfig, serve_models,
+    ProbeText, Room, ServeError, ServerConfig, serve_models,
 };
 use serde_json::{Map, Value};
 use std::{
@@ -135,9 +135,11 @@ impl Backend for Fake {
     fn token_text(&self, token: u32) -> String {
         format!("w{token} ")
     }
-    fn probe(&self, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+    fn probe(&self, text: &ProbeText, patience: Patience<'_>) -> Result<Option<Probe>, EngineError> {
         let bits = if self.is_corrupt.load(Ordering::SeqCst) { "bad" } else { "good" };
-        let probe = Probe { tokens: vec![1, 2], logits_sha256: bits.to_owned(), perplexity: 3.0 };
+        let tokens = (1..).take(text.generated).collect();
+        let (prompt_tokens, numerics) = (text.max_tokens.min(20), "fake".to_owned());
+        let probe = Probe { tokens, logits_sha256: bits.to_owned(), perplexity: 3.0, prompt_tokens, numerics };
         Ok(patience().then_some(probe))
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {

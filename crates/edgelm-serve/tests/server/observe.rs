@@ -1,7 +1,7 @@
 //! What a server says about itself: probes of health, traces, and the metrics that dashboards and alerts name.
 
-use crate::fake::{Fake, Running, eventually};
-use edgelm_serve::ServerConfig;
+use crate::fake::{Fake, Running, Stock, eventually};
+use edgelm_serve::{Backend, HealthBaseline, ServerConfig};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -14,7 +14,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,6 +56,49 @@ async fn a_model_that_says_something_else_gets_no_requests_until_it_is_mended() 
     }
     assert_eq!(health.0, 200, "{}", health.1);
     assert_eq!(ask(&server).await, 200);
+}
+
+/// A baseline of what fakes say, and of the digest that tests give all models.
+fn baseline(folder: &Path, bits: &str) -> Arc<HealthBaseline> {
+    let path = folder.join("baseline.json");
+    let run = json!({"numerics": "fake", "tokens": [1, 2, 3], "logits_sha256": bits, "perplexity": 3.0});
+    let digest = format!("sha256:{}", "5".repeat(64));
+    let model = json!({"model": "org/fake-1", "digest": digest, "prompt": "a b", "prompt_tokens": 2, "runs": [run]});
+    fs::write(&path, json!({"version": 1, "models": [model]}).to_string()).unwrap();
+    Arc::new(HealthBaseline::read(&path).unwrap())
+}
+
+#[tokio::test]
+async fn a_first_probe_is_compared_with_the_baseline() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = Some(baseline(folder.path(), "good"));
+    let config = ServerConfig { health_baseline: good.clone(), ..ServerConfig::default() };
+    let server = Running::start_with(Fake::default(), config).await;
+    let health = server.get("/health").await.1;
+    assert_eq!(health["models"][0]["health"]["baseline"], "the same bits", "{health}");
+
+    // Loaded wrongly once: the second time is good.
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&loads);
+    let stock = Stock::new(0, move || {
+        let fake = Fake::default();
+        fake.is_corrupt.store(counted.fetch_add(1, Ordering::SeqCst) == 0, Ordering::SeqCst);
+        Ok(Arc::new(fake) as Arc<dyn Backend>)
+    });
+    let config = ServerConfig { health_baseline: good, ..ServerConfig::default() };
+    let fake = Arc::new(Fake::default());
+    let server = Running::start_models(fake, vec![stock.spec("org/fake-1")], config).await;
+    assert_eq!(ask(&server).await, 200);
+    assert_eq!(loads.load(Ordering::SeqCst), 2);
+    assert!(server.metrics().await.contains("edgelm_health_mismatches_total 1"));
+
+    // And never: there is no server.
+    let bad = baseline(folder.path(), "bad");
+    let config = ServerConfig { health_baseline: Some(bad), port: 0, ..ServerConfig::default() };
+    let stock = Stock::new(0, || Ok(Arc::new(Fake::default()) as Arc<dyn Backend>));
+    let models = vec![stock.spec("org/fake-1")];
+    let ended = edgelm_serve::serve_models(config, models, std::future::pending(), |_| {}).await;
+    assert!(matches!(ended, Err(edgelm_serve::ServeError::Load(_))), "{ended:?}");
 }
 
 #[tokio::test]

@@ -20,8 +20,8 @@ use door::DoorArgs;
 use edgelm_compress::parse_size;
 use edgelm_kernels::KvDtype;
 use edgelm_serve::{
-    Artifact, BLOCKING_THREADS, BreakerConfig, KeepAlive, Limits, ModelSpec, Overflow, Room, ServerConfig,
-    THREADS_BYTES, serve_models, shutdown_signal,
+    Artifact, BLOCKING_THREADS, BreakerConfig, HealthBaseline, KeepAlive, Limits, ModelSpec, Overflow, Room,
+    ServerConfig, THREADS_BYTES, serve_models, shutdown_signal,
 };
 use model_arg::ModelArg;
 use serde_json::json;
@@ -231,6 +231,13 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         specs.push(spec(model, lora, &Settings { speculation, ..settings.clone() }, global)?);
     }
     check_ids(&specs, args.fallback.as_deref())?;
+    if let Some(path) = &args.observe.write_health_baseline {
+        let mut baseline = if path.exists() { HealthBaseline::read(path)? } else { HealthBaseline::default() };
+        specs.iter().try_for_each(|spec| baseline.record(spec))?;
+        baseline.write(path)?;
+        global.note(format!("`{}` has what {} models say", path.display(), specs.len()));
+        return Ok(());
+    }
     if args.plan {
         return print_plans(&specs, args.memory, global);
     }

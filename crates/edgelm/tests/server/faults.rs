@@ -8,7 +8,7 @@ use std::{
     net::TcpStream,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -168,4 +168,68 @@ fn too_little_memory_is_refused_with_a_reason() {
         }
     }
     assert!(refused > 0 && answered > 0, "{refused} refused, {answered} answered");
+}
+
+/// `serve --write-health-baseline F` on this machine.
+fn write_baseline(model: &Path, file: &Path, threads: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgelm"));
+    command.args(["serve", "--name", "m", "--threads", threads, "--write-health-baseline"]).arg(file).arg(model);
+    assert!(command.env("EDGELM_OFFLINE", "1").stderr(Stdio::null()).status().unwrap().success());
+}
+
+/// How a server of this model fares with this baseline: `/health`, or the lines that it ended with.
+fn with_baseline(model: &Path, file: &Path, more: &[&str]) -> Result<Value, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgelm"));
+    command.args(["serve", "--name", "m", "--port", "0", "--health-baseline"]).arg(file).arg(model).args(more);
+    match Server::try_run(command) {
+        Ok(server) => Ok(serde_json::from_str(&server.get("/health").1).unwrap()),
+        Err((code, lines)) => {
+            assert_eq!(code, Some(1), "{lines:?}");
+            Err(lines.join("\n"))
+        }
+    }
+}
+
+#[test]
+fn a_model_is_served_if_it_says_what_the_baseline_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, file) = (model(folder.path()), folder.path().join("baseline.json"));
+    write_baseline(&model, &file, "1");
+    let baseline = fs::read_to_string(&file).unwrap();
+    // The same bits, however many threads there are; and a file grows by what is new alone.
+    write_baseline(&model, &file, "2");
+    assert_eq!(fs::read_to_string(&file).unwrap(), baseline);
+    let health = with_baseline(&model, &file, &[]).unwrap();
+    let first = &health["models"][0]["health"];
+    assert_eq!((&first["ok"], &first["baseline"]), (&true.into(), &"the same bits".into()), "{health}");
+    // Without the probes that follow, too.
+    let health = with_baseline(&model, &file, &["--health-interval", "0", "--threads", "2"]).unwrap();
+    assert_eq!(health["models"][0]["health"]["baseline"], "the same bits");
+    // Another cache format rounds otherwise.
+    let health = with_baseline(&model, &file, &["--kv", "f16"]).unwrap();
+    let compared = health["models"][0]["health"]["baseline"].as_str().unwrap();
+    assert!(compared.starts_with("only the perplexity"), "{compared}");
+
+    let other = folder.path().join("other.json");
+    let parsed: Value = serde_json::from_str(&baseline).unwrap();
+    let tampered = |pointer: &str, value: Value| {
+        let mut changed = parsed.clone();
+        *changed.pointer_mut(pointer).unwrap() = value;
+        fs::write(&other, changed.to_string()).unwrap();
+        with_baseline(&model, &other, &[]).unwrap_err()
+    };
+    let said = tampered("/models/0/runs/0/logits_sha256", "0".repeat(64).into());
+    assert!(said.contains("where the health baseline has") && said.contains("loaded once more"), "{said}");
+    let said = tampered("/models/0/digest", format!("sha256:{}", "0".repeat(64)).into());
+    assert!(said.contains("its files are sha256:"), "{said}");
+    let said = tampered("/models/0/runs", json!([]));
+    assert!(said.contains("`runs` is empty"), "{said}");
+    // One bit of the weights, by a disk that forgets.
+    let weights = model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x40;
+    fs::write(&weights, &bytes).unwrap();
+    let said = with_baseline(&model, &file, &[]).unwrap_err();
+    assert!(said.contains("its files are sha256:"), "{said}");
 }

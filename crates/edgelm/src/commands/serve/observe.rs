@@ -8,7 +8,7 @@ use crate::{
 use clap::Args;
 use edgelm_compress::parse_size;
 use edgelm_serve::{
-    ServerConfig,
+    HealthBaseline, ServerConfig,
     audit::{AuditConfig, Fsync, LogConfig, OnFailure, SigningKey},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -30,6 +30,13 @@ pub struct ObserveArgs {
     /// Seconds between probes of what each loaded model says, made when nobody waits; 0 = none
     #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = parse_interval)]
     health_interval: f64,
+    /// What each model has to say at its first probe (a file of --write-health-baseline): one that says something else, or has other
+    /// files, is read from the disk once more and then not served
+    #[arg(long, value_name = "F")]
+    health_baseline: Option<PathBuf>,
+    /// Load the models, note in F what they say on this machine beside what is there, and end
+    #[arg(long, value_name = "F", conflicts_with = "health_baseline")]
+    pub write_health_baseline: Option<PathBuf>,
     /// Send traces to this collector, by OTLP over gRPC (`http://host:4317`)
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
@@ -69,6 +76,7 @@ impl ObserveArgs {
     pub(super) fn apply(&self, mut config: ServerConfig, global: &Global) -> anyhow::Result<ServerConfig> {
         config.audit = self.audit(global)?;
         config.health_interval = Duration::try_from_secs_f64(self.health_interval).ok().filter(|time| !time.is_zero());
+        config.health_baseline = self.health_baseline.as_deref().map(HealthBaseline::read).transpose()?.map(Arc::new);
         config.otlp_endpoint.clone_from(&self.otlp_endpoint);
         Ok(config)
     }
