@@ -5,7 +5,7 @@ use rustls::{
     RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{
-        CertificateDer, PrivateKeyDer,
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     server::WebPkiClientVerifier,
@@ -24,12 +24,14 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Roots of the clients that may connect. `None` = clients need no certificate.
     pub client_ca: Option<PathBuf>,
+    /// Lists of certificates that were revoked, one of each authority that signs clients' certificates. `None` = none is asked.
+    pub client_crl: Option<PathBuf>,
 }
 
 impl TlsFiles {
     /// All of them.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).chain(&self.client_crl).cloned().collect()
     }
 }
 
@@ -73,7 +75,9 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, ServeError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| tls_error(&files.cert, &error))?;
     let builder = match &files.client_ca {
-        Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
+        Some(path) => {
+            builder.with_client_cert_verifier(client_verifier(path, files.client_crl.as_deref(), provider)?)
+        }
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| tls_error(&files.cert, &error))?;
@@ -81,17 +85,34 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, ServeError> {
     Ok(config)
 }
 
+/// With revocation lists, every certificate up to the root must be on none of them, and one whose authority has no list there is
+/// refused: what is not known to be good is not let in. Lists count beyond their next update, which a device that is offline
+/// may miss.
 fn client_verifier(
     path: &Path,
+    lists: Option<&Path>,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, ServeError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|error| tls_error(path, &error))?;
     }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| ServeError::Tls { path: path.to_owned(), what: error.to_string() })
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if let Some(lists) = lists {
+        builder = builder.with_crls(revocations(lists)?);
+    }
+    let at_fault = lists.unwrap_or(path);
+    builder.build().map_err(|error| ServeError::Tls { path: at_fault.to_owned(), what: error.to_string() })
+}
+
+/// At least one.
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, ServeError> {
+    let read = || CertificateRevocationListDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+    match read() {
+        Ok(all) if all.is_empty() => Err(pem_error(path, "revocation list", pem::Error::NoItemsFound)),
+        Ok(all) => Ok(all),
+        Err(error) => Err(pem_error(path, "revocation list", error)),
+    }
 }
 
 /// At least one.

@@ -3,7 +3,10 @@
 use crate::fake::{Fake, Running, client, eventually, read};
 use edgelm_serve::{ApiKeys, DoorLimits, NewKey, RateLimits, Scope, ServeError, ServerConfig, TlsFiles};
 use futures::StreamExt;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -34,6 +37,7 @@ impl Authority {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -51,10 +55,30 @@ impl Authority {
         (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
+    /// A list of revoked certificates.
+    fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2024, 1, 1),
+            next_update: rcgen::date_time_ymd(2024, 1, 2),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
     /// For the server.
     fn files(&self, folder: &Path) -> TlsFiles {
         let (cert, key) = self.issue(|_| {});
-        let files = TlsFiles { cert: folder.join("cert.pem"), key: folder.join("key.pem"), client_ca: None };
+        let (cert_path, key_path) = (folder.join("cert.pem"), folder.join("key.pem"));
+        let files = TlsFiles { cert: cert_path, key: key_path, client_ca: None, client_crl: None };
         fs::write(&files.cert, cert).unwrap();
         fs::write(&files.key, key).unwrap();
         files
@@ -149,6 +173,44 @@ async fn clients_prove_who_they_are() {
     }
     assert!(get(Some(ours.issue(|_| {}))).await.is_err(), "the old one is out");
     assert_eq!(client.get(secure(&server, "/v1/models")).send().await.unwrap().status(), 200, "connected before");
+}
+
+#[tokio::test]
+async fn revoked_certificates_open_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let mut files = ours.files(folder.path());
+    let (ca, lists) = (folder.path().join("clients.pem"), folder.path().join("crl.pem"));
+    fs::write(&ca, ours.pem() + &theirs.pem()).unwrap();
+    fs::write(&lists, ours.revoke(&[7])).unwrap();
+    files.client_ca = Some(ca);
+    files.client_crl = Some(lists.clone());
+    let server = Running::start_with(Fake::default(), with_tls(files.clone())).await;
+    let get = async |identity| ours.client(Some(identity)).get(secure(&server, "/v1/models")).send().await;
+    let of = |authority: &Authority, serial: u64| authority.issue(|params| params.serial_number = Some(serial.into()));
+    assert_eq!(get(of(&ours, 6)).await.unwrap().status(), 200);
+    assert!(get(of(&ours, 7)).await.is_err(), "revoked");
+    assert!(get(of(&theirs, 6)).await.is_err(), "of an authority that says nothing of its certificates");
+    fs::write(&lists, ours.revoke(&[6, 7]) + &theirs.revoke(&[])).unwrap();
+    let until = Instant::now() + Duration::from_secs(8);
+    while get(of(&ours, 6)).await.is_ok() {
+        assert!(Instant::now() < until, "the new list is never read");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(get(of(&theirs, 6)).await.unwrap().status(), 200);
+    // No list is not an empty one.
+    fs::write(&lists, "").unwrap();
+    metrics_with(&ours, &server, "edgelm_reloads_total{what=\"certificates\",result=\"failed\"} 1", of(&theirs, 6)).await;
+    assert!(get(of(&ours, 6)).await.is_err(), "the old list holds");
+    let config = with_tls(files);
+    let backend: std::sync::Arc<dyn edgelm_serve::Backend> = std::sync::Arc::new(Fake::default());
+    let ended = edgelm_serve::serve(config, backend, std::future::pending(), |_| {}).await;
+    assert!(ended.unwrap_err().to_string().contains("holds no revocation list"));
+}
+
+/// The same, for who has to show a certificate.
+async fn metrics_with(ours: &Authority, server: &Running, line: &str, identity: (String, String)) {
+    metrics_have(server, &ours.client(Some(identity)), "https", line).await;
 }
 
 #[tokio::test]

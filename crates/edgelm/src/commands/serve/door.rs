@@ -31,6 +31,10 @@ pub(super) struct DoorArgs {
     /// Accept only clients with a certificate of these authorities (PEM)
     #[arg(long, value_name = "F")]
     client_ca: Option<PathBuf>,
+    /// Of these clients, accept none whose certificate, or that of an authority between, is on these revocation lists (PEM; one list
+    /// of each authority). Read again when it changes
+    #[arg(long, value_name = "F", requires = "client_ca")]
+    client_crl: Option<PathBuf>,
     /// Listen for other machines even though nothing asks who they are
     #[arg(long)]
     insecure_bind: bool,
@@ -65,7 +69,7 @@ impl DoorArgs {
     /// Reads the key file. What else is wrong shows when the server begins.
     pub(super) fn apply(self, config: ServerConfig) -> anyhow::Result<ServerConfig> {
         let tls = match (self.tls_cert, self.tls_key) {
-            (Some(cert), Some(key)) => Some(TlsFiles { cert, key, client_ca: self.client_ca }),
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key, client_ca: self.client_ca, client_crl: self.client_crl }),
             (Some(_), None) => return Err(Usage("--tls-cert needs --tls-key".to_owned()).into()),
             (None, Some(_)) => return Err(Usage("--tls-key needs --tls-cert".to_owned()).into()),
             (None, None) if self.client_ca.is_some() => {
