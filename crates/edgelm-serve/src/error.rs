@@ -3,7 +3,7 @@
 //! A client always gets OpenAI's shape `{"error": {"message", "type", "param", "code"}}`; `code` is the stable,
 //! machine-readable kind and is never null. Messages about our own faults stay general: the details are logged.
 
-use crate::audit::AuditError;
+use crate::{audit::AuditError, telemetry::ForwardError};
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -73,6 +73,9 @@ pub enum ServeError {
         /// What is wrong with it.
         what: String,
     },
+    /// Nothing can wait on the disk for the collector.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// The audit log cannot be kept.
     #[error(transparent)]
     Audit(#[from] AuditError),

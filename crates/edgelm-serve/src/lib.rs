@@ -47,4 +47,4 @@ pub use overflow::Overflow;
 pub use plan::{BLOCKING_THREADS, Limit, Limits, Need, THREADS_BYTES};
 pub use server::{ServerConfig, serve, serve_models};
 pub use signals::shutdown_signal;
-pub use telemetry::ACCESS_LINES;
+pub use telemetry::{ACCESS_LINES, ForwardConfig, ForwardError, OtlpConfig, otlp_headers};

@@ -152,6 +152,7 @@ pub(crate) struct Metrics {
     circuits: Family<ModelLabels, Gauge>,
     pub(crate) audit: AuditMetrics,
     pub(crate) health: HealthMetrics,
+    pub(crate) forward: ForwardMetrics,
 }
 
 /// Of probes.
@@ -175,6 +176,65 @@ impl HealthMetrics {
             "Logarithm of the last probe's perplexity over that at the first load",
             self.drift.clone(),
         );
+    }
+}
+
+/// Of what goes to a collector.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ForwardMetrics {
+    sent: Family<KindLabels, Counter>,
+    stored: Family<KindLabels, Counter>,
+    dropped: Family<ReasonLabels, Counter>,
+    batches: Gauge,
+    bytes: Gauge,
+}
+
+/// Labels of batches for the collector.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+/// Labels of batches that it will never get.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+impl ForwardMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("forward_sent_batches", "Batches that the collector has acknowledged", self.sent.clone());
+        registry.register(
+            "forward_stored_batches",
+            "Batches that could not be sent at once and wait on the disk",
+            self.stored.clone(),
+        );
+        registry.register("forward_dropped_batches", "Batches that the collector never gets", self.dropped.clone());
+        registry.register("forward_waiting_batches", "Batches on the disk", self.batches.clone());
+        registry.register("forward_waiting_bytes", "Size of these", self.bytes.clone());
+    }
+
+    /// The collector has a batch.
+    pub(crate) fn sent(&self, kind: &'static str) {
+        self.sent.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// A batch waits on the disk.
+    pub(crate) fn stored(&self, kind: &'static str) {
+        self.stored.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// Batches are lost: `busy` (too many at once), `undelivered` (nothing is kept), `refused`, `full`, `expired`, `corrupt`, `unwritten`.
+    pub(crate) fn dropped(&self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.dropped.get_or_create(&ReasonLabels { reason }).inc_by(count);
+        }
+    }
+
+    /// What is on the disk now.
+    pub(crate) fn waiting(&self, batches: usize, bytes: u64) {
+        self.batches.set(i64::try_from(batches).unwrap_or(i64::MAX));
+        self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }
 
@@ -244,6 +304,7 @@ impl Metrics {
             circuits: Family::default(),
             audit: AuditMetrics::default(),
             health: HealthMetrics::default(),
+            forward: ForwardMetrics::default(),
         };
         metrics.ready.set(1);
         metrics.registered().with_aliases(&models.join(","))
@@ -357,6 +418,7 @@ impl Metrics {
         );
         self.audit.register(registry);
         self.health.register(registry);
+        self.forward.register(registry);
         registry.register_collector(Box::new(Machine::new(Path::new("/"), self.generated_tokens.clone())));
         registry.register("engine_ready", "1, or 0 while a pass hangs", self.ready.clone());
         registry.register("model_loaded", "1 while a model is loaded", self.models_loaded.clone());
@@ -514,6 +576,13 @@ impl Metrics {
     /// A request is done.
     pub(crate) fn finished(&self, reason: StopReason) {
         self.finished.get_or_create(&FinishLabels { finished_reason: reason.name() }).inc();
+    }
+
+    /// The same under our own names alone.
+    pub(crate) fn render_own(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode_registry(&mut text, &self.registry)?;
+        Ok(text)
     }
 
     /// The text a scraper reads.

@@ -12,7 +12,7 @@ use crate::{
     models::{KeepAlive, ModelSpec, Models},
     overflow::Overflow,
     reload::{self, Watched},
-    telemetry::{Telemetry, Traces},
+    telemetry::{OtlpConfig, Telemetry, Traces},
 };
 use futures::{FutureExt, future::OptionFuture};
 use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -79,8 +79,8 @@ pub struct ServerConfig {
     pub health_interval: Option<Duration>,
     /// What models have to say at their first probe; `None` = the first load is taken to be good.
     pub health_baseline: Option<Arc<HealthBaseline>>,
-    /// Collector that traces are sent to, by OTLP over gRPC: `http://host:4317`.
-    pub otlp_endpoint: Option<String>,
+    /// The collector that traces, and whatever else is asked for, are sent to.
+    pub otlp: Option<OtlpConfig>,
 }
 
 impl Default for ServerConfig {
@@ -115,7 +115,7 @@ impl Default for ServerConfig {
             audit: None,
             health_interval: None,
             health_baseline: None,
-            otlp_endpoint: None,
+            otlp: None,
         }
     }
 }
@@ -173,7 +173,7 @@ pub async fn serve_models(
     // Closed when this ends: behind all requests.
     let audit = config.audit.clone().map(|config| Audit::start(config, metrics.audit.clone())).transpose()?;
     let records = audit.as_ref().map(Audit::state);
-    let traces = config.otlp_endpoint.as_deref().map(Traces::start).transpose()?;
+    let traces = config.otlp.as_ref().map(|otlp| Traces::start(otlp, Arc::clone(&metrics))).transpose()?;
     let telemetry = Arc::new(Telemetry::new(records, traces));
     let ended = live(config, models, shutdown, on_ready, metrics, Arc::clone(&telemetry)).await;
     // An error means that the runtime ends too.

@@ -75,9 +75,7 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, ServeError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| tls_error(&files.cert, &error))?;
     let builder = match &files.client_ca {
-        Some(path) => {
-            builder.with_client_cert_verifier(client_verifier(path, files.client_crl.as_deref(), provider)?)
-        }
+        Some(path) => builder.with_client_cert_verifier(client_verifier(path, files.client_crl.as_deref(), provider)?),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| tls_error(&files.cert, &error))?;

@@ -66,6 +66,13 @@ pub(crate) struct Ended {
     pub(crate) steps: Steps,
 }
 
+impl Steps {
+    /// Its text, where somebody wants it.
+    pub(super) fn prompt(&self) -> Option<&str> {
+        self.prompt.as_deref()
+    }
+}
+
 impl Journey {
     pub(crate) fn begin(
         telemetry: Arc<Telemetry>,
@@ -123,7 +130,7 @@ impl Journey {
     pub(crate) fn of_prompt(&self, backend: &dyn Backend, prompt: &[u32]) {
         let mut hasher = Sha256::new();
         prompt.iter().for_each(|token| hasher.update(token.to_le_bytes()));
-        let text = self.telemetry.wants_content().then(|| backend.text(prompt).unwrap_or_default());
+        let text = self.telemetry.wants_prompt().then(|| backend.text(prompt).unwrap_or_default());
         let mut steps = self.steps();
         steps.prompt_sha256 = Some(hex(&hasher.finalize()));
         steps.prompt_tokens = Some(prompt.len());
@@ -241,7 +248,7 @@ impl Journey {
             status: ended.status,
             result: ended.result.to_owned(),
             duration_ms: u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX),
-            prompt: steps.prompt.clone(),
+            prompt: steps.prompt.clone().filter(|_| self.telemetry.wants_content()),
             answers: self.telemetry.wants_content().then(|| steps.answers.clone()),
         }
     }

@@ -1,12 +1,14 @@
 //! What the server says about its requests: access lines, audit records, traces, the live view. All of it comes from one [`Journey`]
 //! per request, so that it agrees.
 
+mod forward;
 mod journey;
 mod live;
 mod machine;
 mod traces;
 mod watch;
 
+pub use forward::{ForwardConfig, ForwardError, OtlpConfig, otlp_headers};
 pub use journey::ACCESS_LINES;
 pub(crate) use journey::Journey;
 pub(crate) use live::Live;
@@ -62,6 +64,11 @@ impl Telemetry {
     /// Whether prompts and answers are kept until the request's end.
     fn wants_content(&self) -> bool {
         self.audit.as_ref().is_some_and(|audit| audit.with_content)
+    }
+
+    /// Whether prompts are, for whatever reason.
+    fn wants_prompt(&self) -> bool {
+        self.wants_content() || self.traces.as_ref().is_some_and(Traces::keeps_inputs)
     }
 
     /// A request is over.

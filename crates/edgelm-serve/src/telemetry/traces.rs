@@ -2,8 +2,12 @@
 //!
 //! Spans are made when a request is over, from the times of its journey, so a request that is not traced costs nothing.
 
-use super::{Journey, journey::Ended};
-use crate::ServeError;
+use super::{
+    Journey, OtlpConfig,
+    forward::{Exporter, Forwarder},
+    journey::Ended,
+};
+use crate::{ServeError, metrics::Metrics};
 use opentelemetry::{
     Context, KeyValue,
     trace::{
@@ -11,12 +15,14 @@ use opentelemetry::{
         TracerProvider,
     },
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
     trace::{SdkTracer, SdkTracerProvider},
 };
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 /// For the spans that are left when the server ends.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -25,27 +31,27 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 pub(crate) struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
+    forwarder: Forwarder,
 }
 
 impl Traces {
-    /// To a collector's address, `http://host:4317`. Must be called inside the runtime, which carries the connection; that is
-    /// made when the first spans go out, and failures are logged.
-    pub(crate) fn start(endpoint: &str) -> Result<Self, ServeError> {
-        let wrong = |what: String| ServeError::Traces { endpoint: endpoint.to_owned(), what };
-        if !endpoint.starts_with("http://") {
-            return Err(wrong(
-                "must begin with `http://`: for anything else, put a collector on this machine".to_owned(),
-            ));
-        }
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
-        let exporter = exporter.map_err(|error| wrong(error.to_string()))?;
+    /// Must be called inside the runtime, which carries the connection; that is made when the first spans go out, and failures are
+    /// logged.
+    pub(crate) fn start(config: &OtlpConfig, metrics: Arc<Metrics>) -> Result<Self, ServeError> {
         let resource = Resource::builder()
             .with_service_name("edgelm")
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        let provider =
-            SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let forwarder = Forwarder::start(config, &resource, metrics)?;
+        let exporter = Exporter::new(forwarder.clone());
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
         let tracer = provider.tracer("edgelm-serve");
-        Ok(Self { provider, tracer })
+        Ok(Self { provider, tracer, forwarder })
+    }
+
+    /// Whether prompts are sent too.
+    pub(super) fn keeps_inputs(&self) -> bool {
+        self.forwarder.keeps_inputs()
     }
 
     /// Sends what is left. Blocks for a few seconds at most.
@@ -53,10 +59,12 @@ impl Traces {
         if let Err(error) = self.provider.shutdown_with_timeout(LAST_WORDS) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the last traces could not be sent");
         }
+        self.forwarder.stop();
     }
 
     /// Spans of a request that is over.
     pub(super) fn ended(&self, journey: &Journey, ended: &Ended) {
+        self.forwarder.ended(journey, ended);
         let steps = &ended.steps;
         let at = |time: Instant| journey.arrived + time.saturating_duration_since(journey.received);
         let end = journey.arrived + ended.took;

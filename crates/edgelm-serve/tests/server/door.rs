@@ -4,15 +4,15 @@ use crate::fake::{Fake, Running, client, eventually, read};
 use edgelm_serve::{ApiKeys, DoorLimits, NewKey, RateLimits, Scope, ServeError, ServerConfig, TlsFiles};
 use futures::StreamExt;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
 use serde_json::{Value, json};
 use std::{
     fs,
     net::Ipv4Addr,
     path::Path,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -31,23 +31,26 @@ fn body(extra: Value) -> Value {
 }
 
 /// An authority that makes certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
+        // Each has a name of its own: lists of revoked certificates are found by it.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("authority {} of the tests", COUNT.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// Certificate and key.
-    fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    pub fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -75,7 +78,7 @@ impl Authority {
     }
 
     /// For the server.
-    fn files(&self, folder: &Path) -> TlsFiles {
+    pub fn files(&self, folder: &Path) -> TlsFiles {
         let (cert, key) = self.issue(|_| {});
         let (cert_path, key_path) = (folder.join("cert.pem"), folder.join("key.pem"));
         let files = TlsFiles { cert: cert_path, key: key_path, client_ca: None, client_crl: None };
@@ -200,7 +203,8 @@ async fn revoked_certificates_open_nothing() {
     assert_eq!(get(of(&theirs, 6)).await.unwrap().status(), 200);
     // No list is not an empty one.
     fs::write(&lists, "").unwrap();
-    metrics_with(&ours, &server, "edgelm_reloads_total{what=\"certificates\",result=\"failed\"} 1", of(&theirs, 6)).await;
+    metrics_with(&ours, &server, "edgelm_reloads_total{what=\"certificates\",result=\"failed\"} 1", of(&theirs, 6))
+        .await;
     assert!(get(of(&ours, 6)).await.is_err(), "the old list holds");
     let config = with_tls(files);
     let backend: std::sync::Arc<dyn edgelm_serve::Backend> = std::sync::Arc::new(Fake::default());

@@ -6,6 +6,7 @@ mod audit;
 mod dashboard;
 mod door;
 mod fake;
+mod forward;
 mod grpc;
 mod life;
 mod live;

@@ -1,7 +1,7 @@
 //! What a server says about itself: probes of health, traces, and the metrics that dashboards and alerts name.
 
 use crate::fake::{Fake, Running, Stock, eventually};
-use edgelm_serve::{Backend, HealthBaseline, ServerConfig};
+use edgelm_serve::{Backend, HealthBaseline, OtlpConfig, ServerConfig};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -150,7 +150,7 @@ async fn traces_continue_the_clients() {
     let router = tonic::service::Routes::new(service).into_axum_router();
     tokio::spawn(async move { axum::serve(listener, router).await });
 
-    let config = ServerConfig { otlp_endpoint: Some(endpoint), ..ServerConfig::default() };
+    let config = ServerConfig { otlp: Some(OtlpConfig::new(&endpoint)), ..ServerConfig::default() };
     let mut server = Running::start_with(Fake::default(), config).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let body = json!({"model": "org/fake-1", "prompt": "one two", "max_tokens": 3});
@@ -184,10 +184,10 @@ async fn traces_continue_the_clients() {
 
 #[tokio::test]
 async fn a_collector_that_is_away_holds_nothing_up() {
-    let config = ServerConfig { otlp_endpoint: Some("http://127.0.0.1:9".to_owned()), ..ServerConfig::default() };
+    let config = ServerConfig { otlp: Some(OtlpConfig::new("http://127.0.0.1:9")), ..ServerConfig::default() };
     let server = Running::start_with(Fake::default(), config).await;
     assert_eq!(ask(&server).await, 200);
-    let config = ServerConfig { otlp_endpoint: Some("https://x".to_owned()), port: 0, ..ServerConfig::default() };
+    let config = ServerConfig { otlp: Some(OtlpConfig::new("ftp://x")), port: 0, ..ServerConfig::default() };
     let backend: Arc<dyn edgelm_serve::Backend> = Arc::new(Fake::default());
     let error = edgelm_serve::serve(config, backend, std::future::pending(), |_| {}).await.unwrap_err();
     assert!(matches!(error, edgelm_serve::ServeError::Traces { .. }));

@@ -69,7 +69,9 @@ impl DoorArgs {
     /// Reads the key file. What else is wrong shows when the server begins.
     pub(super) fn apply(self, config: ServerConfig) -> anyhow::Result<ServerConfig> {
         let tls = match (self.tls_cert, self.tls_key) {
-            (Some(cert), Some(key)) => Some(TlsFiles { cert, key, client_ca: self.client_ca, client_crl: self.client_crl }),
+            (Some(cert), Some(key)) => {
+                Some(TlsFiles { cert, key, client_ca: self.client_ca, client_crl: self.client_crl })
+            }
             (Some(_), None) => return Err(Usage("--tls-cert needs --tls-key".to_owned()).into()),
             (None, Some(_)) => return Err(Usage("--tls-key needs --tls-cert".to_owned()).into()),
             (None, None) if self.client_ca.is_some() => {

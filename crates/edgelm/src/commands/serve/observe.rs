@@ -2,16 +2,18 @@
 
 use super::parse_seconds;
 use crate::{
+    failure::Usage,
     options::Global,
     output::{self, LogFormat},
 };
 use clap::Args;
 use edgelm_compress::parse_size;
 use edgelm_serve::{
-    HealthBaseline, ServerConfig,
+    ForwardConfig, HealthBaseline, OtlpConfig, ServerConfig,
     audit::{AuditConfig, Fsync, LogConfig, OnFailure, SigningKey},
+    otlp_headers,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 /// Seconds, or 0.
 fn parse_interval(text: &str) -> Result<f64, String> {
@@ -37,9 +39,32 @@ pub struct ObserveArgs {
     /// Load the models, note in F what they say on this machine beside what is there, and end
     #[arg(long, value_name = "F", conflicts_with = "health_baseline")]
     pub write_health_baseline: Option<PathBuf>,
-    /// Send traces to this collector, by OTLP over gRPC (`http://host:4317`)
+    /// Send traces to this collector, by OTLP over gRPC (`http://host:4317` or `https://…`); headers of OTEL_EXPORTER_OTLP_HEADERS go
+    /// with them
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
+    /// Accept only a collector with a certificate of these authorities (PEM) [default: those that the system trusts]
+    #[arg(long, value_name = "F", env = "OTEL_EXPORTER_OTLP_CERTIFICATE", requires = "otlp_endpoint")]
+    otlp_ca: Option<PathBuf>,
+    /// Send all metrics to the collector as well, each time so many seconds have gone by [default: never]
+    #[arg(long, value_name = "S", value_parser = parse_seconds, requires = "otlp_endpoint")]
+    otlp_metrics_interval: Option<Duration>,
+    /// Send the collector the prompts of all requests, too, as log records
+    #[arg(long, requires = "otlp_endpoint")]
+    keep_inputs: bool,
+    /// Folder for what the collector cannot be sent now, encrypted: it is sent when the collector is back [default: it is lost]
+    #[arg(long, value_name = "DIR", requires = "otlp_endpoint")]
+    forward_dir: Option<PathBuf>,
+    /// Size of what waits in --forward-dir; the oldest goes beyond it
+    #[arg(long, value_name = "S", default_value = "64MiB", value_parser = parse_size, requires = "forward_dir")]
+    forward_limit: u64,
+    /// Seconds after which what waits is not sent any more
+    #[arg(long, value_name = "S", default_value = "86400", value_parser = parse_seconds, requires = "forward_dir")]
+    forward_age: Duration,
+    /// Key of what waits: 64 hexadecimal digits in a file that only its owner can read; made where there is none [default: `key`
+    /// in --forward-dir]
+    #[arg(long, value_name = "F", requires = "forward_dir")]
+    forward_key: Option<PathBuf>,
     /// Keep an audit log: one hash-chained record per request, in F and F.000000 … when it is full
     #[arg(long, value_name = "F")]
     audit_log: Option<PathBuf>,
@@ -77,8 +102,31 @@ impl ObserveArgs {
         config.audit = self.audit(global)?;
         config.health_interval = Duration::try_from_secs_f64(self.health_interval).ok().filter(|time| !time.is_zero());
         config.health_baseline = self.health_baseline.as_deref().map(HealthBaseline::read).transpose()?.map(Arc::new);
-        config.otlp_endpoint.clone_from(&self.otlp_endpoint);
+        config.otlp = self.otlp()?;
         Ok(config)
+    }
+
+    fn otlp(&self) -> anyhow::Result<Option<OtlpConfig>> {
+        let Some(endpoint) = self.otlp_endpoint.clone() else { return Ok(None) };
+        let headers = match env::var("OTEL_EXPORTER_OTLP_HEADERS") {
+            Ok(text) => otlp_headers(&text).map_err(Usage)?,
+            Err(env::VarError::NotPresent) => Vec::new(),
+            Err(error) => return Err(Usage(format!("OTEL_EXPORTER_OTLP_HEADERS: {error}")).into()),
+        };
+        let forward = self.forward_dir.clone().map(|folder| ForwardConfig {
+            folder,
+            limit_bytes: self.forward_limit,
+            key: self.forward_key.clone(),
+            max_age: self.forward_age,
+        });
+        Ok(Some(OtlpConfig {
+            endpoint,
+            ca: self.otlp_ca.clone(),
+            headers,
+            metrics_interval: self.otlp_metrics_interval,
+            keep_inputs: self.keep_inputs,
+            forward,
+        }))
     }
 
     fn audit(&self, global: &Global) -> anyhow::Result<Option<AuditConfig>> {
