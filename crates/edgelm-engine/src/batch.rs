@@ -62,6 +62,8 @@ pub struct Progress {
     pub finished: Option<FinishReason>,
     /// How the lane's guesses have fared since it began.
     pub guesses: Guesses,
+    /// What its constraint took of the time since it was last asked.
+    pub constraint_time: Duration,
 }
 
 /// Generations in progress. Not for several threads at once.
@@ -373,6 +375,7 @@ impl<'a> Batch<'a> {
         self.keep_beginning(id);
         let v = self.model.engine().config().vocab_size;
         if let Some(lane) = self.lanes.get_mut(&id) {
+            let constraint_time = lane.running.constraint_time();
             if let Some(rows) = lane.rows.take() {
                 let logits = &self.workspace.logits()[rows.start * v..rows.end * v];
                 lane.running.pick(logits, &mut |piece| {
@@ -382,6 +385,7 @@ impl<'a> Batch<'a> {
             }
             progress.finished = lane.running.finish_reason();
             progress.guesses = lane.running.guesses();
+            progress.constraint_time = lane.running.constraint_time().saturating_sub(constraint_time);
         }
         Ok(progress)
     }

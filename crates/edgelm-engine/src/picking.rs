@@ -6,7 +6,10 @@ use crate::{
     sampling::{log_sum_exp, top_log_probabilities},
 };
 use edgelm_model::Tokenizer;
-use std::{ops::ControlFlow, time::Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 /// Where the pieces of an answer go; `Break` cancels.
 pub(crate) type OnPiece<'p> = dyn FnMut(&Piece) -> ControlFlow<()> + 'p;
@@ -25,6 +28,8 @@ pub(crate) struct Picking<'a> {
     begin: Instant,
     first_token: Option<Instant>,
     end: Instant,
+    /// Spent on the constraint, so far.
+    constraint_time: Duration,
 }
 
 impl<'a> Picking<'a> {
@@ -49,6 +54,7 @@ impl<'a> Picking<'a> {
             begin,
             first_token: None,
             end: begin,
+            constraint_time: Duration::ZERO,
         })
     }
 
@@ -68,6 +74,11 @@ impl<'a> Picking<'a> {
     /// The reason, once it is over.
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         self.finish_reason
+    }
+
+    /// What the constraint has taken so far: masks, that is, which are nearly all of it.
+    pub(crate) fn constraint_time(&self) -> Duration {
+        self.constraint_time
     }
 
     /// Tokens that may still come.
@@ -102,7 +113,9 @@ impl<'a> Picking<'a> {
         }
         let mut allowed = logits.to_vec();
         if let Some(guide) = &mut self.guide {
+            let begin = Instant::now();
             guide.mask(&mut allowed)?;
+            self.constraint_time += begin.elapsed();
         }
         let (prompt, generated) = self.known.split_at(self.prompt_tokens);
         let token = self.sampler.pick(&mut allowed, prompt, generated);

@@ -10,7 +10,10 @@ use crate::{
     speculation::{Candidate, Guessed, Guesses, Speculator},
 };
 use edgelm_model::Tokenizer;
-use std::{borrow::BorrowMut, time::Instant};
+use std::{
+    borrow::BorrowMut,
+    time::{Duration, Instant},
+};
 
 /// One generation; its sequence is its own or borrowed.
 pub(crate) struct Running<'a, S = Sequence> {
@@ -74,6 +77,11 @@ impl<'a, S: BorrowMut<Sequence>> Running<'a, S> {
     /// The reason, once it is over.
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         self.picking.finish_reason()
+    }
+
+    /// What its constraint has taken so far.
+    pub(crate) fn constraint_time(&self) -> Duration {
+        self.picking.constraint_time()
     }
 
     /// How guesses have fared.

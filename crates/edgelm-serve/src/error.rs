@@ -118,6 +118,8 @@ pub(crate) enum ApiError {
     Stalled,
     #[error("the model `{model}` cannot be had now")]
     ModelUnavailable { model: String, retry_after_s: u64 },
+    #[error("there is no trace of a request `{id}`: send `x-edgelm-trace: 1` with it, and fetch it soon")]
+    TraceNotFound { id: String },
     #[error("no route for {method} {path}")]
     UnknownUrl { method: String, path: String },
     #[error("{method} is not allowed on {path}")]
@@ -222,6 +224,7 @@ impl ApiError {
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_exceeded"),
             Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "stalled"),
             Self::ModelUnavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "model_unavailable"),
+            Self::TraceNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, "trace_not_found"),
             Self::UnknownUrl { .. } => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, REQUEST, "invalid_api_key"),

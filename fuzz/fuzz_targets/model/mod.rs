@@ -2,7 +2,7 @@
 
 use edgelm_engine::{Constraint, EngineError, Grammar, LoadedAdapter, Pooling};
 use edgelm_model::{GenerationConfig, Message};
-use edgelm_serve::{Backend, Description, KvLimit, Lanes, Patience, Probe};
+use edgelm_serve::{Backend, Description, KvLimit, Lanes, Patience, Probe, ProbeText};
 use serde_json::{Map, Value};
 use std::sync::{Arc, LazyLock};
 
@@ -55,7 +55,7 @@ impl Backend for Nothing {
     fn kv_limit(&self) -> Option<KvLimit> {
         None
     }
-    fn probe(&self, _: Patience<'_>) -> Result<Option<Probe>, EngineError> {
+    fn probe(&self, _: &ProbeText, _: Patience<'_>) -> Result<Option<Probe>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {

@@ -5,7 +5,12 @@ use super::{
     rate::{Limiter, Meter},
     revocation::Revocation,
 };
-use crate::{caller::Client, error::ApiError, listener::Certificate, telemetry::Journey};
+use crate::{
+    caller::Client,
+    error::ApiError,
+    listener::Certificate,
+    telemetry::{Journey, TRACE},
+};
 use axum::{
     extract::{ConnectInfo, Request, State},
     http::{Extensions, HeaderMap, Method, header},
@@ -47,8 +52,16 @@ impl Guard {
         extensions: &mut Extensions,
     ) -> Result<Admitted, ApiError> {
         let identity = identify(&self.keys, wanted, headers, extensions)?;
-        if let (Some(name), Some(journey)) = (&identity.name, extensions.get::<Arc<Journey>>()) {
-            journey.of_client(name.to_string());
+        if let Some(journey) = extensions.get::<Arc<Journey>>() {
+            if let Some(name) = &identity.name {
+                journey.of_client(name.to_string());
+            }
+            if wants_trace(headers)? {
+                if identity.scope < Scope::Admin {
+                    return Err(ApiError::Scope { wanted: Scope::Admin.name() });
+                }
+                journey.record_timeline();
+            }
         }
         let meter = if is_work { self.limiter.admit(identity.client)? } else { None };
         tracing::debug!(client = identity.name.as_deref(), scope = identity.scope.name(), "let in");
@@ -125,6 +138,15 @@ fn identify(keys: &ApiKeys, wanted: Scope, headers: &HeaderMap, extensions: &Ext
         return Err(ApiError::Scope { wanted: wanted.name() });
     }
     Ok(identity)
+}
+
+/// Whether the client asks for a trace. It shows how busy others keep the server, so it is not for everyone.
+fn wants_trace(headers: &HeaderMap) -> Result<bool, ApiError> {
+    match headers.get(TRACE).map(|value| value.as_bytes()) {
+        None | Some(b"0") => Ok(false),
+        Some(b"1") => Ok(true),
+        Some(_) => Err(ApiError::invalid(TRACE, "must be 1 (or 0)")),
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

@@ -63,7 +63,7 @@ pub(crate) async fn refuse_cross_origin(
         }
     } else {
         let exposed = HeaderValue::from_static(
-            "retry-after, x-request-id, x-ratelimit-limit-requests, \
+            "retry-after, x-request-id, x-edgelm-trace, x-ratelimit-limit-requests, \
             x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
             x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
         );

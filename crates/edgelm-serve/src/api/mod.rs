@@ -19,6 +19,7 @@ mod operations;
 mod parameters;
 mod responses;
 mod tokens;
+mod traces;
 
 pub use check::{check_call, check_request};
 pub(crate) use completions::Prompt;
@@ -142,6 +143,9 @@ pub(crate) fn routers(app: &Arc<App>, config: &ServerConfig) -> (Router, Router)
     let admin = Router::new()
         .route("/metrics", get(operations::metrics))
         .route("/dashboard/state", get(dashboard::state))
+        .route("/v1/traces", get(traces::list))
+        // A wildcard, because ids of clients may hold slashes.
+        .route("/v1/traces/{*id}", get(traces::one))
         .route_layer(of_scope(Scope::Admin));
     let origins: Arc<[_]> = config.cors_origins.clone().into();
     let all = Router::new()

@@ -408,6 +408,8 @@ pub(super) const ENDPOINTS: &[Endpoint] = &[
     get("EdgeLM", "/health", "200 when the model is ready, 503 while it loads"),
     get("EdgeLM", "/metrics", "Metrics for Prometheus"),
     get("EdgeLM", "/openapi.json", "This document"),
+    get("EdgeLM", "/v1/traces", "Chrome traces that can be fetched: of requests with the header `x-edgelm-trace: 1`"),
+    get("EdgeLM", "/v1/traces/{id}", "One of them, by the id of its request"),
 ];
 
 /// `GET /openapi.json`.

@@ -1,6 +1,6 @@
 //! One request from its arrival to the last byte of its answer.
 
-use super::Telemetry;
+use super::{Telemetry, timeline::Timeline};
 use crate::{
     audit::RequestRecord, backend::Backend, encoding::hex, error::ApiError, metrics::seconds, service::random,
     worker::StopReason,
@@ -9,7 +9,7 @@ use opentelemetry::trace::SpanContext;
 use sha2::{Digest, Sha256};
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -32,6 +32,7 @@ pub(crate) struct Journey {
     /// The client's span.
     pub(crate) parent: Option<SpanContext>,
     steps: Mutex<Steps>,
+    timeline: OnceLock<Timeline>,
 }
 
 /// What is known so far.
@@ -45,6 +46,8 @@ pub(crate) struct Steps {
     pub(crate) prompt_tokens: Option<usize>,
     pub(crate) cached_tokens: Option<usize>,
     pub(crate) generated_tokens: usize,
+    /// Its prompt is ready for the engine.
+    pub(crate) queued: Option<Instant>,
     /// The engine begins with it.
     pub(crate) started: Option<Instant>,
     pub(crate) first_token: Option<Instant>,
@@ -92,6 +95,7 @@ impl Journey {
             arrived: SystemTime::now(),
             parent,
             steps: Mutex::default(),
+            timeline: OnceLock::new(),
         });
         if journey.is_work() {
             journey.telemetry.live.begun(&journey);
@@ -111,6 +115,16 @@ impl Journey {
     /// Whether the request asks for work, not about the server.
     pub(crate) fn is_work(&self) -> bool {
         !ABOUT.contains(&self.route.as_str()) && !self.route.starts_with(DASHBOARD)
+    }
+
+    /// From now on, what it spends its time on is recorded.
+    pub(crate) fn record_timeline(&self) {
+        self.timeline.get_or_init(Timeline::default);
+    }
+
+    /// Where to record that, if somebody wants to know.
+    pub(crate) fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.get()
     }
 
     /// Who asks, where that is more than an address.
@@ -135,6 +149,7 @@ impl Journey {
         steps.prompt_sha256 = Some(hex(&hasher.finalize()));
         steps.prompt_tokens = Some(prompt.len());
         steps.prompt = text;
+        steps.queued.get_or_insert_with(Instant::now);
     }
 
     /// The engine begins with it.

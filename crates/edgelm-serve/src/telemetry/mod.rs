@@ -5,6 +5,7 @@ mod forward;
 mod journey;
 mod live;
 mod machine;
+mod timeline;
 mod traces;
 mod watch;
 
@@ -13,6 +14,7 @@ pub use journey::ACCESS_LINES;
 pub(crate) use journey::Journey;
 pub(crate) use live::Live;
 pub(crate) use machine::Machine;
+pub(crate) use timeline::{Row, Timelines};
 pub(crate) use traces::Traces;
 pub(crate) use watch::observe;
 
@@ -23,17 +25,21 @@ use crate::{
 use journey::Ended;
 use std::sync::Arc;
 
+/// A request with `1` in this header has its times recorded; its answer says there where they can be fetched. For admins.
+pub(crate) const TRACE: &str = "x-edgelm-trace";
+
 /// Where journeys end.
 #[derive(Default)]
 pub(crate) struct Telemetry {
     audit: Option<Arc<AuditState>>,
     traces: Option<Traces>,
     pub(crate) live: Live,
+    pub(crate) timelines: Timelines,
 }
 
 impl Telemetry {
     pub(crate) fn new(audit: Option<Arc<AuditState>>, traces: Option<Traces>) -> Self {
-        Self { audit, traces, live: Live::default() }
+        Self { audit, traces, live: Live::default(), timelines: Timelines::default() }
     }
 
     /// An error while requests cannot be recorded but have to be.
@@ -75,6 +81,7 @@ impl Telemetry {
     fn ended(&self, journey: &Journey, ended: &Ended) {
         journey.log(ended);
         self.live.ended(journey, ended);
+        self.timelines.ended(journey, ended);
         if let Some(traces) = self.traces.as_ref().filter(|_| journey.is_work()) {
             traces.ended(journey, ended);
         }

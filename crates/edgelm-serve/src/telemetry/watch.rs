@@ -1,6 +1,6 @@
 //! Follows every request: from its headers to the last byte of its answer, however that comes about.
 
-use super::{Journey, Telemetry, traces};
+use super::{Journey, TRACE, Telemetry, timeline, traces};
 use crate::{
     error::ApiError,
     metrics::{Metrics, RequestLabels},
@@ -48,6 +48,11 @@ pub(crate) async fn observe(
     metrics.requests.get_or_create(&RequestLabels { method, route, status }).inc();
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if guard.journey.timeline().is_some()
+        && let Ok(url) = HeaderValue::from_str(&timeline::url(&guard.journey.id))
+    {
+        response.headers_mut().insert(TRACE, url);
     }
     guard.status = Some(status);
     if let Some(error) = response.extensions().get::<ApiError>() {

@@ -10,8 +10,10 @@ use crate::{
     backend::{Backend, Lanes},
     error::ApiError,
     metrics::{Ended, seconds},
+    telemetry::Row,
 };
 use edgelm_engine::{EngineError, FinishReason, LaneId, Piece, Progress, Saving, StoreState};
+use serde_json::{Value, json};
 use std::{
     cell::Cell,
     collections::VecDeque,
@@ -19,6 +21,9 @@ use std::{
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
+
+/// Shorter waits are not worth a line in a trace.
+const NOTED_WAIT: Duration = Duration::from_micros(50);
 
 /// What runs.
 pub(super) struct Schedule<'a> {
@@ -129,7 +134,9 @@ impl<'a> Schedule<'a> {
     /// One pass, with all that comes before and after it.
     pub(super) fn pass(&mut self) {
         self.drop_unwanted();
+        let planning = Instant::now();
         let mut plan = self.plan();
+        self.note(&plan.rows, planning, "schedule", &json!({}));
         self.show();
         if plan.rows.is_empty() {
             if !self.active.is_empty() {
@@ -139,11 +146,19 @@ impl<'a> Schedule<'a> {
             }
             return;
         }
+        let waiting = Instant::now();
         let turn = self.shared.turns.take(&self.shared.account);
         let started = Instant::now();
+        if started - waiting > NOTED_WAIT {
+            self.note(&plan.rows, waiting, "wait for another model", &json!({}));
+        }
         self.watchdog.begin(turn.number(), self.active.iter().map(|active| active.job.events.clone()).collect());
         if plan.prompt_rows == 0 {
+            let guessing = Instant::now();
             self.speculate(&mut plan);
+            if plan.rows.iter().any(|(_, rows)| *rows > 1) {
+                self.note(&plan.rows, guessing, "guess", &json!({}));
+            }
         }
         self.forward(&plan);
         drop(turn);
@@ -347,8 +362,12 @@ impl<'a> Schedule<'a> {
     /// The pass itself; then each lane's token. Who makes the engine panic fails alone.
     fn forward(&mut self, plan: &Plan) {
         // Lanes are as they were when a pass fails, so it can be tried again with each alone.
+        let begin = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| self.lanes.forward(&plan.rows))) {
-            Ok(Ok(())) => plan.rows.iter().for_each(|&(lane, _)| self.take(lane)),
+            Ok(Ok(())) => {
+                self.note_pass(&plan.rows, begin);
+                plan.rows.iter().for_each(|&(lane, _)| self.take(lane));
+            }
             _ if plan.rows.len() == 1 => self.try_alone(plan.rows[0]),
             _ => {
                 tracing::warn!(lanes = plan.rows.len(), "a pass failed; trying each of its requests alone");
@@ -358,19 +377,74 @@ impl<'a> Schedule<'a> {
     }
 
     fn try_alone(&mut self, share: (LaneId, usize)) {
+        let begin = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.lanes.forward(&[share])));
         match outcome {
-            Ok(Ok(())) => self.take(share.0),
+            Ok(Ok(())) => {
+                self.note_pass(&[share], begin);
+                self.take(share.0);
+            }
             Ok(Err(error)) => self.abandon(share.0, Some(&error)),
             Err(_) => self.abandon(share.0, None),
         }
     }
 
     fn take(&mut self, lane: LaneId) {
+        let begin = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| self.lanes.take(lane))) {
-            Ok(Ok(progress)) => self.report(lane, progress),
+            Ok(Ok(progress)) => {
+                self.note_pick(lane, &progress, begin);
+                self.report(lane, progress);
+            }
             Ok(Err(error)) => self.abandon(lane, Some(&error)),
             Err(_) => self.abandon(lane, None),
+        }
+    }
+
+    /// The requests among these lanes that are traced, each with the rows of its lanes.
+    fn traced<'b>(&'b self, rows: &'b [(LaneId, usize)]) -> impl Iterator<Item = (&'b Active, &'b Choice, usize)> {
+        let is_traced = self.active.iter().any(|active| active.job.journey.timeline().is_some());
+        let places = if is_traced { self.places() } else { Vec::new() };
+        places.into_iter().filter_map(move |(place, lane)| {
+            let active = &self.active[place.job];
+            active.job.journey.timeline()?;
+            let (_, count) = rows.iter().find(|(other, _)| *other == lane)?;
+            Some((active, &active.choices[place.choice], *count))
+        })
+    }
+
+    /// Something that these lanes have waited for together.
+    fn note(&self, rows: &[(LaneId, usize)], begin: Instant, name: &'static str, args: &Value) {
+        for (active, _, _) in self.traced(rows) {
+            if let Some(timeline) = active.job.journey.timeline() {
+                timeline.add(name, Row::Passes, begin, args.clone());
+            }
+        }
+    }
+
+    fn note_pass(&self, rows: &[(LaneId, usize)], begin: Instant) {
+        let took = begin.elapsed();
+        let all: usize = rows.iter().map(|(_, rows)| rows).sum();
+        for (active, choice, own) in self.traced(rows) {
+            let Some(timeline) = active.job.journey.timeline() else { continue };
+            let name = if choice.generated == 0 { "prefill" } else { "decode" };
+            let args = json!({"rows": own, "pass_rows": all, "pass_sequences": rows.len()});
+            timeline.add_for(name, Row::Passes, begin, took, args);
+        }
+    }
+
+    fn note_pick(&self, lane: LaneId, progress: &Progress, begin: Instant) {
+        let took = begin.elapsed();
+        for (active, _, _) in self.traced(&[(lane, 0)]) {
+            let Some(timeline) = active.job.journey.timeline() else { continue };
+            let tokens = progress.pieces.iter().filter(|piece| piece.token.is_some()).count();
+            if tokens == 0 && progress.finished.is_none() {
+                continue;
+            }
+            timeline.add_for("pick", Row::Picks, begin, took, json!({"tokens": tokens}));
+            if !progress.constraint_time.is_zero() {
+                timeline.add_for("constraint", Row::Picks, begin, progress.constraint_time, json!({}));
+            }
         }
     }
 

@@ -232,7 +232,7 @@ impl Lanes for FakeLanes<'_> {
                 lane.finished = Some(FinishReason::Length);
             }
         }
-        Ok(Progress { pieces, finished: lane.finished, guesses: Guesses::default() })
+        Ok(Progress { pieces, finished: lane.finished, guesses: Guesses::default(), constraint_time: Duration::ZERO })
     }
     fn pause(&mut self, lane: LaneId) {
         self.lanes.get_mut(&lane).unwrap().held = 0;

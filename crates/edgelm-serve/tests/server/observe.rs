@@ -1,7 +1,7 @@
 //! What a server says about itself: probes of health, traces, and the metrics that dashboards and alerts name.
 
 use crate::fake::{Fake, Running, Stock, eventually};
-use edgelm_serve::{Backend, HealthBaseline, OtlpConfig, ServerConfig};
+use edgelm_serve::{ApiKeys, Backend, HealthBaseline, NewKey, OtlpConfig, Scope, ServerConfig};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::{
     },
     trace::v1::Span,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     fs,
@@ -272,4 +272,78 @@ async fn the_dashboards_data_wants_a_key_where_metrics_do() {
     assert_eq!(server.client.get(server.url("/dashboard")).send().await.unwrap().status(), 200);
     let answer = server.client.get(server.url("/dashboard/state")).header("authorization", "Bearer k1").send().await;
     assert_eq!(answer.unwrap().status(), 200);
+}
+
+/// Events of a row (1: phases, 2: passes, 3: picks) with this name.
+fn events<'a>(trace: &'a Value, row: u64, name: &str) -> Vec<&'a Value> {
+    let all = trace["traceEvents"].as_array().unwrap().iter();
+    all.filter(|event| event["ph"] == "X" && event["tid"] == row && event["name"] == name).collect()
+}
+
+#[tokio::test]
+async fn a_request_tells_what_it_spent_its_time_on() {
+    let server = Running::start(Fake { token_time: Duration::from_millis(5), ..Fake::default() }).await;
+    let body = json!({"model": "org/fake-1", "prompt": "one two three", "max_tokens": 4, "n": 2});
+    let request =
+        server.post("/v1/completions", &body).header("x-edgelm-trace", "1").header("x-request-id", "my/run 1");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    // That id is none that is taken over.
+    let url = answer.headers()["x-edgelm-trace"].to_str().unwrap().to_owned();
+    answer.bytes().await.unwrap();
+    let list = server.get("/v1/traces").await.1;
+    assert_eq!((&list["data"][0]["url"], list["data"].as_array().unwrap().len()), (&json!(url), 1));
+    let (status, trace) = server.get(&url).await;
+    assert_eq!(status, 200, "{trace}");
+    let [whole] = events(&trace, 1, "request")[..] else { panic!("one request: {trace}") };
+    assert_eq!((&whole["args"]["generated_tokens"], &whole["args"]["status"]), (&json!(8), &json!(200)));
+    let (mut end, mut sum) = (0.0, 0.0);
+    for name in ["prepare", "queue", "prefill", "decode", "send"] {
+        let [phase] = events(&trace, 1, name)[..] else { panic!("one {name}: {trace}") };
+        let (ts, dur) = (phase["ts"].as_f64().unwrap(), phase["dur"].as_f64().unwrap());
+        assert!((ts - end).abs() < 1.0, "{name} begins where the one before ends: {trace}");
+        (end, sum) = (ts + dur, sum + dur);
+    }
+    assert!((sum - whole["dur"].as_f64().unwrap()).abs() < 10.0, "{trace}");
+    // The first choice computes the prompt; then both decode together.
+    let prefill = events(&trace, 2, "prefill");
+    assert_eq!(prefill[0]["args"]["rows"], 3);
+    assert!(prefill[0]["dur"].as_f64().unwrap() >= 5000.0);
+    let shared = |event: &&&Value| event["args"]["pass_sequences"] == 2;
+    assert!(events(&trace, 2, "decode").iter().filter(shared).count() >= 2, "{trace}");
+    let picked: u64 = events(&trace, 3, "pick").iter().map(|it| it["args"]["tokens"].as_u64().unwrap()).sum();
+    assert_eq!(picked, 8);
+
+    // Without being asked, nothing is recorded; asked for in another way, nothing is answered.
+    assert_eq!(ask(&server).await, 200);
+    assert_eq!(server.get("/v1/traces").await.1["data"].as_array().unwrap().len(), 1);
+    let wrong = server.post("/v1/completions", &body).header("x-edgelm-trace", "yes").send().await.unwrap();
+    assert_eq!(wrong.status(), 400);
+    assert_eq!(server.get("/v1/traces/none").await.1["error"]["code"], "trace_not_found");
+    for index in 0..20 {
+        let request = server.post("/v1/completions", &body).header("x-edgelm-trace", "1");
+        request.header("x-request-id", format!("a/{index}")).send().await.unwrap().bytes().await.unwrap();
+    }
+    let list = server.get("/v1/traces").await.1;
+    assert_eq!((list["data"].as_array().unwrap().len(), &list["data"][0]["url"]), (16, &json!("/v1/traces/a%2F19")));
+    assert_eq!(server.get("/v1/traces/a%2F19").await.1["otherData"]["id"], "a/19");
+    assert_eq!(server.get("/v1/traces/a%2F3").await.0, 404, "the oldest go");
+}
+
+#[tokio::test]
+async fn traces_are_for_admins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    let keys =
+        [("user", Scope::Use), ("operator", Scope::Admin)].map(|(name, scope)| NewKey::random(name, scope).unwrap());
+    fs::write(&path, keys.iter().map(|key| key.line.clone() + "\n").collect::<String>()).unwrap();
+    let config = ServerConfig { api_keys: ApiKeys::from_file(&path).unwrap(), ..ServerConfig::default() };
+    let server = Running::start_with(Fake::default(), config).await;
+    let body = json!({"model": "org/fake-1", "prompt": "one", "max_tokens": 4});
+    for (key, status) in keys.iter().zip([403, 200]) {
+        let request = server.post("/v1/completions", &body).bearer_auth(&key.key).header("x-edgelm-trace", "1");
+        assert_eq!(request.send().await.unwrap().status(), status);
+        let list = server.client.get(server.url("/v1/traces")).bearer_auth(&key.key).send().await.unwrap();
+        assert_eq!(list.status(), status);
+    }
 }
