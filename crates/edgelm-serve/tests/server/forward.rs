@@ -197,9 +197,16 @@ async fn what_waits_for_the_collector_arrives_once_and_in_order() {
     collector.is_ill.store(false, Ordering::SeqCst);
     eventually("sent", || batches(&spool) == 0).await;
     assert_eq!(collector.requests(), ["first", "second"]);
-    let metrics = server.metrics().await;
-    assert!(metrics.contains("edgelm_forward_waiting_batches 0"), "{metrics}");
-    assert!(metrics.contains("edgelm_forward_sent_batches_total{kind=\"traces\"} 2"), "{metrics}");
+    // Told after it is done.
+    let lines = ["edgelm_forward_waiting_batches 0", "edgelm_forward_sent_batches_total{kind=\"traces\"} 2"];
+    for attempt in 0.. {
+        let metrics = server.metrics().await;
+        if lines.iter().all(|line| metrics.lines().any(|other| other == *line)) {
+            break;
+        }
+        assert!(attempt < 100, "{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     ended(server).await;
     assert_eq!(collector.requests(), ["first", "second", "third"], "with the end of the server");
     // Nothing is left to be sent again.
