@@ -61,6 +61,8 @@ pub struct ServerConfig {
     pub pass_limit: Duration,
     /// Times in ten minutes that an engine that hangs or panics is started again, on new threads.
     pub restarts: usize,
+    /// Share of the time, above 0 and up to 1, in which models are computed.
+    pub cpu_share: f64,
     /// What a model keeps is saved, where it has a store, when nobody has touched it for so long.
     pub save_delay: Duration,
     /// When a model takes no requests for a while. `None` = never.
@@ -106,6 +108,7 @@ impl Default for ServerConfig {
             overflow: Overflow::Refuse,
             pass_limit: Duration::from_secs(60),
             restarts: 3,
+            cpu_share: 1.0,
             save_delay: Duration::from_secs(30),
             breaker: Some(BreakerConfig::default()),
             fallback_text: None,

@@ -4,6 +4,8 @@
 //! So models take turns, and who had the least of the CPU is next: an account of seconds for each, as in fair queueing
 //! (Demers, Keshav and Shenker 1989). A model that was idle begins at the account of the one that is served, so that it
 //! cannot save up a claim.
+//!
+//! Where the server may have a part of the time only, nobody is next for a while after each turn: as much longer as the turn took.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -11,11 +13,15 @@ use std::{
 };
 
 /// What all models of a process have in common.
-#[derive(Default)]
 pub(crate) struct Turns {
     state: Mutex<State>,
     free: Condvar,
+    /// Of rest after a turn, by the time that it took.
+    rest: f64,
 }
+
+/// However long a turn was: requests would not be heard meanwhile.
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct State {
@@ -26,6 +32,8 @@ struct State {
     waiting: Vec<(u64, Duration)>,
     /// The account of the last that was served.
     served: Duration,
+    /// Nobody is next before.
+    rest_until: Option<Instant>,
 }
 
 /// What one model has had of the CPU.
@@ -41,6 +49,12 @@ pub(crate) struct Turn {
 }
 
 impl Turns {
+    /// For so much of the time, above 0 and up to 1.
+    pub(crate) fn new(share: f64) -> Self {
+        let rest = if share > 0.0 && share < 1.0 { 1.0 / share - 1.0 } else { 0.0 };
+        Self { state: Mutex::default(), free: Condvar::new(), rest }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,22 +72,36 @@ impl Turns {
         state.waiting.push((number, had));
         loop {
             let first = state.waiting.iter().min_by_key(|(number, had)| (*had, *number)).map(|(number, _)| *number);
-            if state.current.is_none() && first == Some(number) {
+            if state.current.is_some() || first != Some(number) {
+                state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let rest = state.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            if rest.is_zero() {
                 break;
             }
-            state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Somebody who had less may come meanwhile.
+            (state, _) = self.free.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner);
         }
         state.waiting.retain(|(other, _)| *other != number);
         state.served = state.served.max(had);
+        state.rest_until = None;
         state.current = Some(number);
         Turn { turns: Arc::clone(self), account: Arc::clone(account), number, since: Instant::now() }
     }
 
     /// Takes a turn away from a thread that does not come back. Nothing if it has ended.
     pub(crate) fn revoke(&self, number: u64) {
+        self.end(number, Duration::ZERO);
+    }
+
+    fn end(&self, number: u64, took: Duration) {
         let mut state = self.lock();
         if state.current == Some(number) {
             state.current = None;
+            let rest = took.as_secs_f64() * self.rest;
+            let rest = Duration::try_from_secs_f64(rest).unwrap_or(LONGEST_REST).min(LONGEST_REST);
+            state.rest_until = (!rest.is_zero()).then(|| Instant::now() + rest);
             self.free.notify_all();
         }
     }
@@ -88,8 +116,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.account.0.lock().unwrap_or_else(PoisonError::into_inner) += self.since.elapsed();
-        self.turns.revoke(self.number);
+        let took = self.since.elapsed();
+        *self.account.0.lock().unwrap_or_else(PoisonError::into_inner) += took;
+        self.turns.end(self.number, took);
     }
 }
 
@@ -103,7 +132,7 @@ mod tests {
 
     #[test]
     fn one_at_a_time_and_the_cpu_is_shared_by_time() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(1.0));
         let inside = AtomicUsize::new(0);
         let until = Instant::now() + Duration::from_millis(400);
         let work = |each: Duration| {
@@ -130,8 +159,25 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_next_before_the_server_has_rested() {
+        let turns = Arc::new(Turns::new(0.25));
+        let (begin, accounts) = (Instant::now(), [Arc::default(), Arc::default()]);
+        let mut worked = Duration::ZERO;
+        for index in 0..10 {
+            let turn = turns.take(&accounts[index % 2]);
+            let since = Instant::now();
+            thread::sleep(Duration::from_millis(5));
+            worked += since.elapsed();
+            drop(turn);
+        }
+        // The last rest is still to come.
+        assert!(begin.elapsed() >= worked.mul_f64(3.6), "{worked:?} in {:?}", begin.elapsed());
+        assert!(turns.lock().rest_until.is_some());
+    }
+
+    #[test]
     fn a_turn_that_does_not_end_can_be_taken_away() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(1.0));
         let stuck = turns.take(&Arc::default());
         turns.revoke(stuck.number());
         let next = turns.take(&Arc::default());

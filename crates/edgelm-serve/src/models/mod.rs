@@ -102,7 +102,7 @@ impl Models {
                 restarts: config.restarts,
                 save_delay: config.save_delay,
             },
-            turns: Arc::default(),
+            turns: Arc::new(Turns::new(config.cpu_share)),
             metrics,
             telemetry,
             loading: Mutex::default(),

@@ -125,6 +125,9 @@ pub struct ServeArgs {
     /// Seconds after which a pass over the weights is taken to hang
     #[arg(long, value_name = "S", default_value = "60", value_parser = parse_seconds)]
     pass_limit: Duration,
+    /// Share of the time in which models are computed, on all --threads; the rest is left to other programs
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = parse_part)]
+    cpu_share: f64,
     #[command(flatten)]
     speculation: SpeculationArgs,
     #[command(flatten)]
@@ -163,6 +166,13 @@ fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
+fn parse_part(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.01..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is not a number from 0.01 to 1")),
+    }
+}
+
 fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
     KeepAlive::parse(text).ok_or_else(|| format!("`{text}` is neither seconds nor a duration such as 5m"))
 }
@@ -196,6 +206,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         fallback_text: args.fallback_text,
         restarts: args.restarts,
         save_delay: args.kv_store_delay,
+        cpu_share: args.cpu_share,
         overflow: args.overflow,
         breaker: (args.breaker_rate > 0.0).then(|| BreakerConfig {
             rate: args.breaker_rate,

@@ -8,5 +8,7 @@ mod clients;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(unix)]
+mod forward;
+#[cfg(unix)]
 mod kv_store;
 mod process;

@@ -50,7 +50,9 @@ impl Server {
 
     /// The same for what may not become one: its status and what it said.
     pub fn try_run(mut command: Command) -> Result<Self, (Option<i32>, Vec<String>)> {
-        let mut process = command.env("EDGELM_OFFLINE", "1").stderr(Stdio::piped()).spawn().unwrap();
+        // Spans go out soon, not after the five seconds that are usual.
+        command.env("EDGELM_OFFLINE", "1").env("OTEL_BSP_SCHEDULE_DELAY", "100");
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
         let address = loop {
