@@ -60,7 +60,7 @@ impl Backend for Nothing {
     fn kv_limit(&self) -> Option<KvLimit> {
         None
     }
-    fn probe(&self, _: crate::Patience<'_>) -> Result<Option<crate::Probe>, EngineError> {
+    fn probe(&self, _: &crate::ProbeText, _: crate::Patience<'_>) -> Result<Option<crate::Probe>, EngineError> {
         Err(EngineError::EmptyPrompt)
     }
     fn lanes(&self) -> Result<Box<dyn Lanes + '_>, EngineError> {
