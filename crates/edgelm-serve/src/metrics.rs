@@ -203,6 +203,10 @@ struct ReasonLabels {
 
 impl ForwardMetrics {
     fn register(&self, registry: &mut Registry) {
+        // There from the start: the first loss is an increase only over a zero that was seen.
+        for reason in ["busy", "undelivered", "refused", "full", "expired", "corrupt", "unwritten"] {
+            drop(self.dropped.get_or_create(&ReasonLabels { reason }));
+        }
         registry.register("forward_sent_batches", "Batches that the collector has acknowledged", self.sent.clone());
         registry.register(
             "forward_stored_batches",

@@ -4,6 +4,7 @@ mod artifact;
 pub mod config;
 mod door;
 mod model_arg;
+mod model_table;
 mod notify;
 pub mod observe;
 
@@ -24,6 +25,7 @@ use edgelm_serve::{
     ServerConfig, THREADS_BYTES, serve_models, shutdown_signal,
 };
 use model_arg::ModelArg;
+use model_table::Served;
 use serde_json::json;
 use std::{
     env,
@@ -39,6 +41,9 @@ pub struct ServeArgs {
     /// cannot be. The first model is loaded at once, the others when they are asked for
     #[arg(id = "model", value_name = "MODEL", value_parser = ModelArg::parse)]
     models: Vec<ModelArg>,
+    /// `[[models]]` of a --config file, each as an inline table: path, name, lora, draft, lookup
+    #[arg(long = "models", id = "models", hide = true, value_name = "TABLE", value_parser = Served::parse)]
+    tables: Vec<Served>,
     /// Load all models at the start
     #[arg(long)]
     preload: bool,
@@ -178,6 +183,30 @@ fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
 }
 
 impl ServeArgs {
+    /// All models, in order: those of the command line, then those of tables.
+    fn served(&self) -> anyhow::Result<Vec<Served>> {
+        let has_flags = self.name.is_some() || !self.lora.is_empty() || self.speculation.is_set();
+        if self.models.is_empty() && has_flags && !self.tables.is_empty() {
+            let what =
+                "--name, --lora, --draft and --lookup are of MODEL: a model of `[[models]]` has them in its table";
+            return Err(Usage(what.to_owned()).into());
+        }
+        let mut served = Vec::new();
+        for (index, model) in self.models.iter().enumerate() {
+            let is_first = index == 0;
+            let mut model = model.clone();
+            if let Some(name) = self.name.clone().filter(|_| is_first) {
+                model.id = Some(name);
+            }
+            let lora = if is_first { self.lora.clone() } else { Vec::new() };
+            // A draft model has the tokens of one model.
+            let speculation = is_first.then(|| self.speculation.clone());
+            served.push(Served { model, lora, speculation });
+        }
+        served.extend(self.tables.iter().cloned());
+        Ok(served)
+    }
+
     /// The file that settings come from.
     pub fn config(&self) -> Option<&Path> {
         self.config.as_deref()
@@ -189,7 +218,8 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         let arguments: Vec<OsString> = env::args_os().collect();
         return output::stream(&config::effective(&arguments, args.config())?);
     }
-    if args.models.is_empty() {
+    let served = args.served()?;
+    if served.is_empty() {
         return Err(Usage("no MODEL: neither on the command line nor in a --config file".to_owned()).into());
     }
     let parallel = usize::from(args.parallel);
@@ -227,18 +257,11 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         kv_budget: args.kv_budget,
         store: args.kv_store.map(|folder| StoreSettings { folder, limit_bytes: args.kv_store_limit }),
         parallel,
-        models: args.models.len(),
-        speculation: Some(args.speculation),
+        models: served.len(),
+        speculation: None,
     };
     let mut specs = Vec::new();
-    for (index, mut model) in args.models.into_iter().enumerate() {
-        let is_main = index == 0;
-        if let Some(name) = args.name.clone().filter(|_| is_main) {
-            model.id = Some(name);
-        }
-        let lora = if is_main { args.lora.clone() } else { Vec::new() };
-        // A draft model has the tokens of one model.
-        let speculation = settings.speculation.clone().filter(|_| is_main);
+    for Served { model, lora, speculation } in served {
         specs.push(spec(model, lora, &Settings { speculation, ..settings.clone() }, global)?);
     }
     check_ids(&specs, args.fallback.as_deref())?;

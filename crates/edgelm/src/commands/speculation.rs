@@ -7,7 +7,7 @@ use edgelm_engine::{Arithmetic, Model, Speculation};
 use edgelm_kernels::Cpu;
 use std::sync::Arc;
 
-#[derive(Args, Clone)]
+#[derive(Args, Debug, Clone)]
 pub struct SpeculationArgs {
     /// Smaller model with the same tokens, whose guesses MODEL checks several at a time: the same answer, sooner
     #[arg(long, value_name = "MODEL", conflicts_with = "lookup")]
@@ -18,6 +18,10 @@ pub struct SpeculationArgs {
 }
 
 impl SpeculationArgs {
+    pub fn new(draft: Option<String>, lookup: bool) -> Self {
+        Self { draft, lookup }
+    }
+
     pub fn is_set(&self) -> bool {
         self.lookup || self.draft.is_some()
     }

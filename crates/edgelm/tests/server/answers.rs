@@ -135,3 +135,23 @@ fn doors_that_would_stand_open_are_refused_with_a_way_out() {
     let (status, _, error) = edgelm(&["serve", "demo", "--port", "0", "--tls-cert", "/none/x.pem", "--tls-key", "y"]);
     assert!(status == 1 && error.contains("/none/x.pem"), "{error}");
 }
+
+#[test]
+fn models_of_a_file_have_adapters_and_guesses_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("serve.toml");
+    let text = "[[models]]\npath = \"demo\"\nname = \"a\"\nlookup = true\n\n[[models]]\npath = [\"none.gguf\", \"demo\"]\nname = \"b\"\n";
+    std::fs::write(&config, text).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_edgelm"));
+    command.args(["serve", "--port", "0", "--config"]).arg(&config);
+    let server = Server::run(command);
+    for id in ["a", "b"] {
+        let body = json!({"model": id, "prompt": "Once", "max_tokens": 3});
+        let (status, answer) = server.post("/v1/completions", &body);
+        assert_eq!((status, &answer["model"]), (200, &json!(id)), "{answer}");
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_edgelm"));
+    command.args(["serve", "--port", "0", "--name", "x", "--config"]).arg(&config);
+    let Err((code, lines)) = Server::try_run(command) else { panic!("whose name is it?") };
+    assert!(code == Some(2) && lines.iter().any(|line| line.contains("in its table")), "{code:?} {lines:?}");
+}

@@ -1,5 +1,7 @@
 //! `serve --config F.toml`: every flag of `serve` under its own name, and `--print-config`.
 //!
+//! `[[models]]` tables stand for the hidden flag `--models`, which takes each as an inline table.
+//!
 //! There is no second list of settings: the keys are the flags that the command line has, so a new flag has its key. What
 //! the file says becomes the flags' defaults, so what is given on the command line or in the environment wins.
 
@@ -17,6 +19,8 @@ use toml::{
 
 /// Flags that say where settings come from, and are none.
 const NO_SETTINGS: [&str; 3] = ["config", "print-config", "help"];
+/// The key whose value is not words.
+const TABLES: &str = "models";
 /// Flags of every command that change what a server does.
 const GLOBAL: [&str; 2] = ["threads", "isa"];
 
@@ -55,7 +59,11 @@ fn over(mut command: Command, text: &str) -> Result<Command, Fault> {
             .into_iter()
             .find(|arg| key_of(arg) == Some(name))
             .ok_or_else(|| Fault { at, what: format!("`{name}` is not a flag of `edgelm serve`") })?;
-        let values = values(value.get_ref(), &arg).map_err(fault)?;
+        let values = match name {
+            TABLES => tables(text),
+            _ => values(value.get_ref(), &arg),
+        };
+        let values = values.map_err(fault)?;
         check(&arg, name, &values).map_err(fault)?;
         let default = move |arg: Arg| arg.required(false).default_values(values.clone());
         let id = arg.get_id().to_string();
@@ -65,6 +73,14 @@ fn over(mut command: Command, text: &str) -> Result<Command, Fault> {
         };
     }
     Ok(command)
+}
+
+/// The `[[models]]` of a file, each as an inline table.
+fn tables(text: &str) -> Result<Vec<String>, String> {
+    let file: toml::Table = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    let none = || "must be tables: `[[models]]`".to_owned();
+    let all = file.get(TABLES).and_then(Value::as_array).ok_or_else(none)?;
+    all.iter().map(|table| table.as_table().map(|_| table.to_string()).ok_or_else(none)).collect()
 }
 
 /// A TOML value as the words that the command line would have.
@@ -180,8 +196,16 @@ fn toml_value(word: &str, arg: &Arg) -> Value {
     let is_text = takes == TypeId::of::<String>() || takes == TypeId::of::<std::path::PathBuf>();
     match word.parse::<i64>() {
         Ok(number) if !is_text && number.to_string() == word => Value::Integer(number),
+        _ if key_of(arg) == Some(TABLES) => table_value(word),
         _ => Value::String(word.to_owned()),
     }
+}
+
+/// An inline table; a text where it is none, which its parser has refused before.
+fn table_value(word: &str) -> Value {
+    let parsed = toml::from_str::<toml::Table>(&format!("table = {word}"));
+    let table = parsed.ok().and_then(|mut file| file.remove("table"));
+    table.unwrap_or_else(|| Value::String(word.to_owned()))
 }
 
 /// The command line of this process with the configuration file that it names, if it names one.
@@ -259,8 +283,19 @@ mod tests {
     }
 
     #[test]
+    fn models_may_have_tables() {
+        let text = "port = 1\n[[models]]\npath = \"a.gguf\"\nlora = [\"x=d\"]\n\n[[models]]\npath = [\"b\", \"c\"]\nname = \"m\"\n";
+        let first = printed(text, &[]);
+        let line = first.lines().find(|line| line.starts_with("models = ")).expect("tables");
+        assert!(line.contains("path = \"a.gguf\"") && line.contains("name = \"m\""), "{line}");
+        assert_eq!(printed(&first, &[]), first);
+    }
+
+    #[test]
     fn faults_name_the_key_and_the_place() {
         for (text, what, at) in [
+            ("port = 1\n[[models]]\npath = \"x\"\nctx = 5\n", "`models`: invalid value", 11),
+            ("models = [\"x\"]\n", "`models`: must be tables", 0),
             ("port = 1\nprot = 2\n", "`prot` is not a flag of `edgelm serve`", 9),
             ("config = \"x\"\n", "`config` is not a flag of `edgelm serve`", 0),
             ("port = 70000\n", "`port`: invalid value '70000'", 0),
