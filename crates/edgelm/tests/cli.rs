@@ -122,11 +122,13 @@ fn a_conversation_goes_on_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("talk");
     let file = path.to_str().unwrap();
-    let limits = ["--max-tokens", "8", "--json", "--kv", "q4"];
+    let limits = ["--max-tokens", "8", "--kv", "q4"];
     let run =
         |prompt: &str, more: &[&str]| json(&[&["run", "demo", prompt, "--session", file][..], &limits, more].concat());
     let first = run("The river", &["--raw"]);
     let second = run(" and", &["--raw"]);
+    #[cfg(unix)]
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap()) & 0o777, 0o600);
     let whole = format!("The river{} and", first["text"].as_str().unwrap());
     let at_once = json(&[&["run", "demo", &whole, "--raw"][..], &limits].concat());
     assert_eq!((&second["tokens"], &second["prompt_tokens"]), (&at_once["tokens"], &at_once["prompt_tokens"]));

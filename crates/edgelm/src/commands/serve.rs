@@ -222,6 +222,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     if served.is_empty() {
         return Err(Usage("no MODEL: neither on the command line nor in a --config file".to_owned()).into());
     }
+    edgelm_kernels::keep_heap_small();
     let parallel = usize::from(args.parallel);
     let config = ServerConfig {
         parallel,

@@ -7,10 +7,15 @@ use super::RunArgs;
 use crate::{failure::Usage, options::Global, resolve};
 use anyhow::Context;
 use edgelm_engine::{GenerateOptions, Model, Sequence};
+use edgelm_format::{create_sibling, rename_synced};
 use edgelm_model::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 /// Where a conversation is kept, and of which model it is.
 pub(super) struct SessionFile {
@@ -89,9 +94,23 @@ impl SessionFile {
         Ok((file, sequence, talk))
     }
 
-    /// Replaces the file.
+    /// Replaces the file, when the new one is complete and on disk. It is for its owner alone: what was said can be read off it.
     pub(super) fn save(&self, model: &Model, sequence: &Sequence, talk: &Talk) -> anyhow::Result<()> {
         let bytes = model.sequence_to_bytes(sequence, &self.identity, &serde_json::to_vec(talk)?)?;
-        Ok(edgelm_format::write_file(&self.path, &bytes)?)
+        let (temporary, mut file) = create_sibling(&self.path, |path| {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            options.open(path)
+        })?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+        let saved = written.with_context(|| format!("cannot write `{}`", self.path.display()));
+        let saved = saved.and_then(|()| Ok(rename_synced(&temporary, &self.path)?));
+        if saved.is_err() {
+            // What could not be written is not left behind; that it cannot be removed either is the lesser trouble.
+            drop(std::fs::remove_file(&temporary));
+        }
+        saved
     }
 }
