@@ -134,11 +134,9 @@ fn a_conversation_goes_on_from_a_file() {
     assert_eq!((&second["tokens"], &second["prompt_tokens"]), (&at_once["tokens"], &at_once["prompt_tokens"]));
 
     let refused = |arguments: &[&str]| {
-        let (status, error) =
-            failure(&[&["run", "demo", "x", "--session", file, "--max-tokens", "2"][..], arguments].concat());
-        (status, error)
+        failure(&[&["run", "demo", "x", "--session", file, "--max-tokens", "2"][..], arguments].concat())
     };
-    let (status, error) = refused(&[]);
+    let (status, error) = refused(&["--kv", "q4"]);
     assert!(status == 2 && error.contains("begun with --raw"), "{error}");
     let (status, error) = refused(&["--raw", "--kv", "q8"]);
     assert!(status == 1 && error.contains("another model, cache format"), "{error}");
@@ -152,7 +150,7 @@ fn a_conversation_goes_on_from_a_file() {
     let second = run("And a lake?", &[]);
     let tokens = |answer: &Value| answer["prompt_tokens"].as_u64().unwrap();
     assert!(tokens(&second) > tokens(&first) + 8, "the conversation so far is part of the prompt");
-    let (status, error) = refused(&["--system", "Be long."]);
+    let (status, error) = refused(&["--kv", "q4", "--system", "Be long."]);
     assert!(status == 2 && error.contains("another system message"), "{error}");
 }
 
