@@ -13,8 +13,8 @@ pub(in crate::matmul) fn few_rows<L: Lanes, F: Format>(l: L, tiles: &Tiles<'_, F
         for &panel in &tiles.x.panels {
             match panel.width {
                 8 if const { L::FEW_PANELS[0] >= 8 } => l.enter(OnePanel::<F, 8> { tiles, tile, panel }),
-                4 => l.enter(OnePanel::<F, 4> { tiles, tile, panel }),
-                2 => l.enter(OnePanel::<F, 2> { tiles, tile, panel }),
+                4 if const { L::FEW_PANELS[0] >= 4 } => l.enter(OnePanel::<F, 4> { tiles, tile, panel }),
+                2 if const { L::FEW_PANELS[0] >= 2 } => l.enter(OnePanel::<F, 2> { tiles, tile, panel }),
                 _ => l.enter(OnePanel::<F, 1> { tiles, tile, panel }),
             }
         }

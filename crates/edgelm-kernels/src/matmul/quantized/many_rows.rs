@@ -68,7 +68,9 @@ fn strips<L: Lanes, F: Format, const T: usize>(l: L, tiles: &Tiles<'_, F>, panel
                     4 if const { L::INT_PANELS[0] >= 4 } => {
                         l.enter(Multiply::<F::Rule, 4, T>::new(unpacked, tiles.x.panel(panel), start, sums));
                     }
-                    2 => l.enter(Multiply::<F::Rule, 2, T>::new(unpacked, tiles.x.panel(panel), start, sums)),
+                    2 if const { L::INT_PANELS[0] >= 2 } => {
+                        l.enter(Multiply::<F::Rule, 2, T>::new(unpacked, tiles.x.panel(panel), start, sums));
+                    }
                     _ => l.enter(Multiply::<F::Rule, 1, T>::new(unpacked, tiles.x.panel(panel), start, sums)),
                 }
             }
