@@ -1,10 +1,11 @@
-//! Load for a running server: so many clients at once, each with one request after another, and what they got.
+//! Load for running servers: so many clients at once, each with one request after another, and what they got.
 //!
 //! ```text
-//! cargo run --release -p edgelm-serve --example load -- http://127.0.0.1:8080 [--streams 1,2,4,8,32] [--prompt 128]
-//!     [--tokens 64] [--requests 4] [--shared 0] [--long 0]
+//! cargo run --release -p edgelm-serve --example load -- http://127.0.0.1:8080 [URL ...] [--streams 1,2,4,8,32] [--prompt 128]
+//!     [--tokens 64] [--requests 4] [--shared 0] [--long 0] [--rounds 1]
 //! ```
 //!
+//! Several servers, of any program that has OpenAI's `/v1/completions`, get the same load in turns (A B A B with `--rounds 2`).
 //! Prompts are random token ids, so that nothing of one helps another, but for the first `--shared` of each. With `--long N`, a
 //! prompt of N tokens comes in beside the streams, and the time between their tokens while it is computed is told apart.
 
@@ -12,21 +13,27 @@ use futures::{StreamExt, future::join_all};
 use serde_json::{Value, json};
 use std::{
     error::Error,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 #[derive(Clone)]
 struct Load {
-    url: String,
-    model: String,
+    servers: Vec<Server>,
     streams: Vec<usize>,
     prompt: usize,
     tokens: usize,
     requests: usize,
     shared: usize,
     long: usize,
+    rounds: usize,
+}
+
+#[derive(Clone)]
+struct Server {
+    url: String,
+    model: String,
 }
 
 /// One request as its client saw it.
@@ -61,35 +68,42 @@ fn main() -> Outcome<()> {
 }
 
 async fn run() -> Outcome<()> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    // A connection for each request: a server may have closed one that waited for its turn.
+    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
     let mut load = parse(std::env::args().skip(1))?;
-    let models: Value = client.get(format!("{}/v1/models", load.url)).send().await?.json().await?;
-    load.model = models["data"][0]["id"].as_str().ok_or("no model")?.to_owned();
-    // What the first pass over the weights costs more is nobody's latency.
-    ask(client.clone(), load.clone(), Random(0).ids(16), 4).await?;
+    for server in &mut load.servers {
+        let models: Value = client.get(format!("{}/v1/models", server.url)).send().await?.json().await?;
+        server.model = models["data"][0]["id"].as_str().ok_or("no model")?.to_owned();
+        // What the first pass over the weights costs more is nobody's latency.
+        ask(client.clone(), server.clone(), Random(0).ids(16), 4).await?;
+    }
     let Load { prompt, tokens, requests, shared, .. } = load;
     println!("prompts of {prompt} tokens ({shared} shared), {tokens} generated, {requests} requests a stream\n");
-    println!("| streams | tok/s | TTFT p50 ms | p95 | ITL p50 ms | p95 | p99 | cached % |");
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| server | streams | tok/s | TTFT p50 ms | p95 | p99 | ITL p50 ms | p95 | p99 | cached % |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for &streams in &load.streams {
-        measure(&client, &load, streams).await?;
+        for _ in 0..load.rounds {
+            for server in &load.servers {
+                measure(&client, server, &load, streams).await?;
+            }
+        }
     }
     Ok(())
 }
 
-async fn measure(client: &reqwest::Client, load: &Load, streams: usize) -> Outcome<()> {
+async fn measure(client: &reqwest::Client, server: &Server, load: &Load, streams: usize) -> Outcome<()> {
     let began = Instant::now();
-    let seed = u64::from(std::process::id()) << 32 | Instant::now().duration_since(began).as_nanos() as u64;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
     let shared = Random(seed).ids(load.shared.min(load.prompt));
     let tasks = (0..streams as u64).map(|stream| {
-        let (client, load, shared) = (client.clone(), load.clone(), shared.clone());
+        let (client, server, load, shared) = (client.clone(), server.clone(), load.clone(), shared.clone());
         tokio::spawn(async move {
             let mut random = Random(seed.wrapping_add(1 + stream * 7919 + (streams as u64) * 104_729));
             let mut seen = Vec::new();
             for _ in 0..load.requests {
                 let mut prompt = shared.clone();
                 prompt.extend(random.ids(load.prompt - shared.len()));
-                seen.push(ask(client.clone(), load.clone(), prompt, load.tokens).await?);
+                seen.push(ask(client.clone(), server.clone(), prompt, load.tokens).await?);
             }
             Outcome::Ok(seen)
         })
@@ -102,7 +116,7 @@ async fn measure(client: &reqwest::Client, load: &Load, streams: usize) -> Outco
         // When all streams have their prompts behind them.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let prompt = Random(seed ^ 0x10_ac).ids(load.long);
-        Ok(Some(ask(client.clone(), load.clone(), prompt, 1).await?))
+        Ok(Some(ask(client.clone(), server.clone(), prompt, 1).await?))
     };
     let (all, long) = tokio::join!(join_all(tasks), long);
     let mut seen = Vec::new();
@@ -117,10 +131,12 @@ async fn measure(client: &reqwest::Client, load: &Load, streams: usize) -> Outco
     let prompts = load.prompt * seen.len();
     let between = sorted(seen.iter().flat_map(|it| it.tokens.windows(2).map(|two| two[1] - two[0])));
     println!(
-        "| {streams} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.0} |",
+        "| {} | {streams} | {:.1} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.0} |",
+        server.url.trim_start_matches("http://"),
         count as f64 / time,
         at(&first, 0.5),
         at(&first, 0.95),
+        at(&first, 0.99),
         at(&between, 0.5),
         at(&between, 0.95),
         at(&between, 0.99),
@@ -147,13 +163,13 @@ async fn measure(client: &reqwest::Client, load: &Load, streams: usize) -> Outco
     Ok(())
 }
 
-async fn ask(client: reqwest::Client, load: Load, prompt: Vec<u64>, tokens: usize) -> Outcome<Seen> {
+async fn ask(client: reqwest::Client, server: Server, prompt: Vec<u64>, tokens: usize) -> Outcome<Seen> {
     let body = json!({
-        "model": load.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+        "model": server.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": true,
         "stream_options": {"include_usage": true}, "logprobs": 0,
     });
     let asked = Instant::now();
-    let response = client.post(format!("{}/v1/completions", load.url)).json(&body).send().await?;
+    let response = client.post(format!("{}/v1/completions", server.url)).json(&body).send().await?;
     if !response.status().is_success() {
         return Err(format!("{}: {}", response.status(), response.text().await?).into());
     }
@@ -170,7 +186,9 @@ async fn ask(client: reqwest::Client, load: Load, prompt: Vec<u64>, tokens: usiz
             if !chunk["error"].is_null() {
                 return Err(chunk["error"].to_string().into());
             }
-            if !chunk["choices"][0]["logprobs"].is_null() {
+            // Not every server sends something for each token that is asked for without its probability.
+            let choice = &chunk["choices"][0];
+            if choice.is_object() && (!choice["logprobs"].is_null() || choice["finish_reason"].is_null()) {
                 seen.tokens.push(now);
             }
             seen.cached += chunk["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
@@ -192,16 +210,20 @@ fn at(sorted: &[f64], quantile: f64) -> f64 {
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Outcome<Load> {
     let mut load = Load {
-        url: arguments.next().ok_or("usage: load URL [--streams N,…] [--prompt N] [--tokens N] [--requests N] …")?,
-        model: String::new(),
+        servers: Vec::new(),
         streams: vec![1, 2, 4, 8, 32],
         prompt: 128,
         tokens: 64,
         requests: 4,
         shared: 0,
         long: 0,
+        rounds: 1,
     };
     while let Some(flag) = arguments.next() {
+        if !flag.starts_with("--") {
+            load.servers.push(Server { url: flag, model: String::new() });
+            continue;
+        }
         let value = arguments.next().ok_or(format!("`{flag}` needs a value"))?;
         let number = value.parse::<usize>();
         match flag.as_str() {
@@ -211,8 +233,12 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Outcome<Load> {
             "--requests" => load.requests = number?,
             "--shared" => load.shared = number?,
             "--long" => load.long = number?,
+            "--rounds" => load.rounds = number?,
             _ => return Err(format!("unknown flag `{flag}`").into()),
         }
+    }
+    if load.servers.is_empty() {
+        return Err("usage: load URL [URL ...] [--streams N,…] [--prompt N] [--tokens N] [--requests N] …".into());
     }
     Ok(load)
 }

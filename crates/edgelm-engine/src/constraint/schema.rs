@@ -5,6 +5,7 @@
 
 use super::endless;
 use crate::EngineError;
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Number, Value, json};
 
 /// Between the parts of a JSON text: nothing, a space, or a line break with an indentation. Bounded, because a model
@@ -153,23 +154,12 @@ fn is_beyond(near: f64, bound: &Number, side: f64) -> bool {
 fn unescaped(pointer: &str) -> String {
     let plain = || {
         let parts = pointer.strip_prefix("#/")?.split('/').map(|part| {
-            let part = percent_decoded(part)?.replace("~1", "/").replace("~0", "~");
+            let part = percent_decode_str(part).decode_utf8().ok()?.replace("~1", "/").replace("~0", "~");
             (!part.contains('/')).then_some(part)
         });
         Some(format!("#/{}", parts.collect::<Option<Vec<_>>>()?.join("/")))
     };
     plain().unwrap_or_else(|| pointer.to_owned())
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut pieces = text.split('%');
-    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
-    for piece in pieces {
-        let (code, rest) = piece.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(code, 16).ok()?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

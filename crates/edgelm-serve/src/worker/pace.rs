@@ -1,8 +1,10 @@
 //! How much of a prompt goes into a pass beside the tokens of others.
 //!
 //! A pass costs what its tokens in generation cost, and something for each row of a prompt on top. Both are measured while the
-//! server runs, so one rule serves a board and a server: the rows that stretch a pass to [`STRETCH`] times its length, and
-//! never more than a pass of [`LONGEST`], so that whoever comes, goes or cancels does not wait for longer.
+//! server runs, so one rule serves a board and a server: the rows that stretch a pass to [`STRETCH`] times its length. Where
+//! several prompts wait, each has that share, as long as tokens still come as fast as anybody reads ([`READABLE`]): else those
+//! whose turn has come would be done before the next has begun, and batches stay small while the queue is long. Never more than a
+//! pass of [`LONGEST`], so that whoever comes, goes or cancels does not wait for longer.
 
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use std::time::Duration;
 /// example, mica-40m in Q4_0, two threads, four streams and a prompt of 1,500 tokens beside them, on a machine that was five times
 /// overcommitted (not a quiet one): 95th percentile 61 ms beside it, 33 ms without, 1.88 times.
 const STRETCH: f64 = 1.7;
+/// Of a pass that several prompts stretch: twenty tokens a second for each who reads.
+const READABLE: Duration = Duration::from_millis(50);
 /// Of a pass with prompts alone.
 const LONGEST: Duration = Duration::from_millis(250);
 /// Even where a row is expensive, prompts get on.
@@ -19,50 +23,77 @@ const LEAST_ROWS: usize = 4;
 const MOST_ROWS: usize = 512;
 /// Before anything is known: little enough for a slow board, and enough to measure.
 const FIRST_ROWS: usize = 32;
-/// Weight of the newest measurement.
-const GAIN: f64 = 0.2;
+/// What each pass leaves of the weight of those before it.
+const KEPT: f64 = 0.9;
+/// A pass that took longer than so many times what was expected counts as one that took that: something else had the machine.
+const SURPRISE: f64 = 4.0;
 
-/// What passes have cost.
+/// What passes cost: decode · (1 + D / 8) + row · R seconds with D sequences in generation and R rows of prompts, by recursive least
+/// squares. Where prompts never end there is no pass without them, so the two parts have to be told apart by how much the
+/// passes differ. A pass takes weight from older ones in its own direction x = (1 + D / 8, R) alone (L. Cao, H. Schwartz: A directional
+/// forgetting algorithm based on the decomposition of the information matrix, 2000): else many passes of one kind would leave
+/// nothing of what others have said about the other kind.
+///
+/// The first pass over the weights is taken to cost what eight sequences add. That matters little: the number of sequences changes slowly.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Seconds of a pass with nothing but tokens in generation.
-    decode_s: Option<f64>,
-    /// Seconds that a row of a prompt adds.
-    row_s: Option<f64>,
+    /// The two costs, once a prompt has been seen.
+    cost: Option<[f64; 2]>,
+    /// Whether there ever was a sequence in generation.
+    has_decoded: bool,
+    /// Σ x · xᵀ over what is remembered of the passes.
+    information: [[f64; 2]; 2],
 }
 
 impl Pace {
-    /// Rows of prompts for the next pass, in which so many other sequences get a token.
-    pub(super) fn prompt_rows(&self, decoding: usize) -> usize {
-        let Some(row_s) = self.row_s else { return FIRST_ROWS };
-        let most = (LONGEST.as_secs_f64() / row_s) as usize;
-        let rows = match self.decode_s {
-            Some(decode_s) if decoding > 0 => ((STRETCH - 1.0) * decode_s / row_s) as usize,
-            None if decoding > 0 => FIRST_ROWS,
-            _ => most,
+    /// Rows of prompts for the next pass, in which so many other sequences get a token, while so many prompts wait.
+    pub(super) fn prompt_rows(&self, decoding: usize, waiting: usize) -> usize {
+        let Some([decode, row_s]) = self.cost.filter(|_| decoding == 0 || self.has_decoded) else { return FIRST_ROWS };
+        let time = if decoding > 0 {
+            let decode_s = decode * sequences(decoding);
+            let one = (STRETCH - 1.0) * decode_s;
+            let readable = (READABLE.as_secs_f64() - decode_s).max(one);
+            (one * waiting.max(1) as f64).min(readable).min(LONGEST.as_secs_f64())
+        } else {
+            LONGEST.as_secs_f64()
         };
-        rows.min(most).clamp(LEAST_ROWS, MOST_ROWS)
+        ((time / row_s) as usize).clamp(LEAST_ROWS, MOST_ROWS)
     }
 
     /// What a pass took.
     pub(super) fn observe(&mut self, decoding: usize, prompt_rows: usize, took: Duration) {
+        self.has_decoded |= decoding > 0;
+        let x = [if decoding > 0 { sequences(decoding) } else { 0.0 }, prompt_rows as f64];
         let took = took.as_secs_f64();
-        if prompt_rows == 0 {
-            self.decode_s = Some(mean(self.decode_s, took));
+        let Some([decode, row_s]) = self.cost else {
+            if prompt_rows > 0 {
+                self.cost = Some([0.0, took / x[1]]);
+                // As little as one sequence in one pass, and one row.
+                self.information = [[1.0, 0.0], [0.0, 1.0]];
+            }
             return;
+        };
+        let expected = decode * x[0] + row_s * x[1];
+        let surprise = took.min(SURPRISE * expected) - expected;
+        let r = &mut self.information;
+        let seen = [0, 1].map(|i| r[i][0] * x[0] + r[i][1] * x[1]);
+        let along = seen[0] * x[0] + seen[1] * x[1];
+        for i in 0..2 {
+            for j in 0..2 {
+                r[i][j] += x[i] * x[j] - (1.0 - KEPT) * seen[i] * seen[j] / along;
+            }
         }
-        // Of few rows the difference of two passes is mostly chance.
-        if prompt_rows >= LEAST_ROWS {
-            let beside = if decoding > 0 { self.decode_s.unwrap_or(0.0) } else { 0.0 };
-            let row_s = (took - beside) / prompt_rows as f64;
-            // A pass that is by chance shorter than those without a prompt does not mean that rows are free.
-            self.row_s = Some(mean(self.row_s, row_s.max(took / (100.0 * prompt_rows as f64))));
-        }
+        let determinant = r[0][0] * r[1][1] - r[0][1] * r[1][0];
+        let gain = [(r[1][1] * x[0] - r[0][1] * x[1]) / determinant, (r[0][0] * x[1] - r[1][0] * x[0]) / determinant];
+        let decode = (decode + gain[0] * surprise).max(0.0);
+        // No row is free, whatever chance says.
+        self.cost = Some([decode, (row_s + gain[1] * surprise).max(decode / 1e4)]);
     }
 }
 
-fn mean(before: Option<f64>, new: f64) -> f64 {
-    before.map_or(new, |before| before + GAIN * (new - before))
+/// A pass with so many sequences in generation, in units of one with none.
+fn sequences(decoding: usize) -> f64 {
+    1.0 + decoding as f64 / 8.0
 }
 
 #[cfg(test)]
@@ -72,10 +103,10 @@ mod tests {
     fn settle(pace: &mut Pace, decode_ms: f64, row_ms: f64) -> usize {
         for _ in 0..100 {
             pace.observe(4, 0, Duration::from_secs_f64(decode_ms / 1e3));
-            let rows = pace.prompt_rows(4);
+            let rows = pace.prompt_rows(4, 1);
             pace.observe(4, rows, Duration::from_secs_f64((decode_ms + row_ms * rows as f64) / 1e3));
         }
-        pace.prompt_rows(4)
+        pace.prompt_rows(4, 1)
     }
 
     #[test]
@@ -102,12 +133,49 @@ mod tests {
     }
 
     #[test]
+    fn many_that_wait_stretch_a_pass_as_far_as_can_be_read() {
+        let rows = |decode_ms, waiting| {
+            let mut pace = Pace::default();
+            settle(&mut pace, decode_ms, 0.5);
+            pace.prompt_rows(4, waiting)
+        };
+        for (waiting, expected) in [(1, 14), (2, 28), (4, 56)] {
+            assert!(rows(10.0, waiting).abs_diff(expected) <= 1, "{waiting}: {}", rows(10.0, waiting));
+        }
+        assert!((78..=80).contains(&rows(10.0, 32)), "{}", rows(10.0, 32));
+        // Slower than anybody reads as it is.
+        assert_eq!(rows(100.0, 32), rows(100.0, 1));
+    }
+
+    /// A server that is never without prompts learns the cost of a token nevertheless, from passes that differ.
+    #[test]
+    fn costs_are_told_apart_where_prompts_never_end() {
+        let mut pace = Pace::default();
+        settle(&mut pace, 1.0, 0.3);
+        for step in 0..400 {
+            let rows = 20 + 7 * (step % 5);
+            pace.observe(24, rows, Duration::from_secs_f64(0.010 + 0.000_3 * rows as f64));
+        }
+        let rows = pace.prompt_rows(24, 1);
+        assert!((19..=24).contains(&rows), "{rows}");
+    }
+
+    #[test]
+    fn one_pass_that_waited_for_the_machine_changes_little() {
+        let mut pace = Pace::default();
+        let before = settle(&mut pace, 10.0, 0.1);
+        pace.observe(4, before, Duration::from_secs(5));
+        let after = pace.prompt_rows(4, 1);
+        assert!((before / 2..before * 2).contains(&after), "{before} {after}");
+    }
+
+    #[test]
     fn prompts_alone_take_passes_of_bounded_length() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prompt_rows(0), FIRST_ROWS);
+        assert_eq!(pace.prompt_rows(0, 1), FIRST_ROWS);
         pace.observe(0, FIRST_ROWS, Duration::from_millis(32));
-        assert_eq!(pace.prompt_rows(0), 250);
+        assert_eq!(pace.prompt_rows(0, 1), 250);
         pace.observe(0, 250, Duration::from_millis(2500));
-        assert!(pace.prompt_rows(0) < 120);
+        assert!(pace.prompt_rows(0, 1) < 120);
     }
 }

@@ -247,7 +247,9 @@ impl<'a> Schedule<'a> {
         let places = self.places();
         let wishes: Vec<_> = places.iter().map(|&(_, lane)| (lane, self.lanes.pending(lane))).collect();
         let decoding = wishes.iter().filter(|(_, pending)| *pending == 1).count();
-        let mut left = self.pace.prompt_rows(decoding);
+        let free = self.shared.config.parallel.max(1).saturating_sub(places.len());
+        let waiting = places.len() - decoding + self.shared.queue().len().min(free);
+        let mut left = self.pace.prompt_rows(decoding, waiting);
         let mut plan = Plan::default();
         // Nearly always; else it goes lane by lane.
         let is_room_for_all = self.lanes.reserve(&wishes);

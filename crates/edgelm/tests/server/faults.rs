@@ -137,37 +137,88 @@ fn weights_that_are_overwritten_while_mapped_are_found_and_not_served() {
     assert_eq!(server.get("/metrics").0, 200, "the process goes on");
 }
 
-/// A command under a limit of its address space.
-fn limited(mib: u64, arguments: &[&str]) -> Command {
+/// A command that a shell runs after `first`.
+fn after(first: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("ulimit -v {}; exec \"$0\" \"$@\"", mib * 1024), env!("CARGO_BIN_EXE_edgelm")]);
-    command.args(arguments);
+    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_edgelm")]).args(arguments);
     command
 }
 
-/// Whatever the limit of its address space is, a server refuses to start, and says what for, or answers.
-#[test]
-fn too_little_memory_is_refused_with_a_reason() {
-    // What the system needs to start the program at all.
+/// Servers under limits of memory, from what the program starts in at all to 125 steps more: each refuses to start, and says what
+/// for, or answers four clients at once and lives on.
+fn each_refuses_or_answers(step_mib: u64, reason: &str, limited: impl Fn(u64, &[&str]) -> Command) {
     let starts = |mib: u64| limited(mib, &["--version"]).output().unwrap().status.success();
-    let least = (1..200).map(|step| step * 20).find(|&mib| starts(mib)).unwrap();
+    let least = (1..200).map(|step| step * step_mib).find(|&mib| starts(mib)).unwrap();
     let (mut refused, mut answered) = (0, 0);
-    for more in [0, 20, 60, 100, 150, 200, 300, 500, 1000, 2500] {
-        match Server::try_run(limited(least + more, &["serve", "demo", "--port", "0", "--threads", "1"])) {
+    for steps in [0, 1, 3, 5, 8, 10, 15, 25, 50, 125] {
+        let mib = least + steps * step_mib;
+        match Server::try_run(limited(mib, &["serve", "demo", "--port", "0", "--threads", "1"])) {
             Ok(server) => {
                 let body = json!({"model": "demo", "prompt": "The harbour ".repeat(100), "max_tokens": 4});
-                assert_eq!(server.post("/v1/completions", &body).0, 200, "{least} + {more} MiB");
+                thread::scope(|scope| {
+                    for _ in 0..4 {
+                        scope.spawn(|| assert_eq!(server.post("/v1/completions", &body).0, 200, "{mib} MiB"));
+                    }
+                });
+                assert_eq!(server.get("/health").0, 200, "{mib} MiB");
                 answered += 1;
             }
             Err((code, lines)) => {
-                assert_eq!(code, Some(1), "{least} + {more} MiB: {lines:?}");
+                assert_eq!(code, Some(1), "{mib} MiB: {lines:?}");
                 let why = lines.iter().find(|line| line.starts_with("error: ")).expect("a reason");
-                assert!(why.contains("RLIMIT_AS") || why.contains("memory"), "{least} + {more} MiB: {why}");
+                assert!(why.contains(reason) || why.contains("memory"), "{mib} MiB: {why}");
                 refused += 1;
             }
         }
     }
     assert!(refused > 0 && answered > 0, "{refused} refused, {answered} answered");
+}
+
+#[test]
+fn too_little_address_space_is_refused_with_a_reason() {
+    each_refuses_or_answers(20, "RLIMIT_AS", |mib, arguments| after(&format!("ulimit -v {}", mib * 1024), arguments));
+}
+
+/// A control group of this test's own.
+struct Group {
+    folder: PathBuf,
+    limit: &'static str,
+}
+
+impl Group {
+    /// Where the system lets this process make one.
+    fn new() -> Option<Self> {
+        let name = format!("edgelm-test-{}", std::process::id());
+        for (tree, limit) in [("memory", "memory.limit_in_bytes"), ("", "memory.max")] {
+            let folder = Path::new("/sys/fs/cgroup").join(tree).join(&name);
+            if fs::create_dir(&folder).is_ok() {
+                let group = Self { folder, limit };
+                if fs::write(group.folder.join(limit), (1u64 << 30).to_string()).is_ok() {
+                    return Some(group);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Fails while a process of it ends; an empty group costs nothing.
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+#[test]
+fn a_control_group_with_too_little_memory_is_refused_with_a_reason() {
+    let Some(group) = Group::new() else {
+        println!("skipped: no control group can be made here");
+        return;
+    };
+    each_refuses_or_answers(4, "control group", |mib, arguments| {
+        let (limit, processes) = (group.folder.join(group.limit), group.folder.join("cgroup.procs"));
+        after(&format!("echo {} > {} && echo $$ > {}", mib << 20, limit.display(), processes.display()), arguments)
+    });
 }
 
 /// `serve --write-health-baseline F` on this machine.

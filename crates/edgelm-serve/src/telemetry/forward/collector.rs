@@ -4,6 +4,7 @@ use super::{Kind, OtlpConfig};
 use crate::ServeError;
 use axum::http::{Uri, uri::PathAndQuery};
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use prost::{
     Message,
     bytes::{Buf, BufMut, Bytes},
@@ -268,7 +269,8 @@ pub fn otlp_headers(text: &str) -> Result<Vec<(String, String)>, String> {
     for (index, entry) in text.split(',').enumerate().filter(|(_, entry)| !entry.trim().is_empty()) {
         let fault = || format!("header {} of OTEL_EXPORTER_OTLP_HEADERS is not `name=value`", index + 1);
         let (name, value) = entry.split_once('=').ok_or_else(fault)?;
-        let (name, value) = (name.trim().to_ascii_lowercase(), decoded(value.trim()).ok_or_else(fault)?);
+        let value = percent_decode_str(value.trim()).decode_utf8().map_err(|_| fault())?.into_owned();
+        let name = name.trim().to_ascii_lowercase();
         let is_name = !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
         if !is_name || !value.bytes().all(|c| (0x20..0x7f).contains(&c)) {
             return Err(fault());
@@ -276,17 +278,6 @@ pub fn otlp_headers(text: &str) -> Result<Vec<(String, String)>, String> {
         headers.push((name, value));
     }
     Ok(headers)
-}
-
-fn decoded(text: &str) -> Option<String> {
-    let mut pieces = text.split('%');
-    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
-    for piece in pieces {
-        let (code, rest) = piece.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(code, 16).ok()?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -299,7 +290,9 @@ mod tests {
         let read = otlp_headers("Authorization=Basic%20YTpi==, x-team = a%2Cb ,").expect("headers");
         assert_eq!(read, [pair("authorization", "Basic YTpi=="), pair("x-team", "a,b")]);
         assert_eq!(otlp_headers(""), Ok(Vec::new()));
-        for bad in ["secret", "a=b,=c", "a=%zz", "a=%0a", "a b=c", "a=é"] {
+        // What is no escape stays (W3C Baggage, "Value").
+        assert_eq!(otlp_headers("a=%zz"), Ok(vec![pair("a", "%zz")]));
+        for bad in ["secret", "a=b,=c", "a=%0a", "a b=c", "a=é"] {
             let error = otlp_headers(bad).expect_err(bad);
             assert!(!error.contains("secret"), "{error}");
         }
