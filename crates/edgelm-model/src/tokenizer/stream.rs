@@ -28,8 +28,13 @@ impl<'a> DecodeStream<'a> {
     }
 
     /// Text that became certain with this id, if any. Costs a decode of a handful of ids, however long the stream.
+    ///
+    /// An id without a token has no text: models have more logits than their vocabulary has tokens, up to a round number, and with
+    /// enough chance one of those is drawn. That must not end an answer.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, ModelError> {
-        self.tokenizer.check_id(id)?;
+        if self.tokenizer.check_id(id).is_err() {
+            return Ok(None);
+        }
         if self.skip_special && self.tokenizer.is_special(id) {
             return Ok(None);
         }

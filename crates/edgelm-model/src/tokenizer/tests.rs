@@ -74,11 +74,14 @@ fn goldens() {
 }
 
 #[test]
-fn an_unknown_id_is_named() {
+fn an_unknown_id_is_named_and_has_no_text_in_a_stream() {
     let (tokenizer, _) = golden("bytelevel-gpt2");
-    let named = |error: ModelError| assert!(error.to_string().contains("4711"), "{error}");
-    named(tokenizer.decode(&[1, 4711], false).unwrap_err());
-    named(tokenizer.stream(true).push(4711).unwrap_err());
+    let error = tokenizer.decode(&[1, 4711], false).unwrap_err();
+    assert!(error.to_string().contains("4711"), "{error}");
+    let ids = tokenizer.encode("a quiet harbour", false).unwrap();
+    let padded: Vec<u32> = ids.iter().flat_map(|&id| [id, 4711]).collect();
+    let (pieces, rest) = streamed(&tokenizer, &padded);
+    assert_eq!((pieces.into_iter().flatten().collect::<String>().as_str(), rest), ("a quiet harbour", None));
 }
 
 #[test]
