@@ -35,7 +35,8 @@ impl FromStr for Scope {
         match text {
             "use" => Ok(Self::Use),
             "admin" => Ok(Self::Admin),
-            other => Err(format!("`{other}` is neither `use` nor `admin`")),
+            // Not quoted: what stands in the wrong place of a key file may be a key.
+            _ => Err("is neither `use` nor `admin`".to_owned()),
         }
     }
 }
