@@ -5,9 +5,8 @@ use edgelm_serve::ApiKeys;
 use libfuzzer_sys::fuzz_target;
 use std::{fs, path::PathBuf, sync::LazyLock};
 
-/// One file for the process: keys are read from files.
-static FILE: LazyLock<PathBuf> =
-    LazyLock::new(|| std::env::temp_dir().join(format!("edgelm-fuzz-keys-{}", std::process::id())));
+/// One file for the process: keys are read from files. Errors name it, so its name is too short to be taken for a key.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| std::env::temp_dir().join(format!("{}.k", std::process::id())));
 
 fuzz_target!(|data: &[u8]| {
     fs::write(&*FILE, data).expect("written");

@@ -12,7 +12,9 @@ use crate::{
     walk::Walk,
 };
 use edgelm_engine::Block;
-use edgelm_model::{Edited, ExpertTensor, LayerTensor, ModelConfig, Replaced, TensorId, Tensors};
+use edgelm_model::{
+    Edited, ExpertTensor, LayerTensor, ModelConfig, Multipliers, Replaced, Residual, TensorId, Tensors,
+};
 use edgelm_tensor::{DType, TensorError, block::decode_row};
 use rayon::prelude::*;
 use std::{collections::HashMap, ops::ControlFlow};
@@ -42,6 +44,21 @@ pub(crate) fn groups_of(config: &ModelConfig, layer: usize) -> Vec<Vec<LayerTens
         .map(|group| group.into_iter().filter(is_there).collect())
         .filter(|group: &Vec<_>| !group.is_empty())
         .collect()
+}
+
+/// The outputs of this matrix are added to the hidden states as they are, and are all that is added there.
+fn joins_stream(config: &ModelConfig, layer: usize, tensor: LayerTensor) -> bool {
+    let style = &config.style;
+    let has = |tensor| config.tensor_shape(TensorId::Layer(layer, tensor)).is_some();
+    let is_plain =
+        style.residual == Residual::Sequential && style.residual_scale == 1.0 && style.multipliers == Multipliers::NONE;
+    let is_alone = match tensor {
+        LayerTensor::O => !style.norms.post_attn && !has(LayerTensor::MixerOut),
+        LayerTensor::MixerOut => !style.norms.post_attn && !has(LayerTensor::O),
+        LayerTensor::Down => !style.norms.post_ffn && config.layers[layer].experts.is_none(),
+        _ => false,
+    };
+    is_plain && is_alone
 }
 
 /// How the codes of a matrix are chosen, given the second moments of its inputs.
@@ -93,16 +110,22 @@ pub(crate) fn quantize_layer(
         let mut magnitudes = static_inputs.map(|_| Histogram::default());
         // The parent may send other tokens to an expert: there is nothing to compare.
         let follows = parent.as_ref().filter(|_| !matches!(group[0], LayerTensor::Expert(..)));
-        let mut drift = follows.map(|_| Drift::new(moments.columns()));
+        let mut drift = follows.map(|_| {
+            let drift = Drift::new(moments.columns());
+            match joins_stream(edited.config(), walk.layer(), group[0]) {
+                true => drift.with_stream(edited.config().hidden_size),
+                false => drift,
+            }
+        });
         let mut see = |x: &[f32], rows| {
             moments.add(x, rows);
             magnitudes.iter_mut().for_each(|magnitudes| magnitudes.add(x));
         };
         match (&parent, &mut drift) {
             (Some((block, parent)), Some(drift)) => {
-                walk.inputs_beside(edited, parent, block, group[0], |theirs, x, rows| {
-                    see(x, rows);
-                    drift.add(theirs, x, rows);
+                walk.inputs_beside(edited, parent, block, group[0], |theirs, ours| {
+                    see(&ours.x, ours.rows);
+                    drift.add(theirs, ours);
                 })?
             }
             _ => walk.inputs(edited, group[0], see)?,

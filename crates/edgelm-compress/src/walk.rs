@@ -6,6 +6,16 @@ use edgelm_kernels::Cpu;
 use edgelm_model::{LayerTensor, TensorId, Tensors};
 use std::ops::ControlFlow;
 
+/// What a matrix reads of one window.
+pub(crate) struct Read {
+    /// `[T, K]`; of an expert, the rows that were sent to it.
+    pub x: Vec<f32>,
+    /// T.
+    pub rows: usize,
+    /// The hidden states `[T, D]` at that time: what its outputs are added to, where it is the last of its half of the layer.
+    pub stream: Vec<f32>,
+}
+
 /// The hidden states of all calibration windows before some layer.
 ///
 /// Memory: windows × length × hidden_size × 4 bytes, in a file beyond [`Activations`]' limit; and what one layer needs.
@@ -65,47 +75,44 @@ impl<'a> Walk<'a> {
         mut observer: impl FnMut(&[f32], usize),
     ) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
-        (0..self.hidden.len()).try_for_each(|index| self.input(&block, index, reader, &mut observer))
+        for index in 0..self.hidden.len() {
+            let read = self.read(&block, index, reader)?;
+            if read.rows > 0 {
+                observer(&read.x, read.rows);
+            }
+        }
+        Ok(())
     }
 
-    /// Shows `observer` the input `[T, K]` of `reader` in the next layer of `parent`, which is `parent_block`, that in the next
-    /// layer here, and T, window by window, without moving on.
+    /// Shows `observer` what `reader` reads in the next layer of `parent`, which is `parent_block`, and what it reads in that
+    /// here, window by window, without moving on.
     pub(crate) fn inputs_beside(
         &self,
         tensors: &dyn Tensors,
         parent: &Walk<'_>,
         parent_block: &Block,
         reader: LayerTensor,
-        mut observer: impl FnMut(&[f32], &[f32], usize),
+        mut observer: impl FnMut(&Read, &Read),
     ) -> Result<(), CompressError> {
         let block = Block::load(tensors, self.cpu, self.layer)?;
-        let mut theirs = Vec::new();
         for index in 0..self.hidden.len() {
-            theirs.clear();
-            parent.input(parent_block, index, reader, &mut |x, _| theirs.extend_from_slice(x))?;
-            self.input(&block, index, reader, &mut |x, rows| observer(&theirs, x, rows))?;
+            observer(&parent.read(parent_block, index, reader)?, &self.read(&block, index, reader)?);
         }
         Ok(())
     }
 
-    /// The input of `reader` in `block`, run on window `index` as the next layer.
-    fn input(
-        &self,
-        block: &Block,
-        index: usize,
-        reader: LayerTensor,
-        observer: &mut dyn FnMut(&[f32], usize),
-    ) -> Result<(), CompressError> {
-        let mut hidden = self.hidden.load(index)?;
-        let rows = hidden.len() / self.hidden_size;
-        let _ = block.run_window(self.cpu, &mut hidden, rows, &mut |readers, x, rows| {
+    /// What `reader` reads in `block`, run on window `index` as the next layer.
+    fn read(&self, block: &Block, index: usize, reader: LayerTensor) -> Result<Read, CompressError> {
+        let mut read = Read { x: Vec::new(), rows: 0, stream: self.hidden.load(index)? };
+        let rows = read.stream.len() / self.hidden_size;
+        let _ = block.run_window(self.cpu, &mut read.stream, rows, &mut |readers, x, rows| {
             if readers.contains(&reader) {
-                observer(x, rows);
+                (read.x, read.rows) = (x.to_vec(), rows);
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         });
-        Ok(())
+        Ok(read)
     }
 
     /// Second moments of the input of `reader` in the next layer.
