@@ -130,32 +130,61 @@ mod tests {
         thread,
     };
 
+    fn account(had: Duration) -> Arc<Account> {
+        Arc::new(Account(Mutex::new(had)))
+    }
+
     #[test]
-    fn one_at_a_time_and_the_cpu_is_shared_by_time() {
+    fn turns_come_one_at_a_time_and_are_put_on_the_account() {
         let turns = Arc::new(Turns::new(1.0));
         let inside = AtomicUsize::new(0);
-        let until = Instant::now() + Duration::from_millis(400);
-        let work = |each: Duration| {
-            let account = Arc::default();
-            let mut had = Duration::ZERO;
-            while Instant::now() < until {
-                let turn = turns.take(&account);
-                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                let begin = Instant::now();
-                thread::sleep(each);
-                had += begin.elapsed();
-                inside.fetch_sub(1, Ordering::SeqCst);
-                drop(turn);
+        let accounts = [Arc::default(), Arc::default(), Arc::default()];
+        thread::scope(|scope| {
+            for account in &accounts {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let turn = turns.take(account);
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        thread::sleep(Duration::from_millis(1));
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(turn);
+                    }
+                });
             }
-            had
-        };
-        let (short, long) = thread::scope(|scope| {
-            let short = scope.spawn(|| work(Duration::from_millis(2)));
-            let long = scope.spawn(|| work(Duration::from_millis(10)));
-            (short.join().expect("worked"), long.join().expect("worked"))
         });
-        let share = short.as_secs_f64() / (short + long).as_secs_f64();
-        assert!((0.35..=0.65).contains(&share), "{short:?} beside {long:?}");
+        let least = Duration::from_millis(20);
+        assert!(accounts.iter().all(|account| *account.0.lock().expect("no panic") >= least));
+    }
+
+    #[test]
+    fn who_had_least_is_next_whoever_came_first() {
+        let turns = Arc::new(Turns::new(1.0));
+        let order = Mutex::new(Vec::new());
+        let first = turns.take(&Arc::default());
+        thread::scope(|scope| {
+            for (place, seconds) in [300, 100, 200].into_iter().enumerate() {
+                let (turns, order) = (&turns, &order);
+                scope.spawn(move || {
+                    let turn = turns.take(&account(Duration::from_secs(seconds)));
+                    order.lock().expect("no panic").push(seconds);
+                    drop(turn);
+                });
+                while turns.lock().waiting.len() <= place {
+                    thread::yield_now();
+                }
+            }
+            drop(first);
+        });
+        assert_eq!(*order.lock().expect("no panic"), [100, 200, 300]);
+    }
+
+    #[test]
+    fn who_was_idle_has_saved_up_nothing() {
+        let turns = Arc::new(Turns::new(1.0));
+        drop(turns.take(&account(Duration::from_secs(100))));
+        let idle: Arc<Account> = Arc::default();
+        drop(turns.take(&idle));
+        assert!(*idle.0.lock().expect("no panic") >= Duration::from_secs(100));
     }
 
     #[test]
