@@ -34,6 +34,8 @@ pub(super) struct Schedule<'a> {
     /// In order of precedence.
     active: Vec<Active>,
     pace: Pace,
+    /// For how many the prompt counts that was begun last.
+    urgency: f64,
     /// Until it fails.
     speculates: bool,
     /// As it was when it was last looked at.
@@ -103,6 +105,7 @@ impl<'a> Schedule<'a> {
             lanes,
             active: Vec::new(),
             pace: Pace::default(),
+            urgency: 1.0,
             speculates: true,
             store: Cell::default(),
         }
@@ -249,7 +252,7 @@ impl<'a> Schedule<'a> {
         let decoding = wishes.iter().filter(|(_, pending)| *pending == 1).count();
         let free = self.shared.config.parallel.max(1).saturating_sub(places.len());
         let waiting = places.len() - decoding + self.shared.queue().len().min(free);
-        let mut left = self.pace.prompt_rows(decoding, waiting);
+        let mut left = self.pace.prompt_rows(decoding, (waiting as f64).max(self.urgency));
         let mut plan = Plan::default();
         // Nearly always; else it goes lane by lane.
         let is_room_for_all = self.lanes.reserve(&wishes);
@@ -330,7 +333,9 @@ impl<'a> Schedule<'a> {
             match self.lanes.begin(&active.job.prompt, active.job.choices[place.choice].clone()) {
                 Ok(lane) => {
                     active.choices[place.choice].state = State::Running { lane, holds: false };
-                    if self.lanes.pending(lane) > 0 {
+                    let pending = self.lanes.pending(lane);
+                    if pending > 0 {
+                        self.urgency = self.pace.urgency(active.job.received.elapsed(), pending);
                         return Some((place, lane));
                     }
                     // Nothing was asked for.

@@ -112,7 +112,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "S", default_value = "30", value_parser = parse_delay, requires = "kv_store")]
     kv_store_delay: Duration,
     /// Generations of a model that run at once, sharing every pass over the weights
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
     /// Requests that may wait while others are answered
     #[arg(long, value_name = "N", default_value_t = 64)]
