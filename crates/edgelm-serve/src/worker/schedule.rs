@@ -252,6 +252,9 @@ impl<'a> Schedule<'a> {
         let decoding = wishes.iter().filter(|(_, pending)| *pending == 1).count();
         let free = self.shared.config.parallel.max(1).saturating_sub(places.len());
         let waiting = places.len() - decoding + self.shared.queue().len().min(free);
+        if waiting == 0 {
+            self.urgency = 1.0;
+        }
         let mut left = self.pace.prompt_rows(decoding, (waiting as f64).max(self.urgency));
         let mut plan = Plan::default();
         // Nearly always; else it goes lane by lane.
