@@ -3,7 +3,8 @@
 //! A pass costs what its tokens in generation cost, and something for each row of a prompt on top. Both are measured while the
 //! server runs, so one rule serves a board and a server: the rows that stretch a pass to [`STRETCH`] times its length. Where
 //! several prompts wait, each has that share, as long as tokens still come as fast as anybody reads ([`READABLE`]): else those
-//! whose turn has come would be done before the next has begun, and batches stay small while the queue is long. The last of a
+//! whose turn has come would be done before the next has begun, and batches stay small while the queue is long. Where tokens are slower
+//! than that as they are, it takes more that wait than get tokens, and those beyond have a share each. The last of a
 //! crowd is not left alone with one share: a prompt counts for all that could have been computed while it waited ([`Pace::urgency`]), so a long one that
 //! has just come counts once. Never more than a pass of [`LONGEST`], so that whoever comes, goes or cancels does not wait for longer.
 
@@ -53,14 +54,16 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Rows of prompts for the next pass, in which so many other sequences get a token, while so many prompts wait.
-    pub(super) fn prompt_rows(&self, decoding: usize, waiting: f64) -> usize {
+    /// Rows of prompts for the next pass, in which so many other sequences get a token, while so many prompts wait, or one that
+    /// counts for so many.
+    pub(super) fn prompt_rows(&self, decoding: usize, waiting: usize, urgency: f64) -> usize {
         let Some([decode, row_s]) = self.cost.filter(|_| decoding == 0 || self.has_decoded) else { return FIRST_ROWS };
         let time = if decoding > 0 {
             let decode_s = decode * sequences(decoding);
             let one = (STRETCH - 1.0) * decode_s;
-            let readable = (READABLE.as_secs_f64() - decode_s).max(one);
-            (one * waiting.max(1.0)).min(readable).min(LONGEST.as_secs_f64())
+            let readable = READABLE.as_secs_f64() - decode_s;
+            let outnumbered = one * waiting.saturating_sub(decoding).max(1) as f64;
+            (one * urgency.max(waiting as f64)).min(readable.max(outnumbered)).min(LONGEST.as_secs_f64())
         } else {
             LONGEST.as_secs_f64()
         };
@@ -117,10 +120,10 @@ mod tests {
     fn settle(pace: &mut Pace, decode_ms: f64, row_ms: f64) -> usize {
         for _ in 0..100 {
             pace.observe(4, 0, Duration::from_secs_f64(decode_ms / 1e3));
-            let rows = pace.prompt_rows(4, 1.0);
+            let rows = pace.prompt_rows(4, 1, 1.0);
             pace.observe(4, rows, Duration::from_secs_f64((decode_ms + row_ms * rows as f64) / 1e3));
         }
-        pace.prompt_rows(4, 1.0)
+        pace.prompt_rows(4, 1, 1.0)
     }
 
     #[test]
@@ -151,14 +154,17 @@ mod tests {
         let rows = |decode_ms, waiting| {
             let mut pace = Pace::default();
             settle(&mut pace, decode_ms, 0.5);
-            pace.prompt_rows(4, f64::from(waiting))
+            pace.prompt_rows(4, waiting, 1.0)
         };
         for (waiting, expected) in [(1, 14), (2, 28), (4, 56)] {
             assert!(rows(10.0, waiting).abs_diff(expected) <= 1, "{waiting}: {}", rows(10.0, waiting));
         }
         assert!((78..=80).contains(&rows(10.0, 32)), "{}", rows(10.0, 32));
-        // Slower than anybody reads as it is.
-        assert_eq!(rows(100.0, 32), rows(100.0, 1));
+        // Slower than anybody reads as it is: for those beyond the four that get tokens.
+        assert_eq!([rows(100.0, 3), rows(100.0, 5)], [rows(100.0, 1); 2]);
+        for (waiting, expected) in [(6, 280), (7, 420), (32, 500)] {
+            assert!(rows(100.0, waiting).abs_diff(expected) <= 4, "{waiting}: {}", rows(100.0, waiting));
+        }
     }
 
     #[test]
@@ -181,7 +187,7 @@ mod tests {
             let rows = 20 + 7 * (step % 5);
             pace.observe(24, rows, Duration::from_secs_f64(0.010 + 0.000_3 * rows as f64));
         }
-        let rows = pace.prompt_rows(24, 1.0);
+        let rows = pace.prompt_rows(24, 1, 1.0);
         assert!((19..=24).contains(&rows), "{rows}");
     }
 
@@ -190,17 +196,17 @@ mod tests {
         let mut pace = Pace::default();
         let before = settle(&mut pace, 10.0, 0.1);
         pace.observe(4, before, Duration::from_secs(5));
-        let after = pace.prompt_rows(4, 1.0);
+        let after = pace.prompt_rows(4, 1, 1.0);
         assert!((before / 2..before * 2).contains(&after), "{before} {after}");
     }
 
     #[test]
     fn prompts_alone_take_passes_of_bounded_length() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prompt_rows(0, 1.0), FIRST_ROWS);
+        assert_eq!(pace.prompt_rows(0, 1, 1.0), FIRST_ROWS);
         pace.observe(0, FIRST_ROWS, Duration::from_millis(32));
-        assert_eq!(pace.prompt_rows(0, 1.0), 250);
+        assert_eq!(pace.prompt_rows(0, 1, 1.0), 250);
         pace.observe(0, 250, Duration::from_millis(2500));
-        assert!(pace.prompt_rows(0, 1.0) < 120);
+        assert!(pace.prompt_rows(0, 1, 1.0) < 120);
     }
 }

@@ -255,7 +255,7 @@ impl<'a> Schedule<'a> {
         if waiting == 0 {
             self.urgency = 1.0;
         }
-        let mut left = self.pace.prompt_rows(decoding, (waiting as f64).max(self.urgency));
+        let mut left = self.pace.prompt_rows(decoding, waiting, self.urgency);
         let mut plan = Plan::default();
         // Nearly always; else it goes lane by lane.
         let is_room_for_all = self.lanes.reserve(&wishes);
