@@ -27,7 +27,7 @@ pub struct ProbeOptions {
 
 impl Default for ProbeOptions {
     fn default() -> Self {
-        Self { tokens: 2048 }
+        Self { tokens: 4096 }
     }
 }
 
@@ -52,7 +52,10 @@ pub struct Sensitivity {
 }
 
 /// Rows from which the output error of a format is estimated.
-const SAMPLED_ROWS: usize = 512;
+const SAMPLED_ROWS: usize = 192;
+
+/// Tokens of a window that are run. Many beginnings say more about all of the calibration data than a few whole windows.
+const PIECE: usize = 256;
 
 /// Rows of logits at a time.
 const LOGIT_ROWS: usize = 128;
@@ -139,16 +142,18 @@ pub fn measure_sensitivity(
         .collect())
 }
 
-/// As many tokens as asked for, whole windows but for the last.
+/// As many tokens as asked for, of as many windows as can be: the beginnings of each.
 fn shortened(windows: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
+    let piece = PIECE.max(tokens.div_ceil(windows.len().max(1)));
     let mut left = tokens;
     let mut out = Vec::new();
     for window in windows {
         if left == 0 {
             break;
         }
-        out.push(window[..window.len().min(left)].to_vec());
-        left -= window.len().min(left);
+        let len = window.len().min(piece).min(left);
+        out.push(window[..len].to_vec());
+        left -= len;
     }
     out
 }
