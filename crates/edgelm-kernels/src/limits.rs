@@ -81,14 +81,15 @@ fn group_memory() -> Option<usize> {
     Path::new(own).ancestors().filter_map(left).min()
 }
 
-/// Operations per second (a multiply-add is two) of int8 products of 4-bit weights in registers, all threads together:
-/// of the matrix registers where the family has them, else of the vector registers.
+/// Operations per second (a multiply-add is two) of int8 products of 4-bit weights, all threads together: of the
+/// matrix registers where the family has them, else of the vector registers, with weights there or in the first-level cache.
 pub fn int8_peak(cpu: &Cpu) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if cpu.isa() == crate::Isa::Amx {
         return peak(cpu, &amx_rounds);
     }
-    peak(cpu, &|rounds| Family::of(cpu.isa()).visit(Int8 { rounds }))
+    let peak = |stored: bool| peak(cpu, &|rounds| Family::of(cpu.isa()).visit(Int8 { rounds, stored }));
+    peak(false).max(peak(true))
 }
 
 /// Operations per second (a multiply-add is two) of f32 multiply-adds in registers, all threads together.
@@ -149,8 +150,10 @@ impl<L: Lanes> Job<L> for ReadAll<'_> {
     }
 }
 
+/// Products of weights in registers, or of such that are stored in the first-level cache.
 struct Int8 {
     rounds: usize,
+    stored: bool,
 }
 
 impl<L: Lanes> Job<L> for Int8 {
@@ -158,7 +161,8 @@ impl<L: Lanes> Job<L> for Int8 {
 
     #[inline(always)]
     fn run(self, l: L) -> usize {
-        if L::TWO_TILES { int8_rounds::<L, 6, 2>(l, self.rounds) } else { int8_rounds::<L, 4, 1>(l, self.rounds) }
+        let Self { rounds, stored } = self;
+        if L::TWO_TILES { int8_rounds::<L, 6, 2>(l, rounds, stored) } else { int8_rounds::<L, 4, 1>(l, rounds, stored) }
     }
 }
 
@@ -187,14 +191,17 @@ fn amx_rounds(rounds: usize) -> usize {
 const WORDS: usize = 32;
 
 #[inline(always)]
-fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize) -> usize {
+fn int8_rounds<L: Lanes, const R: usize, const T: usize>(l: L, rounds: usize, stored: bool) -> usize {
     let x = black_box([[0x0102_0304; R]; WORDS]);
-    let mut q = [[l.splat(0); WORDS]; T];
-    for tile in &mut q {
-        *tile = [l.load(black_box(&Line([0x0f07_0301; ROWS]))); WORDS];
-    }
+    let lines = black_box([[Line([0x0f07_0301; ROWS]); WORDS]; T]);
+    let q = [[l.load(black_box(&lines[0][0])); WORDS]; T];
     let mut sums = [[l.splat(0); T]; R];
     for _ in 0..rounds {
+        if stored {
+            let scale = [l.ready_scale(l.splat(1)); T];
+            l.add_stored(Kind::Unsigned(15), black_box(&lines).each_ref(), scale, black_box(&x), &mut sums);
+            continue;
+        }
         let dots = l.dot_paired(Kind::Unsigned(15), &q, black_box(&x));
         for r in 0..R {
             for t in 0..T {

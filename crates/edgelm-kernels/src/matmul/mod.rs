@@ -332,8 +332,8 @@ struct Buffers {
     made: streamed::Made,
 }
 
-/// From this many rows on, unpacking to a buffer pays.
-const MANY_ROWS: usize = 12;
+/// From this many rows on, converting floats to a buffer pays.
+const MANY_FLOAT_ROWS: usize = 12;
 
 /// Tiles per part of products of many rows, and the most parts per worker. Cores are not equally fast, so the last part is
 /// what one waits for the other; TinyLlama's shape on two: a sixth of the time with one part each.
@@ -393,6 +393,11 @@ fn work_of(group: &[Linear<'_>], m: usize) -> crate::Work {
     }
 }
 
+/// From how many rows on unpacking a format to a buffer pays.
+fn many_from<L: Lanes>(dtype: DType) -> usize {
+    L::MANY_ROWS[usize::from(dtype.block_len() > activations::BLOCK)]
+}
+
 struct Matmul<'a, 'b> {
     cpu: &'a Cpu,
     x: &'a [f32],
@@ -409,14 +414,19 @@ impl LanesVisitor for Matmul<'_, '_> {
     fn visit<L: Lanes>(self, l: L) {
         let Self { cpu, x, m, cols, scale, group, scratch } = self;
         let pool = cpu.pool();
-        let many = m >= MANY_ROWS;
-        if group.iter().any(|linear| linear.weight.dtype.is_quantized()) {
+        let dtypes = || group.iter().map(|linear| linear.weight.dtype);
+        // The quantized weights of a group meet the same panels.
+        let many_from = dtypes().filter(|dtype| dtype.is_quantized()).map(many_from::<L>).min();
+        let many_floats = m >= MANY_FLOAT_ROWS;
+        let many_quantized = many_from.is_some_and(|from| m >= from);
+        if many_from.is_some() {
+            let many = many_quantized;
             let widths = if many { L::INT_PANELS } else { L::FEW_PANELS };
             let chunk = (many && L::MATRIX).then_some(quantized::GROUPS_AT_ONCE);
             scratch.quantized.fill(l.vector(), pool, Input { x, m, cols, scale }, widths, chunk);
         }
-        if group.iter().any(|linear| !linear.weight.dtype.is_quantized()) {
-            let widths = if many { L::FLOAT_PANELS } else { float::FEW_PANELS };
+        if dtypes().any(|dtype| !dtype.is_quantized()) {
+            let widths = if many_floats { L::FLOAT_PANELS } else { float::FEW_PANELS };
             scratch.floats.fill(pool, x, m, cols, widths);
         }
         scratch.workers.resize_with(pool.threads(), Mutex::default);
@@ -425,9 +435,11 @@ impl LanesVisitor for Matmul<'_, '_> {
             .iter_mut()
             .map(|linear| {
                 let out = Out::new(linear.out, linear.weight.rows, linear.bias);
-                Work { weight: linear.weight, out, isa: cpu.isa() }
+                let many = if linear.weight.dtype.is_quantized() { many_quantized } else { many_floats };
+                Work { weight: linear.weight, many, out, isa: cpu.isa() }
             })
             .collect();
+        let many = many_floats || many_quantized;
         let grain = if many && L::TWO_TILES { 2 } else { 1 };
         let total: usize = work.iter().map(|work| work.weight.tiles() * work.weight.tile_bytes()).sum();
         let scratch = &*scratch;
@@ -435,7 +447,7 @@ impl LanesVisitor for Matmul<'_, '_> {
             let mut buffers = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
             for (work, tiles) in work.iter().zip(share(&work, part, parts, grain)) {
                 if !tiles.is_empty() {
-                    work.run(l, tiles, many, scratch, &mut buffers);
+                    work.run(l, tiles, scratch, &mut buffers);
                 }
             }
         };
@@ -454,6 +466,7 @@ impl LanesVisitor for Matmul<'_, '_> {
 
 struct Work<'a> {
     weight: &'a Matrix,
+    many: bool,
     out: Out<'a>,
     isa: Isa,
 }
@@ -480,22 +493,21 @@ fn share(work: &[Work<'_>], part: usize, parts: usize, grain: usize) -> impl Ite
 struct With<'a> {
     packed: &'a Packed,
     tiles: Range<usize>,
-    many: bool,
     scratch: &'a Scratch,
     buffers: &'a mut Buffers,
 }
 
 impl Work<'_> {
-    fn run<L: Lanes>(&self, l: L, tiles: Range<usize>, many: bool, scratch: &Scratch, buffers: &mut Buffers) {
+    fn run<L: Lanes>(&self, l: L, tiles: Range<usize>, scratch: &Scratch, buffers: &mut Buffers) {
         let packed = match &self.weight.held {
             Held::Packed(packed) => packed,
             Held::Streamed(source) => {
                 let shape = [self.weight.rows, self.weight.cols];
                 let tiles = streamed::Tiles { source: &**source, shape, tiles, x: &scratch.floats, out: &self.out };
-                return tiles.run(l, self.isa, many, &mut buffers.made, &mut buffers.converted);
+                return tiles.run(l, self.isa, self.many, &mut buffers.made, &mut buffers.converted);
             }
         };
-        let with = With { packed, tiles, many, scratch, buffers };
+        let with = With { packed, tiles, scratch, buffers };
         match self.weight.dtype {
             DType::F32 => self.floats::<L, float::F32>(l, with),
             DType::F16 => self.floats::<L, float::F16>(l, with),
@@ -527,7 +539,7 @@ impl Work<'_> {
     }
 
     fn blocks<L: Lanes, F: Format>(&self, l: L, with: With<'_>) {
-        let With { packed, tiles, many, scratch, buffers } = with;
+        let With { packed, tiles, scratch, buffers } = with;
         let tiles = quantized::Tiles::<F> {
             weights: packed,
             blocks: self.weight.cols / self.weight.dtype.block_len(),
@@ -536,7 +548,7 @@ impl Work<'_> {
             out: &self.out,
             format: PhantomData,
         };
-        if many {
+        if self.many {
             quantized::many_rows(l, &tiles, &mut buffers.unpacked);
         } else {
             quantized::few_rows(l.vector(), &tiles);
@@ -544,7 +556,7 @@ impl Work<'_> {
     }
 
     fn floats<L: Lanes, E: float::Element>(&self, l: L, with: With<'_>) {
-        let With { packed, tiles, many, scratch, buffers } = with;
+        let With { packed, tiles, scratch, buffers } = with;
         let tiles = float::Tiles::<E> {
             weights: packed.tiles(),
             cols: self.weight.cols,
@@ -553,7 +565,7 @@ impl Work<'_> {
             out: &self.out,
             element: PhantomData,
         };
-        if many {
+        if self.many {
             l.vector().enter(float::ManyRows { tiles, buffer: &mut buffers.converted });
         } else {
             l.vector().enter(float::FewRows(tiles));

@@ -24,6 +24,9 @@ const WEIGHT_ERROR: f32 = 1.8;
 /// this 0.00030, two everywhere 0.00013. For 512 rows of the shape of TinyLlama these take 1.35 and 2.2 times as long.
 const ORDINARY: f32 = 0.01;
 
+/// From this many rows on second terms have products of their own; before, reading the weights once is what counts.
+const MANY_ROWS: usize = 12;
+
 /// Second terms that are multiplied at a time beside many rows: enough to pay for unpacking the weights, little enough that
 /// the results of an output head of 100,000 rows fit in memory.
 const ROWS_AT_A_TIME: usize = 128;
@@ -74,7 +77,7 @@ impl Cpu {
         terms.find_coarse(self, x, m, cols, most);
         if terms.coarse.is_empty() {
             self.matmul_of(x, m, None, group, scratch);
-        } else if m < super::MANY_ROWS {
+        } else if m < MANY_ROWS {
             terms.x.clear();
             terms.x.extend_from_slice(x);
             terms.append_rests(self, x, cols, 0..terms.coarse.len());

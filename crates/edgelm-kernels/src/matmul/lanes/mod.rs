@@ -176,6 +176,32 @@ pub(crate) struct MatrixFour {
     pub(crate) to_stride: usize,
 }
 
+/// totals[r][t] += scale[t] · dots[r][t].
+#[inline(always)]
+fn add_dots<L: Lanes, const R: usize, const T: usize>(
+    l: L,
+    dots: &[[L::U; T]; R],
+    scale: [L::U; T],
+    totals: &mut [[L::U; T]; R],
+) {
+    for r in 0..R {
+        for t in 0..T {
+            totals[r][t] = l.mul_add(dots[r][t], scale[t], totals[r][t]);
+        }
+    }
+}
+
+#[inline(always)]
+fn load_words<L: Lanes, const T: usize, const W: usize>(l: L, lines: [&[Line; W]; T]) -> [[L::U; W]; T] {
+    let mut words = [[l.splat(0); W]; T];
+    for t in 0..T {
+        for w in 0..W {
+            words[t][w] = l.load(&lines[t][w]);
+        }
+    }
+    words
+}
+
 /// A value is the proof that the CPU has the instruction set.
 ///
 /// Numerics: integer operations are exact. `fma` rounds once, in every implementation; so results agree bit for bit
@@ -199,6 +225,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     const INT_PANELS: &'static [usize];
     /// The same for f32 products.
     const FLOAT_PANELS: &'static [usize];
+    /// From this many rows on unpacking to a buffer pays: for formats of 32 values per block, and of 256.
+    const MANY_ROWS: [usize; 2] = [12; 2];
     /// Whether two tiles at once fit the registers.
     const TWO_TILES: bool;
     /// Whether there are matrix registers: the `matrix_` methods work, and many rows go through them.
@@ -357,6 +385,39 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         x: &[[u32; R]; W],
     ) -> [[Self::U; T]; R] {
         self.dot(kind, q, x)
+    }
+
+    /// totals[r][t] += scale[t] · the [`Lanes::dot`] of row r and tile t.
+    #[inline(always)]
+    fn add_products<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        q: &[[Self::U; W]; T],
+        scale: [Self::U; T],
+        x: &[[u32; R]; W],
+        totals: &mut [[Self::U; T]; R],
+    ) {
+        add_dots(self, &self.dot(kind, q, x), scale, totals);
+    }
+
+    /// Makes the scales of unpacked weights ready for [`Lanes::add_stored`].
+    #[inline(always)]
+    fn ready_scale(self, scale: Self::U) -> Self::U {
+        scale
+    }
+
+    /// totals[r][t] += scale[t] · Σ_w Σ_b q[t][w].byte(b) · x[w][r].byte(b) per lane, for weights that went through
+    /// [`Lanes::pair_words`] and to memory, and scales that went through [`Lanes::ready_scale`].
+    #[inline(always)]
+    fn add_stored<const R: usize, const T: usize, const W: usize>(
+        self,
+        kind: Kind,
+        q: [&[Line; W]; T],
+        scale: [Self::U; T],
+        x: &[[u32; R]; W],
+        totals: &mut [[Self::U; T]; R],
+    ) {
+        add_dots(self, &self.dot_paired(kind, &load_words(self, q), x), scale, totals);
     }
 
     /// Each word, as i32, to f32.

@@ -98,7 +98,7 @@ impl<L: Lanes, F: Format, const R: usize, const FIRST: usize> Take<L> for Produc
             l.prefetch(ahead.wrapping_add(line));
         }
         let scales = with_offset::<L, F::Rule>(l, scales);
-        self.totals.add::<F::Rule, false>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
+        self.totals.add::<F::Rule>(l, &[q], &[scales], self.x, self.group * GROUP_BLOCKS + index);
     }
 }
 

@@ -107,6 +107,7 @@ impl<L: Lanes, F: Format> Job<L> for Unpack<'_, F> {
     #[inline(always)]
     fn run(self, l: L) {
         for (group, out) in self.groups.zip(self.out.chunks_mut(self.stride)) {
+            self.blocks.prefetch_after(l, group);
             let (subs, rest) = out.split_at_mut(GROUP_BLOCKS * sub_lines::<L, F::Rule>());
             if self.blocks.group(group).words.len() * F::SUBS < GROUP_BLOCKS {
                 subs.fill(Line::ZERO);
@@ -131,9 +132,9 @@ impl<L: Lanes, Q: Rule> Take<L> for Records<'_, Q> {
         for j in 0..8 {
             l.store(q[j], &mut lines[j]);
         }
-        l.store(scales.scale[0], &mut lines[8]);
+        l.store(l.ready_scale(scales.scale[0]), &mut lines[8]);
         if Q::PER_16 {
-            l.store(scales.scale[1], &mut lines[9]);
+            l.store(l.ready_scale(scales.scale[1]), &mut lines[9]);
         }
         if has_mins::<L, Q>() {
             l.store(scales.mins, &mut lines[if Q::PER_16 { 10 } else { 9 }]);
@@ -173,23 +174,11 @@ impl<L: Lanes, Q: Rule, const R: usize, const T: usize> Job<L> for Multiply<'_, 
             let group = first_group + index;
             let mut totals = Totals::<L, R, T>::zero(l);
             for sub in 0..GROUP_BLOCKS {
-                let zero = l.splat(0);
-                let mut q = [[zero; 8]; T];
-                let mut scales = [Scales { scale: [zero; 2], mins: zero }; T];
+                let mut stored = [&records[..0]; T];
                 for t in 0..T {
-                    let lines = &records[t * lines + sub * sub_lines::<L, Q>()..][..sub_lines::<L, Q>()];
-                    for j in 0..8 {
-                        q[t][j] = l.load(&lines[j]);
-                    }
-                    scales[t].scale[0] = l.load(&lines[8]);
-                    if Q::PER_16 {
-                        scales[t].scale[1] = l.load(&lines[9]);
-                    }
-                    if has_mins::<L, Q>() {
-                        scales[t].mins = l.load(&lines[if Q::PER_16 { 10 } else { 9 }]);
-                    }
+                    stored[t] = &records[t * lines + sub * sub_lines::<L, Q>()..][..sub_lines::<L, Q>()];
                 }
-                totals.add::<Q, true>(l, &q, &scales, &x, group * GROUP_BLOCKS + sub);
+                totals.add_stored::<Q>(l, stored, &x, group * GROUP_BLOCKS + sub);
             }
             let mut units = [l.splat_f32(0.0); T];
             for t in 0..T {

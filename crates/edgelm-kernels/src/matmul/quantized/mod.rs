@@ -81,6 +81,19 @@ impl<'a, F: Format> Blocks<'a, F> {
         }
     }
 
+    /// Asks for what lies [`PREFETCH_BYTES`] after a group.
+    #[inline(always)]
+    fn prefetch_after<L: Lanes>(&self, l: L, group: usize) {
+        let part = self.group(group);
+        let lines = part.words.len() * F::Words::COUNT;
+        // A group is all of its blocks, or one half of a block of 256 values.
+        let lines = if F::SUBS == 1 { 0..lines } else { group % 2 * lines / 2..(group % 2 + 1) * lines / 2 };
+        let ahead = part.words.as_ptr().wrapping_byte_add(PREFETCH_BYTES).cast::<Line>();
+        for line in lines {
+            l.prefetch(ahead.wrapping_add(line));
+        }
+    }
+
     /// The blocks of a group.
     #[inline(always)]
     fn group(&self, group: usize) -> Self {

@@ -2,7 +2,7 @@
 
 use crate::matmul::activations::QuantizedPanel;
 use crate::matmul::format::{Rule, Scales};
-use crate::matmul::lanes::{Kind, Lanes};
+use crate::matmul::lanes::{Kind, Lanes, Line};
 
 /// Σ (scale · (quant − OFFSET) + min) · quant of x over a group, for R rows of x and T tiles: `totals[row][tile]`.
 pub(super) struct Totals<L: Lanes, const R: usize, const T: usize>([[L::U; T]; R]);
@@ -13,11 +13,11 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
         Self([[l.splat(0); T]; R])
     }
 
-    /// Adds one sub-block, whose scales went through [`with_offset`]. PAIRED: `q` went through [`Lanes::pair_words`].
+    /// Adds one sub-block from registers, whose scales went through [`with_offset`].
     ///
     /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 128.
     #[inline(always)]
-    pub(super) fn add<Q: Rule, const PAIRED: bool>(
+    pub(super) fn add<Q: Rule>(
         &mut self,
         l: L,
         q: &[[L::U; 8]; T],
@@ -29,38 +29,69 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
         if Q::PER_16 {
             for half in 0..2 {
                 let mut q_half = [[l.splat(0); 4]; T];
+                let mut scale = [l.splat(0); T];
                 for t in 0..T {
                     q_half[t].copy_from_slice(&q[t][4 * half..4 * half + 4]);
+                    scale[t] = scales[t].scale[half];
                 }
                 let mut x_half = [[0; R]; 4];
                 x_half.copy_from_slice(&words[4 * half..4 * half + 4]);
-                let dots = dot::<L, PAIRED, R, T, 4>(l, Q::KIND, &q_half, &x_half);
-                self.add_dots(l, &dots, scales, half);
+                l.add_products(Q::KIND, &q_half, scale, &x_half, &mut self.0);
             }
         } else {
-            let dots = dot::<L, PAIRED, R, T, 8>(l, Q::KIND, q, words);
-            self.add_dots(l, &dots, scales, 0);
+            let mut scale = [l.splat(0); T];
+            for t in 0..T {
+                scale[t] = scales[t].scale[0];
+            }
+            l.add_products(Q::KIND, q, scale, words, &mut self.0);
         }
         if has_mins::<L, Q>() {
-            for r in 0..R {
+            for t in 0..T {
+                self.add_mins::<Q>(l, t, scales[t].mins, x, block);
+            }
+        }
+    }
+
+    /// Adds one sub-block of every tile: eight lines of quants, scales and, if [`has_mins`], mins.
+    #[inline(always)]
+    pub(super) fn add_stored<Q: Rule>(&mut self, l: L, stored: [&[Line]; T], x: &QuantizedPanel<'_, R>, block: usize) {
+        let words = &x.words[block];
+        if Q::PER_16 {
+            for half in 0..2 {
+                let mut q = [&[Line::ZERO; 4]; T];
+                let mut scale = [l.splat(0); T];
                 for t in 0..T {
-                    let (total, mins) = (self.0[r][t], scales[t].mins);
-                    self.0[r][t] = if Q::PER_16 {
-                        l.dot_pairs(total, mins, x.half_sums[block][r])
-                    } else {
-                        l.dot_high(total, mins, x.sums[block][r])
-                    };
+                    q[t] = stored[t][4 * half..].first_chunk().expect("eight lines");
+                    scale[t] = l.load(&stored[t][8 + half]);
                 }
+                let words = words[4 * half..].first_chunk().expect("eight words");
+                l.add_stored::<R, T, 4>(Q::KIND, q, scale, words, &mut self.0);
+            }
+        } else {
+            let mut q = [&[Line::ZERO; 8]; T];
+            let mut scale = [l.splat(0); T];
+            for t in 0..T {
+                q[t] = stored[t].first_chunk().expect("eight lines");
+                scale[t] = l.load(&stored[t][8]);
+            }
+            l.add_stored::<R, T, 8>(Q::KIND, q, scale, words, &mut self.0);
+        }
+        if has_mins::<L, Q>() {
+            let at = if Q::PER_16 { 10 } else { 9 };
+            for t in 0..T {
+                self.add_mins::<Q>(l, t, l.load(&stored[t][at]), x, block);
             }
         }
     }
 
     #[inline(always)]
-    fn add_dots(&mut self, l: L, dots: &[[L::U; T]; R], scales: &[Scales<L::U>; T], half: usize) {
+    fn add_mins<Q: Rule>(&mut self, l: L, t: usize, mins: L::U, x: &QuantizedPanel<'_, R>, block: usize) {
         for r in 0..R {
-            for t in 0..T {
-                self.0[r][t] = l.mul_add(dots[r][t], scales[t].scale[half], self.0[r][t]);
-            }
+            self.0[r][t] = if Q::PER_16 {
+                l.dot_pairs(self.0[r][t], mins, x.half_sums[block][r])
+            } else {
+                l.dot_high(self.0[r][t], mins, x.sums[block][r])
+            };
         }
     }
 
@@ -79,16 +110,6 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
 #[inline(always)]
 pub(super) fn add_group<L: Lanes>(l: L, total: L::U, unit: L::F, x_scale: f32, acc: L::F) -> L::F {
     l.fma(l.mul(l.to_f32(total), unit), l.splat_f32(x_scale), acc)
-}
-
-#[inline(always)]
-fn dot<L: Lanes, const PAIRED: bool, const R: usize, const T: usize, const W: usize>(
-    l: L,
-    kind: Kind,
-    q: &[[L::U; W]; T],
-    x: &[[u32; R]; W],
-) -> [[L::U; T]; R] {
-    if PAIRED { l.dot_paired(kind, q, x) } else { l.dot(kind, q, x) }
 }
 
 /// What quants have too much as bytes of these lanes.
