@@ -19,6 +19,12 @@ const STRETCH: f64 = 1.7;
 /// 128 tokens and 64 generated: median time to the first token 0.3 s instead of 3.0 s, 810 tokens/s instead of 640, and
 /// 21 ms between tokens instead of 3.
 const READABLE: Duration = Duration::from_millis(50);
+/// In how many times that a token may come where so many wait or more; each of fewer allows its share of another once. At 6.7
+/// tokens a second people still read along (238 words a minute: Brysbaert, 2019). The shape of TinyLlama-1.1B in Q4_0 on two slow cores, slowest
+/// first token of 8 and of 32 streams: 8.2 and 30 s, with twice where more wait than get tokens 8.9 and 36 s (llama-server 8.7 and 37 s), and 0.14 s
+/// between tokens of 32 (llama-server 0.62 s). With three times for two that wait, 4 streams have slower tokens than llama-server's.
+const SLOWEST: f64 = 3.0;
+const CROWD: usize = 4;
 /// Of a pass with prompts alone.
 const LONGEST: Duration = Duration::from_millis(250);
 /// The most that a prompt counts for because it has waited long for its size: passes of 4.5 times their length, so that a crowd
@@ -27,6 +33,9 @@ const MOST_URGENT: f64 = 5.0;
 /// Even where a row is expensive, prompts get on. With one token of another they are a panel of four rows. The shape of TinyLlama-1.1B
 /// in Q4_0, two streams: 99th percentile between tokens 47 to 63 ms, and 80 to 118 with 4.
 const LEAST_ROWS: usize = 3;
+/// Rows that kernels at least multiply together: one alone costs nearly as much. Q4_0 with AVX2, ms per product of 2, 3, 4, 6 rows:
+/// 3.5, 6.5, 5.4, 8.6.
+const PANEL: usize = 2;
 /// More at once is not cheaper per row: the engine itself cuts there.
 const MOST_ROWS: usize = 512;
 /// Before anything is known: little enough for a slow board, and enough to measure.
@@ -61,13 +70,15 @@ impl Pace {
         let time = if decoding > 0 {
             let decode_s = decode * sequences(decoding);
             let one = (STRETCH - 1.0) * decode_s;
-            let most = if waiting > decoding { 2 * READABLE } else { READABLE };
-            let readable = (most.as_secs_f64() - decode_s).max(one);
+            let slower = if waiting < CROWD { 1.0 + waiting as f64 / CROWD as f64 } else { SLOWEST };
+            let most = slower * READABLE.as_secs_f64();
+            let readable = (most - decode_s).max(one);
             (one * urgency.max(waiting as f64)).min(readable).min(LONGEST.as_secs_f64())
         } else {
             LONGEST.as_secs_f64()
         };
-        ((time / row_s) as usize).clamp(LEAST_ROWS, MOST_ROWS)
+        let rows = ((time / row_s) as usize).clamp(LEAST_ROWS, MOST_ROWS);
+        ((decoding + rows).next_multiple_of(PANEL) - decoding).min(MOST_ROWS)
     }
 
     /// For how many prompts of so many rows one counts that has waited for this time: itself, and those that could have been
@@ -145,7 +156,8 @@ mod tests {
 
     #[test]
     fn expensive_rows_still_get_on_and_cheap_ones_are_bounded() {
-        assert_eq!(settle(&mut Pace::default(), 10.0, 50.0), LEAST_ROWS);
+        // With the four others' an even number.
+        assert_eq!(settle(&mut Pace::default(), 10.0, 50.0), LEAST_ROWS + 1);
         assert_eq!(settle(&mut Pace::default(), 200.0, 0.001), MOST_ROWS);
     }
 
@@ -156,10 +168,12 @@ mod tests {
             settle(&mut pace, decode_ms, 0.5);
             pace.prompt_rows(4, waiting, 1.0)
         };
-        for (waiting, expected) in [(1, 14), (2, 28), (4, 56), (32, 180)] {
-            assert!(rows(10.0, waiting).abs_diff(expected) <= 1, "{waiting}: {}", rows(10.0, waiting));
+        for (decode_ms, waiting, expected) in
+            [(10.0, 1, 14), (10.0, 2, 28), (10.0, 4, 56), (10.0, 32, 280), (40.0, 3, 95), (40.0, 4, 220)]
+        {
+            let rows = rows(decode_ms, waiting);
+            assert!(rows.abs_diff(expected) <= 2, "{decode_ms} {waiting}: {rows}");
         }
-        assert!((58..=60).contains(&rows(20.0, 4)), "{}", rows(20.0, 4));
         // Slower than anybody reads as it is.
         assert_eq!(rows(100.0, 32), rows(100.0, 1));
     }
