@@ -20,15 +20,14 @@ const STRETCH: f64 = 1.7;
 /// 21 ms between tokens instead of 3.
 const READABLE: Duration = Duration::from_millis(50);
 /// In how many times that a token may come where so many wait or more; each of fewer allows its share of another once. At 6.7
-/// tokens a second people still read along (238 words a minute: Brysbaert, 2019). The shape of TinyLlama-1.1B in Q4_0 on two slow cores, slowest
-/// first token of 8 and of 32 streams: 8.2 and 30 s, with twice where more wait than get tokens 8.9 and 36 s (llama-server 8.7 and 37 s), and 0.14 s
-/// between tokens of 32 (llama-server 0.62 s). With three times for two that wait, 4 streams have slower tokens than llama-server's.
+/// tokens a second people still read along (238 words a minute: Brysbaert, 2019). A model whose tokens alone take less has
+/// only so much more: its crowd is through soon enough. The shape of TinyLlama-1.1B in Q4_0 on two slow cores, slowest first
+/// token of 8 and of 32 streams: 8.2 and 30 s, with twice where more wait than get tokens 8.9 and 36 s (llama-server 8.7 and 37 s),
+/// and 0.14 s between tokens of 32 (llama-server 0.62 s). With three times for two that wait, 4 streams have slower tokens than
+/// llama-server's. mica-40m, three times for all: slowest first token of 32 streams 1.8 s (llama-server 3.7 s), but 95th
+/// percentile between tokens 132 ms (llama-server 129 ms).
 const SLOWEST: f64 = 3.0;
 const CROWD: usize = 4;
-/// The tokens alone take so many times less than [`READABLE`] where a crowd may have all of [`SLOWEST`], and in proportion where they
-/// take less: a fast model has its crowd through soon enough. mica-40m in Q4_0 on those cores, 32 streams, all of it: slowest first
-/// token 1.8 s (llama-server 3.7 s), but 95th percentile between tokens 132 ms (129 ms).
-const SLOW_SHARE: f64 = 4.0;
 /// Of a pass with prompts alone.
 const LONGEST: Duration = Duration::from_millis(250);
 /// The most that a prompt counts for because it has waited long for its size: passes of 4.5 times their length, so that a crowd
@@ -76,8 +75,7 @@ impl Pace {
             let one = (STRETCH - 1.0) * decode_s;
             let slower = if waiting < CROWD { 1.0 + waiting as f64 / CROWD as f64 } else { SLOWEST };
             let readable = READABLE.as_secs_f64();
-            let slow = (SLOW_SHARE * decode_s / readable).min(1.0);
-            let most = readable * (1.0 + (slower - 1.0) * slow);
+            let most = readable + (slower - 1.0) * decode_s.min(readable);
             let bearable = (most - decode_s).max(one);
             (one * urgency.max(waiting as f64)).min(bearable).min(LONGEST.as_secs_f64())
         } else {
