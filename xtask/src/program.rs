@@ -18,7 +18,7 @@ impl Program {
     /// Builds it.
     pub fn build() -> anyhow::Result<Self> {
         crate::cargo(&["build", "--release", "--quiet", "--package", "edgelm"])?;
-        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        let target = target();
         let folder = tempfile::Builder::new().prefix("edgelm-xtask-").tempdir()?;
         let name = format!("edgelm{}", env::consts::EXE_SUFFIX);
         let built = target.join("release").join(&name);
@@ -47,6 +47,11 @@ impl Program {
 /// The workspace.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// A required number of a JSON object.

@@ -1,10 +1,19 @@
 //! `cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS`: size against quality of every format, as a table and a plot in `docs/`.
+//!
+//! Hours of work, so each point is kept in `target/quality.jsonl` and a run that was ended goes on; remove the file to measure
+//! everything anew.
 
 use crate::program::{self, Program, number};
 use anyhow::{Context, bail};
 use plotters::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{fmt::Write, fs, path::Path};
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+};
 
 /// From nearly lossless to small.
 const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
@@ -12,13 +21,22 @@ const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"
 /// Bits per weight of mixtures: those that files of llama-quantize with these formats have, for comparison.
 const TARGETS: [&str; 8] = ["6.99", "6.02", "5.31", "4.73", "4.55", "4.35", "3.61", "3.14"];
 
+/// Windows of calibration data: the program's default.
+const SAMPLES: &str = "128";
+
 /// The method of mixtures, in tables and plots.
 const MIXTURE: &str = "gptq, mixed";
 
+/// MODEL TEXT TASKS CALIBRATION WINDOWS.
+type Arguments<'a> = [&'a str; 5];
+
 /// One measured file.
+#[derive(Clone, Serialize, Deserialize)]
 struct Point {
-    name: &'static str,
-    method: &'static str,
+    /// What it was measured with.
+    arguments: [String; 5],
+    name: String,
+    method: String,
     bits_per_weight: f64,
     perplexity: f64,
     parent_perplexity: f64,
@@ -27,62 +45,81 @@ struct Point {
     accuracy: f64,
 }
 
-/// Arguments: MODEL TEXT TASKS CALIBRATION WINDOWS.
+/// Writes the page and the plot anew with every point.
 pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
-    let [model, text, tasks, calibration, windows] = arguments else {
+    let Ok(with) = <&Arguments<'_>>::try_from(arguments) else {
         bail!("usage: cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS");
     };
     let program = Program::build()?;
-    let out_name = program.scratch("quantized.gguf");
-    let mut points = Vec::new();
-    let formats = FORMATS.iter().flat_map(|name| ["rtn", "imatrix", "gptq"].map(|method| (*name, method)));
-    for (name, method) in formats.chain(TARGETS.map(|bits| (bits, MIXTURE))) {
-        let mut quantize = vec!["quantize", model, "-o", &out_name];
-        match method {
-            "rtn" => quantize.extend(["--format", name]),
-            MIXTURE => quantize.extend(["--target-bpw", name, "--method", "gptq", "--calibration", calibration]),
-            _ => quantize.extend(["--format", name, "--method", method, "--calibration", calibration]),
-        }
-        let made = program.json(&quantize)?;
-        let seen = program.json(&[
-            "eval",
-            &out_name,
-            "--against",
-            model,
-            "--text",
-            text,
-            "--windows",
-            windows,
-            "--tasks",
-            tasks,
-            "--lines",
-            "20",
-        ])?;
-        let accuracies: Vec<f64> =
-            seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64).collect();
-        let point = Point {
-            name,
-            method,
-            bits_per_weight: number(&made, "bits_per_weight")?,
-            perplexity: number(&seen, "perplexity")?,
-            parent_perplexity: number(&seen, "parent_perplexity")?,
-            kl_divergence: number(&seen, "kl_divergence")?,
-            top1_agreement: number(&seen, "top1_agreement")?,
-            accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
+    let kept = program::target().join("quality.jsonl");
+    let before = read(&kept, with)?;
+    let mut file = File::options().create(true).append(true).open(&kept)?;
+    let root = program::root();
+    let mut points: Vec<Point> = Vec::new();
+    let formats = ["gptq", "imatrix", "rtn"].into_iter().flat_map(|method| FORMATS.map(|name| (name, method)));
+    for (name, method) in TARGETS.map(|bits| (bits, MIXTURE)).into_iter().chain(formats) {
+        let point = match before.iter().find(|point| (&*point.name, &*point.method) == (name, method)) {
+            Some(point) => point.clone(),
+            None => {
+                let point = measure(&program, name, method, with)?;
+                writeln!(file, "{}", serde_json::to_string(&point)?)?;
+                point
+            }
         };
         eprintln!("{name} {method}: {:.2} bits, KL {:.4}", point.bits_per_weight, point.kl_divergence);
         points.push(point);
+        fs::write(root.join("docs/quality.md"), page(&points, with))?;
+        plot(&points, &root.join("docs/quality.svg"))?;
     }
-    let root = program::root();
-    fs::write(root.join("docs/quality.md"), page(&points, model, windows))?;
-    plot(&points, &root.join("docs/quality.svg"))
+    Ok(())
 }
 
-fn page(points: &[Point], model: &str, windows: &str) -> String {
-    let name = Path::new(model).file_name().map_or(model.into(), |name| name.to_string_lossy());
+/// The points that an earlier run with these arguments left.
+fn read(kept: &Path, with: &Arguments<'_>) -> anyhow::Result<Vec<Point>> {
+    let lines = if kept.exists() { fs::read_to_string(kept)? } else { String::new() };
+    let points = lines.lines().map(|line| Ok(serde_json::from_str::<Point>(line)?));
+    let points: Vec<Point> = points.collect::<anyhow::Result<_>>().with_context(|| format!("`{}`", kept.display()))?;
+    Ok(points.into_iter().filter(|point| point.arguments == *with).collect())
+}
+
+/// Makes a file and measures it.
+fn measure(program: &Program, name: &str, method: &str, with: &Arguments<'_>) -> anyhow::Result<Point> {
+    let [model, text, tasks, calibration, windows] = with;
+    let out = program.scratch("quantized.gguf");
+    let mut quantize = vec!["quantize", model, "-o", &out];
+    match method {
+        "rtn" => quantize.extend(["--format", name]),
+        MIXTURE => quantize.extend(["--target-bpw", name, "--method", "gptq"]),
+        _ => quantize.extend(["--format", name, "--method", method]),
+    }
+    if method != "rtn" {
+        quantize.extend(["--calibration", calibration, "--samples", SAMPLES]);
+    }
+    let made = program.json(&quantize)?;
+    let mut eval = vec!["eval", &out, "--against", model, "--text", text, "--windows", windows];
+    eval.extend(["--tasks", tasks, "--lines", "20"]);
+    let seen = program.json(&eval)?;
+    let accuracies = seen["tasks"].as_object().context("no tasks")?.values().filter_map(Value::as_f64);
+    let accuracies: Vec<f64> = accuracies.collect();
+    Ok(Point {
+        arguments: with.map(Into::into),
+        name: name.into(),
+        method: method.into(),
+        bits_per_weight: number(&made, "bits_per_weight")?,
+        perplexity: number(&seen, "perplexity")?,
+        parent_perplexity: number(&seen, "parent_perplexity")?,
+        kl_divergence: number(&seen, "kl_divergence")?,
+        top1_agreement: number(&seen, "top1_agreement")?,
+        accuracy: accuracies.iter().sum::<f64>() / accuracies.len().max(1) as f64,
+    })
+}
+
+fn page(points: &[Point], with: &Arguments<'_>) -> String {
+    let [model, _, _, calibration, windows] =
+        with.map(|name| Path::new(name).file_name().map_or(name.into(), |name| name.to_string_lossy()));
     let mut page = format!(
-        "# Quality of the block formats, and of mixtures of them\n\nWritten by `cargo xtask quality`. Model: {name}; first {windows} windows of 1,024 tokens of the WikiText-2 test \
-         split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
+        "# Quality of the block formats, and of mixtures of them\n\nWritten by `cargo xtask quality`. Model: {model}, calibrated with \
+         {SAMPLES} windows of {calibration}; first {windows} windows of 1,024 tokens of the WikiText-2 test split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
          ![KL divergence over bits per weight](quality.svg)\n\n\
          | format | method | bits | perplexity | change | KL to parent | same top token | tasks right |\n|---|---|---|---|---|---|---|---|\n"
     );
@@ -138,7 +175,7 @@ fn plot(points: &[Point], path: &Path) -> anyhow::Result<()> {
         if method == "imatrix" {
             let style = ("sans-serif", 12).into_font().color(&BLACK);
             chart.draw_series(
-                own.map(|p| Text::new(p.name, (p.bits_per_weight + 0.07, p.kl_divergence), style.clone())),
+                own.map(|p| Text::new(p.name.clone(), (p.bits_per_weight + 0.07, p.kl_divergence), style.clone())),
             )?;
         }
     }
