@@ -136,7 +136,11 @@ impl<'a, F: Format> Blocks<'a, F> {
         }
     }
 
-    #[inline(always)]
+    /// Development builds for Arm call it: its four copies in each kernel are most of what the compiler has to do there (over 10
+    /// minutes of processor time for a copy of the crate, 6 so). NEON is part of Arm's baseline, so a call is only slower;
+    /// x86 needs everything inlined where its instructions are enabled.
+    #[cfg_attr(all(target_arch = "aarch64", debug_assertions), inline(never))]
+    #[cfg_attr(not(all(target_arch = "aarch64", debug_assertions)), inline(always))]
     fn one<L: Lanes, const FIRST: usize>(&self, l: L, units: &Units<L>, index: usize, to: &mut impl Take<L>) {
         let (words, sub) = (&self.words[0], FIRST + index);
         to.take(l, index, F::quants(l, words, sub), F::scales(l, words, self.half(0), units, sub));
