@@ -1,4 +1,4 @@
-//! `cargo xtask quality MODEL TEXT TASKS CALIBRATION WINDOWS`: size against quality of every format, as a table and a plot in `docs/`.
+//! `cargo xtask quality MODEL TEXT TASKS CALIBRATION[,CALIBRATION] WINDOWS`: size against quality of every format, as a table and a plot in `docs/`.
 //!
 //! Hours of work, so each point is kept in `target/quality.jsonl` and a run that was ended goes on; remove the file to measure
 //! everything anew.
@@ -18,8 +18,9 @@ use std::{
 /// From nearly lossless to small.
 const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"];
 
-/// Bits per weight of mixtures: those that files of llama-quantize with these formats have, for comparison.
-const TARGETS: [&str; 8] = ["6.99", "6.02", "5.31", "4.73", "4.55", "4.35", "3.61", "3.14"];
+/// Bits per weight of mixtures: no more than files of llama-quantize have in Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, IQ3_XXS and IQ2_XS, for
+/// comparison; and fewer. Those that tell most come first.
+const TARGETS: [&str; 7] = ["4.5", "3.6", "3.1", "5.31", "6.02", "6.99", "2.56"];
 
 /// Windows of calibration data: the program's default.
 const SAMPLES: &str = "128";
@@ -27,7 +28,10 @@ const SAMPLES: &str = "128";
 /// The method of mixtures, in tables and plots.
 const MIXTURE: &str = "gptq, mixed";
 
-/// MODEL TEXT TASKS CALIBRATION WINDOWS.
+/// In the order of the table, mixtures before them. Those that tell most come first.
+const METHODS: [&str; 3] = ["gptq", "imatrix", "rtn"];
+
+/// MODEL TEXT TASKS CALIBRATION WINDOWS. CALIBRATION may be several sources with commas between.
 type Arguments<'a> = [&'a str; 5];
 
 /// One measured file.
@@ -56,7 +60,7 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let mut file = File::options().create(true).append(true).open(&kept)?;
     let root = program::root();
     let mut points: Vec<Point> = Vec::new();
-    let formats = ["gptq", "imatrix", "rtn"].into_iter().flat_map(|method| FORMATS.map(|name| (name, method)));
+    let formats = METHODS.into_iter().flat_map(|method| FORMATS.map(|name| (name, method)));
     for (name, method) in TARGETS.map(|bits| (bits, MIXTURE)).into_iter().chain(formats) {
         let point = match before.iter().find(|point| (&*point.name, &*point.method) == (name, method)) {
             Some(point) => point.clone(),
@@ -93,7 +97,8 @@ fn measure(program: &Program, name: &str, method: &str, with: &Arguments<'_>) ->
         _ => quantize.extend(["--format", name, "--method", method]),
     }
     if method != "rtn" {
-        quantize.extend(["--calibration", calibration, "--samples", SAMPLES]);
+        quantize.extend(["--samples", SAMPLES]);
+        quantize.extend(calibration.split(',').flat_map(|source| ["--calibration", source]));
     }
     let made = program.json(&quantize)?;
     let mut eval = vec!["eval", &out, "--against", model, "--text", text, "--windows", windows];
@@ -115,14 +120,20 @@ fn measure(program: &Program, name: &str, method: &str, with: &Arguments<'_>) ->
 }
 
 fn page(points: &[Point], with: &Arguments<'_>) -> String {
-    let [model, _, _, calibration, windows] =
-        with.map(|name| Path::new(name).file_name().map_or(name.into(), |name| name.to_string_lossy()));
+    let base = |path: &str| Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy().into_owned());
+    let [model, _, _, calibration, windows] = with;
+    let sources = calibration.split(',').map(base).collect::<Vec<String>>().join(" and ");
     let mut page = format!(
-        "# Quality of the block formats, and of mixtures of them\n\nWritten by `cargo xtask quality`. Model: {model}, calibrated with \
-         {SAMPLES} windows of {calibration}; first {windows} windows of 1,024 tokens of the WikiText-2 test split; 20 chats of each of five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
+        "# Quality of the block formats, and of mixtures of them\n\nWritten by `cargo xtask quality`. Model: {}, calibrated with \
+         {SAMPLES} windows of {sources}; first {windows} windows of 1,024 tokens of the WikiText-2 test split; 20 chats of each of \
+         five tasks. Bits count every weight with its scales, embedding and norms too.\n\n\
          ![KL divergence over bits per weight](quality.svg)\n\n\
-         | format | method | bits | perplexity | change | KL to parent | same top token | tasks right |\n|---|---|---|---|---|---|---|---|\n"
+         | format | method | bits | perplexity | change | KL to parent | same top token | tasks right |\n|---|---|---|---|---|---|---|---|\n",
+        base(model)
     );
+    let mut points: Vec<&Point> = points.iter().collect();
+    let place = |point: &Point| METHODS.iter().position(|method| *method == point.method);
+    points.sort_by(|a, b| place(a).cmp(&place(b)).then(b.bits_per_weight.total_cmp(&a.bits_per_weight)));
     for point in points {
         let change = (point.perplexity / point.parent_perplexity - 1.0) * 100.0;
         // Writing to a string cannot fail.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 #[derive(Args)]
 pub struct CalibrationArgs {
-    /// Calibration windows (of up to 512 tokens)
+    /// Calibration windows (of up to 512 tokens), shared equally between several --calibration
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::default().samples)]
     samples: usize,
     /// Which windows are taken, or written
@@ -32,21 +32,25 @@ impl CalibrationArgs {
         self.seed
     }
 
-    /// The windows out of `source`, with a progress bar while the model writes them; `held_out` further ones at most.
+    /// The windows out of `sources`, with a progress bar while the model writes them; `held_out` further ones at most. None of
+    /// none.
     pub fn load(
         &self,
-        source: &CalibrationSource,
+        sources: &[CalibrationSource],
         held_out: usize,
         checkpoint: &Arc<Checkpoint>,
         cpu: &Arc<Cpu>,
         global: &Global,
     ) -> anyhow::Result<CalibrationSet> {
+        if sources.is_empty() {
+            return Ok(CalibrationSet::default());
+        }
         if self.samples == 0 {
             return Err(Usage("--samples must be at least 1".into()).into());
         }
         let select = match self.select {
             SelectBy::Random => Select::Random,
-            SelectBy::Diverse if *source == CalibrationSource::Own => {
+            SelectBy::Diverse if sources.contains(&CalibrationSource::Own) => {
                 let what =
                     "--select diverse has no use with --calibration self, which writes as many windows as needed";
                 return Err(Usage(what.into()).into());
@@ -57,7 +61,7 @@ impl CalibrationArgs {
         let options = CalibrationOptions { samples: self.samples, seed: self.seed, select, held_out, ..default };
         let bar = progress::bar(0, "write calibration text", global.quiet);
         let work = Work::begin();
-        let set = CalibrationSet::load(source, checkpoint, cpu, &options, &mut |done, total| {
+        let set = CalibrationSet::load(sources, checkpoint, cpu, &options, &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
             if work.is_interrupted() { Err(CompressError::Cancelled) } else { Ok(()) }

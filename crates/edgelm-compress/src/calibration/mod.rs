@@ -1,7 +1,8 @@
 //! Calibration data: windows of tokens, out of a file or written by the model itself.
 //!
-//! `file` reads text and chats, `diverse` chooses among many windows, `own` lets the model write. The one thing a reader would
-//! get wrong: windows held out to measure quality are drawn at random, however those for statistics are selected.
+//! `file` reads text and chats, `diverse` chooses among many windows, `own` lets the model write; several sources share the
+//! windows equally. The one thing a reader would get wrong: windows held out to measure quality are drawn at random, however those
+//! for statistics are selected.
 
 mod diverse;
 mod draw;
@@ -110,11 +111,43 @@ pub struct CalibrationSet {
 pub type OnStep<'a> = dyn FnMut(usize, usize) -> Result<(), CompressError> + 'a;
 
 impl CalibrationSet {
-    /// Reads or writes the data and chooses windows; the same for the same seed.
+    /// Reads or writes the data and chooses windows; the same for the same seed. Every source gives as many, in turns, so that
+    /// beginnings of the set have some of each.
     ///
-    /// Errors: files that cannot be read or hold no passage of 16 tokens, too few windows to hold any out, a model that cannot
-    /// write. `on_step` is called while the model writes.
+    /// Errors: fewer samples than sources, files that cannot be read or hold no passage of 16 tokens, too few windows to hold any
+    /// out, a model that cannot write. `on_step` is called while the model writes.
     pub fn load(
+        sources: &[CalibrationSource],
+        checkpoint: &Arc<Checkpoint>,
+        cpu: &Arc<Cpu>,
+        options: &CalibrationOptions,
+        on_step: &mut OnStep<'_>,
+    ) -> Result<Self, CompressError> {
+        let count = sources.len();
+        if options.samples < count {
+            return Err(CompressError::Setting {
+                what: "--samples",
+                value: options.samples.to_string(),
+                problem: format!("is less than the {count} sources of calibration data"),
+            });
+        }
+        let share = |of: usize, index: usize| of / count + usize::from(index < of % count);
+        let mut set = Self::default();
+        let (mut windows, mut held_out) = (Vec::new(), Vec::new());
+        for (index, source) in sources.iter().enumerate() {
+            // Some of every source where any are held out.
+            let held = share(options.held_out, index).max(usize::from(options.held_out > 0));
+            let options = CalibrationOptions { samples: share(options.samples, index), held_out: held, ..*options };
+            let one = Self::load_one(source, checkpoint, cpu, &options, on_step)?;
+            windows.push(one.windows);
+            held_out.push(one.held_out);
+            set.notes.extend(one.notes);
+        }
+        (set.windows, set.held_out) = (in_turns(windows), in_turns(held_out));
+        Ok(set)
+    }
+
+    fn load_one(
         source: &CalibrationSource,
         checkpoint: &Arc<Checkpoint>,
         cpu: &Arc<Cpu>,
@@ -186,6 +219,19 @@ impl CalibrationSet {
             });
         }
         Ok(Self { windows, held_out, notes })
+    }
+}
+
+/// The first of each, the second of each, and so on.
+fn in_turns<T>(lists: Vec<Vec<T>>) -> Vec<T> {
+    let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(lists.iter_mut().filter_map(Iterator::next));
+        if all.len() == before {
+            return all;
+        }
     }
 }
 

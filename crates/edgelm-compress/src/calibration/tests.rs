@@ -13,6 +13,7 @@ fn demo() -> Arc<Checkpoint> {
     Arc::new(Checkpoint::open(&assets().join("mica-5m")).unwrap())
 }
 
+/// Of one source, or several with commas between.
 fn load(
     checkpoint: &Arc<Checkpoint>,
     source: &str,
@@ -20,9 +21,9 @@ fn load(
     options: CalibrationOptions,
 ) -> Result<CalibrationSet, CompressError> {
     let cpu = Arc::new(Cpu::new(Some(threads), None).unwrap());
-    let source = source.parse().unwrap();
+    let sources: Vec<CalibrationSource> = source.split(',').map(|source| source.parse().unwrap()).collect();
     let pool = crate::thread_pool(threads).unwrap();
-    pool.install(|| CalibrationSet::load(&source, checkpoint, &cpu, &options, &mut |_, _| Ok(())))
+    pool.install(|| CalibrationSet::load(&sources, checkpoint, &cpu, &options, &mut |_, _| Ok(())))
 }
 
 fn options(samples: usize) -> CalibrationOptions {
@@ -67,6 +68,36 @@ fn held_out_windows_are_not_in_the_statistics() {
     let all = few.windows.len() + few.held_out.len();
     assert_eq!(few.held_out.len(), all / 5);
     assert!(few.notes[0].contains("lines.jsonl") && few.notes[0].contains("1000"), "{:?}", few.notes);
+}
+
+#[test]
+fn several_sources_share_the_windows_in_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("sea.txt"), "The sea was calm. ".repeat(2000)).unwrap();
+    std::fs::write(path("few.txt"), "One two three four five six seven eight nine ten. ".repeat(3)).unwrap();
+    let mixed = lines(folder.path(), 30);
+    let both = format!("{},{mixed}", path("sea.txt"));
+    let set = load(&model, &both, 1, CalibrationOptions { held_out: 5, ..options(9) }).unwrap();
+    let alone = |source: &str, samples, held_out| {
+        load(&model, source, 1, CalibrationOptions { held_out, ..options(samples) }).unwrap()
+    };
+    let (sea, lines) = (alone(&path("sea.txt"), 5, 3), alone(&mixed, 4, 2));
+    let expected = |sea: &[Vec<u32>], lines: &[Vec<u32>]| -> Vec<Vec<u32>> {
+        (0..sea.len()).flat_map(|i| sea.get(i).into_iter().chain(lines.get(i)).cloned().collect::<Vec<_>>()).collect()
+    };
+    assert_eq!(set.windows, expected(&sea.windows, &lines.windows));
+    assert_eq!(set.held_out, expected(&sea.held_out, &lines.held_out));
+    assert!(set.notes.is_empty(), "{:?}", set.notes);
+    // One that has too few says so; the others give no more for it.
+    let set = load(&model, &format!("{},{}", path("few.txt"), path("sea.txt")), 1, options(20)).unwrap();
+    assert!(set.windows.len() < 20 && set.windows.len() > 10, "{}", set.windows.len());
+    assert!(set.notes.len() == 1 && set.notes[0].contains("few.txt"), "{:?}", set.notes);
+    let with_own = load(&model, &format!("self,{}", path("sea.txt")), 1, options(4)).unwrap();
+    assert_eq!(with_own.windows.len(), 4);
+    let error = load(&model, &both, 1, options(1)).unwrap_err().to_string();
+    assert!(error.contains("--samples") && error.contains("2 sources"), "{error}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub use work::Start;
 
 use crate::{CalibrationOptions, CalibrationSource, CompressError, HELD_OUT_WINDOWS, Select, is_gguf};
 use edgelm_format::refuse_replacing;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 
@@ -50,8 +50,9 @@ pub struct Recipe {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it.
-    pub file: Option<CalibrationSource>,
+    /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it. One, or a list.
+    #[serde(default, rename = "file", deserialize_with = "one_or_more")]
+    pub sources: Vec<CalibrationSource>,
     /// Windows at most.
     pub samples: Option<usize>,
     /// Tokens per window at most.
@@ -59,6 +60,20 @@ pub struct Calibration {
     /// How windows are chosen.
     #[serde(default)]
     pub select: Select,
+}
+
+/// A value or a list of values.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CalibrationSource>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`file` must be a path, \"self\", or a list of these")]
+    enum OneOrMore {
+        One(CalibrationSource),
+        More(Vec<CalibrationSource>),
+    }
+    Ok(match OneOrMore::deserialize(from)? {
+        OneOrMore::One(one) => vec![one],
+        OneOrMore::More(more) => more,
+    })
 }
 
 /// The file.
@@ -114,7 +129,7 @@ impl Recipe {
         if calibration.samples == Some(0) || calibration.window == Some(0) {
             return Err(failed("`calibration`: samples and window must be at least 1".to_owned()));
         }
-        calibration.file.iter_mut().for_each(|file| file.relative_to(folder));
+        calibration.sources.iter_mut().for_each(|source| source.relative_to(folder));
         gates.check(false).map_err(|what| failed(format!("`gates`: {what}")))?;
         gates.relative_to(folder);
         let mut checked = Vec::new();
@@ -165,14 +180,14 @@ impl Recipe {
     }
 
     /// Other data in place of what the recipe names.
-    pub fn set_data(&mut self, calibration: Option<&CalibrationSource>, text: Option<&Path>, tasks: Option<&Path>) {
+    pub fn set_data(&mut self, calibration: &[CalibrationSource], text: Option<&Path>, tasks: Option<&Path>) {
         let set = |file: &mut Option<PathBuf>, other: Option<&Path>| {
             if let Some(other) = other {
                 *file = Some(other.to_owned());
             }
         };
-        if let Some(calibration) = calibration {
-            self.calibration.file = Some(calibration.clone());
+        if !calibration.is_empty() {
+            self.calibration.sources = calibration.to_vec();
         }
         let of_passes = self.passes.iter_mut().filter_map(|pass| pass.settings_mut().gates_mut());
         for gates in of_passes.chain([&mut self.gates]) {
@@ -207,7 +222,7 @@ impl Recipe {
             |needs: String, flag, key| Err(CompressError::RecipeNeeds { recipe: self.name.clone(), needs, flag, key });
         for (index, pass) in self.passes.iter().enumerate() {
             if let Some(what) = pass.settings().calibration_for()
-                && self.calibration.file.is_none()
+                && self.calibration.sources.is_empty()
             {
                 let needs = format!("pass {} needs calibration data for `{what}`", index + 1);
                 return missing(needs, "--calibration", "calibration.file");

@@ -49,11 +49,11 @@ pub fn run_recipe(
     recipe.check_output(options.output)?;
     Work::look(options.output, options.start)?;
     refuse_overwriting_input(checkpoint, options.output)?;
-    let calibration = match &recipe.calibration.file {
-        Some(source) if recipe.uses_calibration() => {
+    let calibration = match &recipe.calibration.sources[..] {
+        sources @ [_, ..] if recipe.uses_calibration() => {
             let mut on_step =
                 |done, total| go_on(hooks.on_step("calibration", done, total, "the model writes its own text"));
-            CalibrationSet::load(source, checkpoint, cpu, &recipe.calibration_options(), &mut on_step)?
+            CalibrationSet::load(sources, checkpoint, cpu, &recipe.calibration_options(), &mut on_step)?
         }
         _ => CalibrationSet::default(),
     };

@@ -86,7 +86,7 @@ fn every_key_has_its_place() {
     .unwrap();
     let options = CalibrationOptions { samples: 8, window: 256, seed: 7, select: Select::Diverse, held_out: 0 };
     assert_eq!(recipe.calibration_options(), options);
-    assert_eq!(recipe.calibration.file, Some(CalibrationSource::File("/data/calibration.jsonl".into())));
+    assert_eq!(recipe.calibration.sources, [CalibrationSource::File("/data/calibration.jsonl".into())]);
     let Pass::Quantize(first) = &recipe.passes[0] else { panic!("{:?}", recipe.passes[0]) };
     assert_eq!(first.target_size, Some(Size(1_500_000)));
     let gates = recipe.gates_after(0);
@@ -271,7 +271,7 @@ fn a_recipe_can_do_without_data_and_with_a_limit() {
     let recipe = "[calibration]\nfile = \"self\"\nsamples = 5\nwindow = 64\n\
                   [[pass]]\nkind = \"quantize\"\nmax_kl = 0.05\nmethod = \"imatrix\"\nkeep = [\"blk.*=Q8_0\"]\n";
     let recipe = parse(recipe).unwrap();
-    assert_eq!(recipe.calibration.file, Some(CalibrationSource::Own));
+    assert_eq!(recipe.calibration.sources, [CalibrationSource::Own]);
     assert_eq!(recipe.calibration_options().held_out, crate::HELD_OUT_WINDOWS);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.gguf");

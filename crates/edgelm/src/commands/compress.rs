@@ -36,9 +36,9 @@ pub struct CompressArgs {
     /// Throw away what an earlier run left
     #[arg(long, conflicts_with = "resume")]
     restart: bool,
-    /// Calibration data in place of the recipe's; `self`: the model writes it
+    /// Calibration data in place of the recipe's; `self`: the model writes it (repeatable)
     #[arg(long, value_name = "F|self")]
-    calibration: Option<CalibrationSource>,
+    calibration: Vec<CalibrationSource>,
     /// Text that gates measure perplexity and divergence on, in place of the recipe's
     #[arg(long, value_name = "F")]
     text: Option<PathBuf>,
@@ -103,7 +103,7 @@ fn recipe(args: &CompressArgs) -> anyhow::Result<Recipe> {
         let what = format!("{flag}: recipe `{}` has no {what}", recipe.name);
         anyhow::Error::from(crate::failure::Usage(what))
     };
-    if args.calibration.is_some() && !recipe.uses_calibration() {
+    if !args.calibration.is_empty() && !recipe.uses_calibration() {
         return Err(no_use("--calibration", "pass that looks at calibration data"));
     }
     if args.text.is_some() && !recipe.has_gates_on_text() {
@@ -112,7 +112,7 @@ fn recipe(args: &CompressArgs) -> anyhow::Result<Recipe> {
     if args.tasks.is_some() && !recipe.has_gates_on_tasks() {
         return Err(no_use("--tasks", "gate on accuracy"));
     }
-    recipe.set_data(args.calibration.as_ref(), args.text.as_deref(), args.tasks.as_deref());
+    recipe.set_data(&args.calibration, args.text.as_deref(), args.tasks.as_deref());
     recipe.check_data()?;
     Ok(recipe)
 }

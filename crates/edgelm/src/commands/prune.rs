@@ -6,7 +6,7 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    CalibrationSet, CalibrationSource, is_gguf,
+    CalibrationSource, is_gguf,
     prune::{
         self, Allocation, HiddenBasis, Pattern, PruneCalibration, PruneMethod, PruneOptions, PruneReport,
         Score as ScoreBy, Sparsity,
@@ -61,9 +61,9 @@ pub struct PruneArgs {
     #[arg(long, value_enum, default_value = "sparsegpt")]
     method: Method,
     /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it. Needed by --layers and by every method
-    /// but `magnitude`
+    /// but `magnitude` (repeatable)
     #[arg(long, value_name = "F|self")]
-    calibration: Option<CalibrationSource>,
+    calibration: Vec<CalibrationSource>,
     #[command(flatten)]
     which: CalibrationArgs,
 }
@@ -109,17 +109,14 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         Method::Sparsegpt => PruneMethod::SparseGpt,
         Method::Alps => PruneMethod::Alps,
     };
-    if args.calibration.is_none() && (method != PruneMethod::Magnitude || args.layers > 0 || args.hidden.is_some()) {
+    if args.calibration.is_empty() && (method != PruneMethod::Magnitude || args.layers > 0 || args.hidden.is_some()) {
         let what = "--calibration is needed by --layers, --hidden and every method but magnitude";
         return Err(Usage(what.into()).into());
     }
     let checkpoint = resolve::checkpoint(&args.model, global)?;
     let cpu = machine::cpu(global)?;
     let pool = edgelm_compress::thread_pool(cpu.threads()).context("cannot start threads")?;
-    let calibration = match &args.calibration {
-        Some(source) => pool.install(|| args.which.load(source, 0, &checkpoint, &cpu, global))?,
-        None => CalibrationSet::default(),
-    };
+    let calibration = pool.install(|| args.which.load(&args.calibration, 0, &checkpoint, &cpu, global))?;
     let options = PruneOptions {
         layers: args.layers,
         score: match args.score {
@@ -131,7 +128,7 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         allocation: match args.allocation {
             Some(Share::Global) => Allocation::Global,
             Some(Share::Uniform) => Allocation::Uniform,
-            None => Allocation::usual(args.calibration.is_some()),
+            None => Allocation::usual(!args.calibration.is_empty()),
         },
         hidden: args.hidden,
         hidden_basis: args.basis.map(|basis| match basis {
@@ -140,9 +137,7 @@ pub fn run(args: PruneArgs, global: &Global) -> anyhow::Result<()> {
         }),
         sparsity,
         method,
-        calibration: args
-            .calibration
-            .is_some()
+        calibration: (!args.calibration.is_empty())
             .then_some(PruneCalibration { cpu: &cpu, windows: &calibration.windows }),
         ..PruneOptions::default()
     };

@@ -7,9 +7,9 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use edgelm_compress::{
-    ActivationRounding, CalibrationSet, CalibrationSource, Codes, CompressError, Equalize, FeedbackOptions, Formats,
-    HELD_OUT_WINDOWS, Importance, Keep, Layerwise, Method as How, OnTensor, QuantizeOptions, QuantizeReport, Scheme,
-    count_formats, is_gguf, measure_importance,
+    ActivationRounding, CalibrationSource, Codes, CompressError, Equalize, FeedbackOptions, Formats, HELD_OUT_WINDOWS,
+    Importance, Keep, Layerwise, Method as How, OnTensor, QuantizeOptions, QuantizeReport, Scheme, count_formats,
+    is_gguf, measure_importance,
     mixed::{Allocation, Limit, Palette, ParetoFront, Target, choose_formats, quantize_within},
     parse_size, quantize,
     recipe::PassReport,
@@ -68,9 +68,9 @@ pub struct QuantizeArgs {
     /// Another format for tensors by name (`blk.*.attn_v.weight=Q8_0`; repeatable)
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<String>,
-    /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`; or `self`: the model writes it
+    /// Text, or JSON Lines with `text` or `messages`, for every method but `rtn`; or `self`: the model writes it (repeatable)
     #[arg(long, value_name = "F|self", required_if_eq_any(CALIBRATED))]
-    calibration: Option<CalibrationSource>,
+    calibration: Vec<CalibrationSource>,
     #[command(flatten)]
     which: CalibrationArgs,
     /// Write a self-contained HTML report
@@ -134,7 +134,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     }
     args.folder.check(format, args.has_target())?;
     let static_inputs = args.folder.calibrator(format);
-    if static_inputs.is_some() && args.calibration.is_none() {
+    if static_inputs.is_some() && args.calibration.is_empty() {
         return Err(Usage("--activations static needs --calibration".into()).into());
     }
     if let Some(bits) = args.target_bpw
@@ -147,7 +147,7 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     {
         return Err(Usage(format!("--max-kl {max_kl}: must be more than 0")).into());
     }
-    if args.method == Method::Rtn && args.calibration.is_some() && !args.has_target() && static_inputs.is_none() {
+    if args.method == Method::Rtn && !args.calibration.is_empty() && !args.has_target() && static_inputs.is_none() {
         return Err(Usage("--calibration has no use with --method rtn".into()).into());
     }
     let scheme = match is_for_folders {
@@ -163,13 +163,8 @@ pub fn run(args: QuantizeArgs, global: &Global) -> anyhow::Result<()> {
     let checkpoint = rotated.as_ref().map_or(&original, |rotated| &rotated.checkpoint);
     // Bits are counted by the weights of the model that was asked for.
     let growth = checkpoint.parameters() as f64 / original.parameters() as f64;
-    let calibration = match &args.calibration {
-        Some(source) => {
-            let held_out = if args.max_kl.is_some() { HELD_OUT_WINDOWS } else { 0 };
-            pool.install(|| args.which.load(source, held_out, checkpoint, &cpu, global))?
-        }
-        None => CalibrationSet::default(),
-    };
+    let held_out = if args.max_kl.is_some() { HELD_OUT_WINDOWS } else { 0 };
+    let calibration = pool.install(|| args.which.load(&args.calibration, held_out, checkpoint, &cpu, global))?;
     let windows = &calibration.windows[..];
     let bits = args.target_bpw.map(|bits| Target::BitsPerWeight(bits / growth));
     let mixture = match bits.or(args.target_size.map(Target::FileBytes)) {
