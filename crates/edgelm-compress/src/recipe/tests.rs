@@ -125,6 +125,7 @@ fn what_is_wrong_is_named_with_its_place() {
         (quantize("format = \"int8\"\nactivations = \"static\""), &["activations", "w8a8"]),
         (quantize("target_bpw = 4\ngroup_size = 32"), &["group_size", "int4"]),
         ("[calibration]\nselect = \"best\"".to_owned(), &["line 2", "best", "diverse"]),
+        ("[calibration]\nfile = 3".to_owned(), &["line 2", "`file`", "list"]),
         (quantize("format = \"Q8_0\"\nkeep = [\"x\"]"), &["keep", "`x`"]),
         (quantize("format = \"Q8_0\"\ndamping = 0.1"), &["damping", "gptq"]),
         (quantize("format = \"Q8_0\"\nmethod = \"awq\"\ndamping = 0.1"), &["damping", "best"]),
@@ -272,6 +273,8 @@ fn a_recipe_can_do_without_data_and_with_a_limit() {
                   [[pass]]\nkind = \"quantize\"\nmax_kl = 0.05\nmethod = \"imatrix\"\nkeep = [\"blk.*=Q8_0\"]\n";
     let recipe = parse(recipe).unwrap();
     assert_eq!(recipe.calibration.sources, [CalibrationSource::Own]);
+    let both = "[calibration]\nfile = [\"a.txt\", \"self\"]\n[[pass]]\nkind = \"quantize\"\nformat = \"Q8_0\"\n";
+    assert_eq!(parse(both).unwrap().calibration.sources, ["a.txt", "self"].map(|s| s.parse().unwrap()));
     assert_eq!(recipe.calibration_options().held_out, crate::HELD_OUT_WINDOWS);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.gguf");
