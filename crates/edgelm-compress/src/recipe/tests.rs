@@ -274,7 +274,7 @@ fn a_recipe_can_do_without_data_and_with_a_limit() {
     let recipe = parse(recipe).unwrap();
     assert_eq!(recipe.calibration.sources, [CalibrationSource::Own]);
     let both = "[calibration]\nfile = [\"a.txt\", \"self\"]\n[[pass]]\nkind = \"quantize\"\nformat = \"Q8_0\"\n";
-    assert_eq!(parse(both).unwrap().calibration.sources, ["a.txt", "self"].map(|s| s.parse().unwrap()));
+    assert_eq!(parse(both).unwrap().calibration.sources, ["/data/a.txt", "self"].map(|s| s.parse().unwrap()));
     assert_eq!(recipe.calibration_options().held_out, crate::HELD_OUT_WINDOWS);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.gguf");
