@@ -128,7 +128,7 @@ impl CalibrationSet {
             return Err(CompressError::Setting {
                 what: "--samples",
                 value: options.samples.to_string(),
-                problem: format!("is less than the {count} sources of calibration data"),
+                problem: format!("less than the {count} sources of calibration data"),
             });
         }
         let share = |of: usize, index: usize| of / count + usize::from(index < of % count);
