@@ -99,9 +99,9 @@ impl Default for CalibrationOptions {
 /// Calibration data, chosen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CalibrationSet {
-    /// For statistics. At least one.
+    /// For statistics. At least one of each source.
     pub windows: Vec<Vec<u32>>,
-    /// For measuring what became of the model. At least one if any were asked for.
+    /// For measuring what became of the model. At least one of each source if any were asked for.
     pub held_out: Vec<Vec<u32>>,
     /// What the user should know: fewer windows than asked for, a template without use.
     pub notes: Vec<String>,
@@ -112,7 +112,7 @@ pub type OnStep<'a> = dyn FnMut(usize, usize) -> Result<(), CompressError> + 'a;
 
 impl CalibrationSet {
     /// Reads or writes the data and chooses windows; the same for the same seed. Every source gives as many, in turns, so that
-    /// beginnings of the set have some of each.
+    /// beginnings of the set have some of each; no sources give an empty set.
     ///
     /// Errors: fewer samples than sources, files that cannot be read or hold no passage of 16 tokens, too few windows to hold any
     /// out, a model that cannot write. `on_step` is called while the model writes.

@@ -49,13 +49,13 @@ pub fn run_recipe(
     recipe.check_output(options.output)?;
     Work::look(options.output, options.start)?;
     refuse_overwriting_input(checkpoint, options.output)?;
-    let calibration = match &recipe.calibration.sources[..] {
-        sources @ [_, ..] if recipe.uses_calibration() => {
-            let mut on_step =
-                |done, total| go_on(hooks.on_step("calibration", done, total, "the model writes its own text"));
-            CalibrationSet::load(sources, checkpoint, cpu, &recipe.calibration_options(), &mut on_step)?
-        }
-        _ => CalibrationSet::default(),
+    let calibration = if recipe.uses_calibration() {
+        let sources = &recipe.calibration.sources;
+        let mut on_step =
+            |done, total| go_on(hooks.on_step("calibration", done, total, "the model writes its own text"));
+        CalibrationSet::load(sources, checkpoint, cpu, &recipe.calibration_options(), &mut on_step)?
+    } else {
+        CalibrationSet::default()
     };
     let identity = Identity::of(recipe, checkpoint, &calibration, cpu)?;
     let mut work = Work::begin(options.output, options.start, identity)?;
