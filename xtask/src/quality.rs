@@ -20,7 +20,7 @@ const FORMATS: [&str; 8] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"
 
 /// Bits per weight of mixtures: no more than files of llama-quantize have in Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, IQ3_XXS and IQ2_XS, for
 /// comparison; and fewer. Those that tell most come first.
-const TARGETS: [&str; 7] = ["4.5", "3.6", "3.1", "5.31", "6.02", "6.99", "2.56"];
+const TARGETS: [&str; 7] = ["4.5", "3.6", "2.56", "6.99", "3.1", "5.31", "6.02"];
 
 /// Windows of calibration data: the program's default.
 const SAMPLES: &str = "128";

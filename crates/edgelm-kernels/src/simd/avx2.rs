@@ -14,23 +14,25 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256, __m256);
 
-// SAFETY of every block below: values of this type exist only inside `run`, whose caller has the features; pointers
-// come from array references of exactly the size that is read or written.
-#[allow(clippy::undocumented_unsafe_blocks)]
+// Every `unsafe` block below calls intrinsics, which need only that the CPU has the features: values of this type exist only inside
+// `run`, whose caller has them. Pointers come from array references of exactly the size that is read or written.
 impl Lanes for Avx2 {
     const ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
+        // SAFETY: see above.
         let all = unsafe { _mm256_set1_ps(value) };
         Self(all, all)
     }
     #[inline(always)]
     fn load(from: &[f32; LANES]) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))) }
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
+        // SAFETY: see above.
         unsafe {
             _mm256_storeu_ps(to.as_mut_ptr(), self.0);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), self.1);
@@ -38,6 +40,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_f16(from: &[u16; LANES]) -> Self {
+        // SAFETY: see above.
         unsafe {
             let low = _mm_loadu_si128(from.as_ptr().cast());
             let high = _mm_loadu_si128(from.as_ptr().add(8).cast());
@@ -46,6 +49,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_i32(from: &[u32; LANES]) -> Self {
+        // SAFETY: see above.
         unsafe {
             let low = _mm256_loadu_si256(from.as_ptr().cast());
             let high = _mm256_loadu_si256(from.as_ptr().add(8).cast());
@@ -54,6 +58,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn store_bytes(self, to: &mut [u8; LANES]) {
+        // SAFETY: see above.
         unsafe {
             // Masked to a byte, so that no packing saturates; packing works per 128-bit half, which the permutation by
             // 0, 2, 1, 3 undoes.
@@ -67,39 +72,48 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1)) }
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
     }
     #[inline(always)]
     fn round(self) -> Self {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: see above.
         unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
     }
     #[inline(always)]
     fn exp2_integer(self) -> Self {
+        // SAFETY: see above.
         unsafe { Self(exp2_integer(self.0), exp2_integer(self.1)) }
     }
     #[inline(always)]
@@ -108,6 +122,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn select_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: see above.
         unsafe {
             let low = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
             let high = _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, bound.1);
@@ -116,6 +131,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn keep(self, from: i32, to: i32, fill: f32) -> Self {
+        // SAFETY: see above.
         unsafe {
             let fill = _mm256_set1_ps(fill);
             let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -128,6 +144,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn sum(self) -> f32 {
+        // SAFETY: see above.
         unsafe {
             let eight = _mm256_add_ps(self.0, self.1);
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -137,6 +154,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn largest(self) -> f32 {
+        // SAFETY: see above.
         unsafe {
             let eight = _mm256_max_ps(self.0, self.1);
             let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
