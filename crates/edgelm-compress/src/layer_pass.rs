@@ -47,7 +47,7 @@ pub(crate) fn groups_of(config: &ModelConfig, layer: usize) -> Vec<Vec<LayerTens
 }
 
 /// The outputs of this matrix are added to the hidden states as they are, and are all that is added there.
-fn joins_stream(config: &ModelConfig, layer: usize, tensor: LayerTensor) -> bool {
+pub(crate) fn joins_stream(config: &ModelConfig, layer: usize, tensor: LayerTensor) -> bool {
     let style = &config.style;
     let has = |tensor| config.tensor_shape(TensorId::Layer(layer, tensor)).is_some();
     let is_plain =

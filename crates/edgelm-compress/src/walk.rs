@@ -101,16 +101,30 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What `reader` reads in `block`, run on window `index` as the next layer.
+    /// What `reader` reads of window `index` in `block`, run as the next layer, and the hidden states then.
     fn read(&self, block: &Block, index: usize, reader: LayerTensor) -> Result<Read, CompressError> {
+        self.passed(block, index, reader, Some(reader))
+    }
+
+    /// What `reader` reads of window `index` in `block`, run as the next layer, and the hidden states where `until` reads, or
+    /// after the layer.
+    pub(crate) fn passed(
+        &self,
+        block: &Block,
+        index: usize,
+        reader: LayerTensor,
+        until: Option<LayerTensor>,
+    ) -> Result<Read, CompressError> {
         let mut read = Read { x: Vec::new(), rows: 0, stream: self.hidden.load(index)? };
         let rows = read.stream.len() / self.hidden_size;
         let _ = block.run_window(self.cpu, &mut read.stream, rows, &mut |readers, x, rows| {
             if readers.contains(&reader) {
                 (read.x, read.rows) = (x.to_vec(), rows);
-                return ControlFlow::Break(());
             }
-            ControlFlow::Continue(())
+            match until {
+                Some(until) if readers.contains(&until) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
         });
         Ok(read)
     }

@@ -134,7 +134,7 @@ impl<'a> Losses<'a> {
     ) -> Result<f64, CompressError> {
         let was = edited.config().layers[layer].clone();
         let report = LayerReport::new(edited, layer);
-        change(&mut LayerPass { edited, walk: None, options: self.options, layer, report })?;
+        change(&mut LayerPass { edited, walk: None, parent: None, options: self.options, layer, report })?;
         let loss = self.log_perplexity_from(edited, layer)? - self.base;
         edited.config_mut().layers[layer] = was;
         LayerTensor::ALL.iter().for_each(|&tensor| drop(edited.take(TensorId::Layer(layer, tensor))));

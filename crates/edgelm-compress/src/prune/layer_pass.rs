@@ -5,6 +5,7 @@ use super::{
     PruneMethod, PruneOptions,
     alps::alps,
     columns::{compensate, removal_order},
+    follow::Parent,
     pattern::{Scope, Sparsity},
     refit::refit,
     sparsegpt::sparsegpt,
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     CompressError, Walk,
-    layer_pass::{GROUPS, decode},
+    layer_pass::{GROUPS, decode, joins_stream},
     moments::{Factor, Moments},
     output::stored_dtype,
 };
@@ -83,6 +84,8 @@ pub(crate) struct Before {
 pub(crate) struct LayerPass<'a, 'b> {
     pub edited: &'a mut Edited<'b>,
     pub walk: Option<&'a mut Walk<'b>>,
+    /// Before the same layer, where the rest is to make up for what went.
+    pub parent: Option<&'a mut Parent<'b>>,
     pub options: &'a PruneOptions<'b>,
     /// In the pruned model.
     pub layer: usize,
@@ -104,6 +107,7 @@ impl LayerPass<'_, '_> {
         }
         self.sparsify(GROUPS[0])?;
         go_on("attention output")?;
+        self.follow(LayerTensor::O)?;
         self.sparsify(GROUPS[1])?;
         go_on("feed-forward inputs")?;
         if widths.intermediate < now.intermediate {
@@ -111,6 +115,7 @@ impl LayerPass<'_, '_> {
         }
         self.sparsify(GROUPS[2])?;
         go_on("feed-forward output")?;
+        self.follow(LayerTensor::Down)?;
         self.sparsify(GROUPS[3])?;
         if let Some(walk) = &mut self.walk {
             walk.advance(self.edited)?;
@@ -311,6 +316,31 @@ impl LayerPass<'_, '_> {
         Ok(())
     }
 
+    /// Moves a matrix whose outputs join the hidden states to where these come nearer to the parent's. A quantized one that loses nothing stays as it is.
+    fn follow(&mut self, tensor: LayerTensor) -> Result<(), CompressError> {
+        let id = self.id(tensor);
+        // What reads the sum of hidden states and outputs; `None`: the next layer.
+        let until = (tensor == LayerTensor::O).then_some(LayerTensor::Up);
+        let is_there = |tensor: &LayerTensor| self.edited.has(self.id(*tensor));
+        if !joins_stream(self.edited.config(), self.layer, tensor)
+            || !is_there(&tensor)
+            || !until.iter().all(is_there)
+            || self.edited.describe(id)?.0.is_quantized() && !self.options.changes(id)
+        {
+            return Ok(());
+        }
+        let next = self.edited.layers().get(self.layer + 1).copied();
+        let (Some(walk), Some(parent)) = (self.walk.as_deref(), self.parent.as_deref_mut()) else { return Ok(()) };
+        if until.is_none() {
+            // What layers that are gone would have added before the next one is part of what is missing.
+            parent.go_to(next.unwrap_or(parent.layers()))?;
+        }
+        let lead = parent.lead(self.edited, walk, tensor, until)?;
+        let mut weights = self.weights(tensor)?;
+        lead.move_weights(&mut weights)?;
+        self.replace(tensor, &weights, lead.columns())
+    }
+
     /// Puts zeros into matrices that share an input.
     fn sparsify(&mut self, group: &[LayerTensor]) -> Result<(), CompressError> {
         let Some(sparsity) = &self.options.sparsity else { return Ok(()) };
@@ -318,8 +348,7 @@ impl LayerPass<'_, '_> {
         let group: Vec<_> = group.iter().copied().filter(|&tensor| self.edited.has(self.id(tensor))).collect();
         let Some(&first) = group.first() else { return Ok(()) };
         let moments = if method == PruneMethod::Magnitude { None } else { self.moments(first)? };
-        let updates = matches!(method, PruneMethod::SparseGpt | PruneMethod::Alps);
-        let h = moments.as_ref().filter(|_| updates).map(|moments| self.damped(moments)).transpose()?;
+        let h = moments.as_ref().filter(|_| method.makes_up()).map(|moments| self.damped(moments)).transpose()?;
         let factor = h.as_ref().map(Factor::new).transpose()?;
         for tensor in group {
             let before = self.weights(tensor)?;

@@ -384,6 +384,13 @@ impl Fixture {
         workspace.logits().to_vec()
     }
 
+    /// Of the logits of what `options` make of the parent from its own: Σ of squares.
+    fn distance(&self, name: &str, options: &PruneOptions<'_>) -> f64 {
+        self.prune(name, options).unwrap();
+        let (pruned, parent) = (self.logits(name), self.logits("parent"));
+        pruned.iter().zip(&parent).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    }
+
     fn entries(&self) -> usize {
         std::fs::read_dir(self.folder.path()).unwrap().count()
     }
@@ -434,17 +441,35 @@ fn models_of_uneven_layers_run_and_survive_both_kinds_of_file() {
 #[test]
 fn adjusted_models_are_nearer_to_the_parent() {
     let fixture = Fixture::plain();
-    let parent = fixture.logits("parent");
-    let distance = |name: &str, options: &PruneOptions<'_>| {
-        fixture.prune(name, options).unwrap();
-        fixture.logits(name).iter().zip(&parent).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
-    };
     let magnitude = PruneOptions { method: PruneMethod::Magnitude, ..PruneOptions::default() };
     for (what, heads, ffn) in [("heads", Some(0.25), None), ("ffn", None, Some(0.25))] {
-        let plain = distance(&format!("{what}-plain"), &PruneOptions { heads, ffn, ..magnitude.clone() });
-        let adjusted = distance(&format!("{what}-adjusted"), &PruneOptions { heads, ffn, ..fixture.options() });
+        let plain = fixture.distance(&format!("{what}-plain"), &PruneOptions { heads, ffn, ..magnitude.clone() });
+        let adjusted = fixture.distance(&format!("{what}-adjusted"), &PruneOptions { heads, ffn, ..fixture.options() });
         assert!(adjusted < plain, "{what}: {adjusted} after {plain}");
     }
+}
+
+#[test]
+fn what_stays_follows_the_parent() {
+    let fixture = Fixture::plain();
+    // Which layers go does not depend on the method, and by Wanda no other changes.
+    let layers = |method| PruneOptions { layers: 1, method, ..fixture.options() };
+    let left = fixture.distance("left", &layers(PruneMethod::Wanda));
+    let following = fixture.distance("following", &layers(PruneMethod::SparseGpt));
+    assert!(following < 0.9 * left, "{following} after {left}");
+    let (before, after) = (fixture.checkpoint("parent"), fixture.checkpoint("following"));
+    let changed: Vec<String> = after
+        .config()
+        .tensor_ids()
+        .into_iter()
+        .filter(|&id| !before.config().tensor_ids().iter().any(|&was| same_bytes(&before, was, &after, id)))
+        .map(|id| after.stored_name(id))
+        .collect();
+    assert!(!changed.is_empty() && changed.iter().all(|name| name.contains("o_proj") || name.contains("down_proj")));
+}
+
+fn same_bytes(a: &Checkpoint, of_a: TensorId, b: &Checkpoint, of_b: TensorId) -> bool {
+    a.tensor(of_a).unwrap().bytes == b.tensor(of_b).unwrap().bytes
 }
 
 #[test]
@@ -634,17 +659,13 @@ fn hidden_dimensions_that_carry_nothing_are_not_missed() {
 fn narrower_models_make_up_for_what_went() {
     let repeat = |stream: &mut [f32]| [0, 8, 16, 24].iter().for_each(|&channel| stream[channel + 1] = stream[channel]);
     let fixture = Fixture::new(DType::BF16, with_stream(repeat));
-    let parent = fixture.logits("parent");
     let distance = |name: &str, damping: f32| {
-        let options = PruneOptions { hidden: Some(0.125), damping, ..fixture.options() };
-        fixture.prune(name, &options).unwrap();
-        fixture.logits(name).iter().zip(&parent).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        fixture.distance(name, &PruneOptions { hidden: Some(0.125), damping, ..fixture.options() })
     };
     // So much damping that nothing is solved for: the channels that stay are read as they were.
     let (adjusted, plain) = (distance("adjusted", 0.01), distance("plain", 1e6));
     assert!(adjusted < plain / 2.0, "{adjusted} after {plain}");
-    let options = PruneOptions { hidden: Some(0.125), ..fixture.options() };
-    fixture.prune("adjusted.gguf", &options).unwrap();
+    distance("adjusted.gguf", 0.01);
     let difference = largest_difference(&fixture.logits("adjusted"), &fixture.logits("adjusted.gguf"));
     assert!(difference < 1e-2, "{difference}");
 }

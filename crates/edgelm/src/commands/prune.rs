@@ -56,8 +56,9 @@ pub struct PruneArgs {
     /// Where zeros may stand: unstructured, N:M (`2:4`: N of every M weights of a row stay), block:RxC
     #[arg(long, value_name = "P")]
     pattern: Option<Pattern>,
-    /// magnitude: the smallest go; wanda: the smallest times their inputs; sparsegpt: what the rest can best make up for;
-    /// alps: the same, with the zeros of a matrix chosen together (slower)
+    /// magnitude: the smallest go; wanda: the smallest times their inputs; sparsegpt: what the rest can best make up for, and
+    /// attention output and FFN down are moved towards the hidden states of the model as it was, after --layers too; alps: the
+    /// same, with the zeros of a matrix chosen together (slower)
     #[arg(long, value_enum, default_value = "sparsegpt")]
     method: Method,
     /// Text, or JSON Lines with `text` or `messages`; or `self`: the model writes it. Needed by --layers and by every method
