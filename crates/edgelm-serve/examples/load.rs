@@ -9,6 +9,7 @@
 //! Prompts are random token ids, so that nothing of one helps another, but for the first `--shared` of each. With `--long N`, a
 //! prompt of N tokens comes in beside the streams, and the time between their tokens while it is computed is told apart.
 
+use clap::Parser;
 use futures::{StreamExt, future::join_all};
 use serde_json::{Value, json};
 use std::{
@@ -18,16 +19,42 @@ use std::{
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-#[derive(Clone)]
+/// Puts the same load on running servers, in turns.
+#[derive(Clone, Parser)]
+#[command(name = "load")]
 struct Load {
-    servers: Vec<Server>,
+    /// Address of a server, such as http://127.0.0.1:8080
+    #[arg(value_name = "URL", required = true)]
+    servers: Vec<String>,
+    /// Clients at once, one run for each number
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 32])]
     streams: Vec<usize>,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     prompt: usize,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     tokens: usize,
+    /// Requests of each client
+    #[arg(long, default_value_t = 4)]
     requests: usize,
+    /// Tokens at the beginning that all prompts have in common
+    #[arg(long, default_value_t = 0)]
     shared: usize,
+    /// Tokens of a prompt that comes in beside the streams; 0: none
+    #[arg(long, default_value_t = 0)]
     long: usize,
+    /// How often each load is put on each server
+    #[arg(long, default_value_t = 1)]
     rounds: usize,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 #[derive(Clone)]
@@ -70,12 +97,15 @@ fn main() -> Outcome<()> {
 async fn run() -> Outcome<()> {
     // A connection for each request: a server may have closed one that waited for its turn.
     let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build()?;
-    let mut load = parse(std::env::args().skip(1))?;
-    for server in &mut load.servers {
-        let models: Value = client.get(format!("{}/v1/models", server.url)).send().await?.json().await?;
-        server.model = models["data"][0]["id"].as_str().ok_or("no model")?.to_owned();
+    let load = Load::parse();
+    let mut servers = Vec::new();
+    for url in &load.servers {
+        let models: Value = client.get(format!("{url}/v1/models")).send().await?.json().await?;
+        let model = models["data"][0]["id"].as_str().ok_or("no model")?.to_owned();
+        let server = Server { url: url.clone(), model };
         // What the first pass over the weights costs more is nobody's latency.
         ask(client.clone(), server.clone(), Random(0).ids(16), 4).await?;
+        servers.push(server);
     }
     let Load { prompt, tokens, requests, shared, .. } = load;
     println!("prompts of {prompt} tokens ({shared} shared), {tokens} generated, {requests} requests a stream\n");
@@ -83,7 +113,7 @@ async fn run() -> Outcome<()> {
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for &streams in &load.streams {
         for _ in 0..load.rounds {
-            for server in &load.servers {
+            for server in &servers {
                 measure(&client, server, &load, streams).await?;
             }
         }
@@ -206,39 +236,4 @@ fn sorted(times: impl Iterator<Item = Duration>) -> Vec<f64> {
 fn at(sorted: &[f64], quantile: f64) -> f64 {
     let last = sorted.len().saturating_sub(1) as f64;
     sorted.get((last * quantile).round() as usize).copied().unwrap_or(f64::NAN)
-}
-
-fn parse(mut arguments: impl Iterator<Item = String>) -> Outcome<Load> {
-    let mut load = Load {
-        servers: Vec::new(),
-        streams: vec![1, 2, 4, 8, 32],
-        prompt: 128,
-        tokens: 64,
-        requests: 4,
-        shared: 0,
-        long: 0,
-        rounds: 1,
-    };
-    while let Some(flag) = arguments.next() {
-        if !flag.starts_with("--") {
-            load.servers.push(Server { url: flag, model: String::new() });
-            continue;
-        }
-        let value = arguments.next().ok_or(format!("`{flag}` needs a value"))?;
-        let number = value.parse::<usize>();
-        match flag.as_str() {
-            "--streams" => load.streams = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            "--prompt" => load.prompt = number?.max(1),
-            "--tokens" => load.tokens = number?.max(1),
-            "--requests" => load.requests = number?,
-            "--shared" => load.shared = number?,
-            "--long" => load.long = number?,
-            "--rounds" => load.rounds = number?,
-            _ => return Err(format!("unknown flag `{flag}`").into()),
-        }
-    }
-    if load.servers.is_empty() {
-        return Err("usage: load URL [URL ...] [--streams N,…] [--prompt N] [--tokens N] [--requests N] …".into());
-    }
-    Ok(load)
 }

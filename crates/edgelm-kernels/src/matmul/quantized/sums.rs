@@ -16,7 +16,11 @@ impl<L: Lanes, const R: usize, const T: usize> Totals<L, R, T> {
     /// Adds one sub-block from registers, whose scales went through [`with_offset`].
     ///
     /// Numerics: exact. A rule's products are below 2^15 · 127 each, of which a group has 128.
-    #[inline(always)]
+    ///
+    /// Development builds for Arm call it, as they do what unpacks a sub-block: a copy of the crate then takes the compiler about 5
+    /// minutes of processor time there instead of 7.
+    #[cfg_attr(all(target_arch = "aarch64", debug_assertions), inline(never))]
+    #[cfg_attr(not(all(target_arch = "aarch64", debug_assertions)), inline(always))]
     pub(super) fn add<Q: Rule>(
         &mut self,
         l: L,
