@@ -10,7 +10,7 @@ use crate::{
     block::State,
     prefix::{Match, PrefixCache, Saving},
     running::Running,
-    speculation::Speculator,
+    speculation::{MOST_GUESSES, Speculator},
 };
 use edgelm_kernels::{KvCache, KvDtype};
 use std::{
@@ -75,6 +75,8 @@ pub struct Batch<'a> {
     next: LaneId,
     prefixes: PrefixCache,
     page_bytes: usize,
+    /// Of a draft model.
+    draft_page_bytes: usize,
     state_bytes: usize,
     workspace: Workspace,
     speculator: Option<Speculator>,
@@ -124,8 +126,10 @@ impl<'a> Batch<'a> {
         let page_bytes = KvCache::page_bytes(&engine.kv_shapes(), kv);
         let state_bytes = engine.sequence(kv).states().map_or(0, |states| states.iter().map(State::bytes).sum());
         let speculation = options.speculation.as_ref();
+        let speculator = speculation.map(|speculation| Speculator::new(model, speculation)).transpose()?;
         let batch = Self {
-            speculator: speculation.map(|speculation| Speculator::new(model, speculation)).transpose()?,
+            draft_page_bytes: speculator.as_ref().map_or(0, Speculator::page_bytes),
+            speculator,
             model,
             kv,
             lanes: BTreeMap::new(),
@@ -145,7 +149,7 @@ impl<'a> Batch<'a> {
     /// Tokens that one lane can hold when it is alone; `None` = any number.
     pub fn capacity(&self) -> Option<usize> {
         let budget = self.options.kv_budget?;
-        let page_bytes = self.page_bytes + self.draft_page_bytes();
+        let page_bytes = self.page_bytes + self.draft_page_bytes;
         let pages = budget.saturating_sub(self.state_bytes).checked_div(page_bytes);
         match pages {
             // A model without attention: the state is all there is.
@@ -160,7 +164,8 @@ impl<'a> Batch<'a> {
         let tail = |lane: &Lane<'_>| if lane.is_tail_shared { self.page_bytes } else { 0 };
         // A lane that holds nothing has states, but zeros that nobody has touched take no memory.
         let lanes = self.lanes.values().filter(|lane| lane.held() > 0);
-        let own: usize = lanes.map(|lane| self.lane_bytes(lane, lane.held()) - tail(lane)).sum();
+        let own: usize =
+            lanes.map(|lane| self.lane_bytes(lane, lane.held(), lane.running.holds_draft()) - tail(lane)).sum();
         KvMemory {
             store: self.options.store.as_ref().map(|store| store.state()).unwrap_or_default(),
             used_bytes: self.prefixes.bytes() + own,
@@ -169,13 +174,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn lane_bytes(&self, lane: &Lane<'_>, tokens: usize) -> usize {
-        let draft = if lane.running.holds_draft() { tokens.div_ceil(PAGE) * self.draft_page_bytes() } else { 0 };
+    fn lane_bytes(&self, lane: &Lane<'_>, tokens: usize, holds_draft: bool) -> usize {
+        let draft = if holds_draft { tokens.div_ceil(PAGE) * self.draft_page_bytes } else { 0 };
         lane.own_pages(tokens) * self.page_bytes + self.state_bytes + draft
-    }
-
-    fn draft_page_bytes(&self) -> usize {
-        self.speculator.as_ref().map_or(0, Speculator::page_bytes)
     }
 
     /// A new lane. Nothing is computed yet; what is kept of its prompt's beginning is taken over when rows are asked for.
@@ -284,10 +285,19 @@ impl<'a> Batch<'a> {
     /// Makes sure that a pass with these rows fits the budget, giving up kept beginnings for it, oldest first. False where
     /// that is not enough: then lanes have to be paused, or wait.
     pub fn reserve(&mut self, plan: &[(LaneId, usize)]) -> bool {
+        self.make_room(plan, false)
+    }
+
+    /// The same, where lanes with rows get a draft model's state if they have none and `drafts` are wanted.
+    fn make_room(&mut self, plan: &[(LaneId, usize)], drafts: bool) -> bool {
         let Some(budget) = self.options.kv_budget else { return true };
         let rows = |id: &LaneId| plan.iter().find(|(other, _)| other == id).map_or(0, |(_, rows)| *rows);
+        let bytes = |(id, lane): (&LaneId, &Lane<'_>)| {
+            let rows = rows(id);
+            self.lane_bytes(lane, lane.held() + rows, lane.running.holds_draft() || drafts && rows > 0)
+        };
         let lanes = self.lanes.iter().filter(|(id, lane)| lane.held() > 0 || rows(id) > 0);
-        let own: usize = lanes.map(|(id, lane)| self.lane_bytes(lane, lane.held() + rows(id))).sum();
+        let own: usize = lanes.map(bytes).sum();
         while self.prefixes.bytes() + own > budget {
             if !self.prefixes.evict() {
                 return false;
@@ -306,18 +316,18 @@ impl<'a> Batch<'a> {
     }
 
     fn guess(&mut self, speculator: &mut Speculator, plan: &mut Vec<(LaneId, usize)>) -> Result<(), EngineError> {
-        let lanes = self.lanes.iter_mut().filter(|(id, _)| plan.iter().any(|(other, _)| other == *id));
-        let mut candidates: Vec<_> = lanes.filter_map(|(_, lane)| lane.running.candidate()).collect();
-        if candidates.len() < plan.len() {
+        let is_decoding =
+            |(id, _): &(LaneId, usize)| self.lanes.get(id).is_some_and(|lane| lane.running.pending() == 1);
+        // A draft model's states grow while it guesses, so there must be room for the most it may.
+        let longest: Vec<_> = plan.iter().map(|&(id, rows)| (id, rows + MOST_GUESSES)).collect();
+        if !plan.iter().all(is_decoding) || !self.make_room(&longest, true) {
             return Ok(());
         }
+        let lanes = self.lanes.iter_mut().filter(|(id, _)| plan.iter().any(|(other, _)| other == *id));
+        let mut candidates: Vec<_> = lanes.filter_map(|(_, lane)| lane.running.candidate()).collect();
         speculator.guess(&mut candidates)?;
-        let mut longer = plan.clone();
-        for (id, rows) in &mut longer {
+        for (id, rows) in plan {
             *rows += self.lanes.get(id).map_or(0, |lane| lane.running.guessed_rows());
-        }
-        if self.reserve(&longer) {
-            *plan = longer;
         }
         Ok(())
     }

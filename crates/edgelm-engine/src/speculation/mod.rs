@@ -45,7 +45,7 @@ pub struct Guesses {
 }
 
 /// More are never made for one sequence: the chance that all come true falls with each.
-const MOST: usize = 12;
+pub(crate) const MOST_GUESSES: usize = 12;
 /// Of a pass with guesses. More rows are no longer nearly free on any machine that was measured.
 const MOST_ROWS: usize = 32;
 
@@ -137,7 +137,7 @@ impl Speculator {
     pub(crate) fn guess(&mut self, candidates: &mut [Candidate<'_>]) -> Result<(), EngineError> {
         for candidate in candidates.iter_mut() {
             candidate.guessed.tokens.clear();
-            candidate.most = candidate.most.min(MOST);
+            candidate.most = candidate.most.min(MOST_GUESSES);
         }
         match &mut self.source {
             Source::Lookup => {
