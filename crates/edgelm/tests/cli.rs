@@ -366,7 +366,7 @@ fn a_recipe_makes_the_same_file_as_quantize() {
     let folder = tempfile::tempdir().unwrap();
     let text = assets().join("demo/text.txt");
     std::fs::copy(&text, folder.path().join("text.txt")).unwrap();
-    let recipe = "[calibration]\nfile = \"text.txt\"\nsamples = 8\n[[pass]]\nkind = \"quantize\"\n\
+    let recipe = "[calibration]\nfile = \"text.txt\"\nsamples = 4\n[[pass]]\nkind = \"quantize\"\n\
                   target_bpw = 6.5\nmethod = \"gptq\"\n[gates]\nmax_kl = 1\ntext = \"text.txt\"\nwindows = 1\n";
     let page = folder.path().join("page.html");
     let mut arguments = compress(folder.path(), recipe);
@@ -384,7 +384,7 @@ fn a_recipe_makes_the_same_file_as_quantize() {
     let other = folder.path().join("other.gguf");
     let page = folder.path().join("other.html");
     let quantize = ["quantize", "demo", "-o", other.to_str().unwrap(), "--target-bpw", "6.5", "--method", "gptq"];
-    let data = ["--calibration", text.to_str().unwrap(), "--samples", "8", "--report", page.to_str().unwrap()];
+    let data = ["--calibration", text.to_str().unwrap(), "--samples", "4", "--report", page.to_str().unwrap()];
     let printed = edgelm(&[&quantize[..], &data].concat()).success().get_output().stdout.clone();
     assert!(String::from_utf8(printed).unwrap().contains("chosen"));
     assert!(std::fs::read_to_string(&page).unwrap().contains("<svg class=\"chart\""));
@@ -450,7 +450,7 @@ fn error_feedback_and_mixtures_gain() {
     let folder = tempfile::tempdir().unwrap();
     let sample = assets().join("demo/text.txt");
     let sample = sample.to_str().unwrap();
-    let calibration = ["--calibration", sample, "--samples", "12"];
+    let calibration = ["--calibration", sample, "--samples", "6"];
     let quantize = |name: &str, extra: &[&str]| {
         let path = folder.path().join(format!("{name}.gguf"));
         let arguments = [&["quantize", "demo", "-o", path.to_str().unwrap()], &calibration[..], extra].concat();
@@ -534,7 +534,7 @@ fn pruned_models_run_from_either_kind_of_output() {
     let sample = sample.to_str().unwrap();
     let prune = |name: &str, extra: &[&str]| {
         let path = folder.path().join(name).to_str().unwrap().to_owned();
-        let calibration = ["--calibration", sample, "--samples", "8"];
+        let calibration = ["--calibration", sample, "--samples", "5"];
         let report = json(&[&["prune", "demo", "-o", &path], extra, &calibration].concat());
         (path, report)
     };
