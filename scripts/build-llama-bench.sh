@@ -37,8 +37,8 @@ folder=$(cd "$folder" && pwd)
 
 # --- Source ----------------------------------------------------------------------------------------------------------
 if [ -z "$sdist" ]; then
-  # --no-deps: only the source is wanted, not what the Python package needs at run time.
-  python3 -m pip download --quiet --no-deps --no-binary :all: --dest "$folder/download" "llama-cpp-python==$version"
+  # --no-deps: only the source is wanted, not what the Python package needs at run time. What pip needs to look into it may be binary.
+  python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$folder/download" "llama-cpp-python==$version"
   sdist=$(echo "$folder"/download/llama_cpp_python-*.tar.gz)
 fi
 # Unpacked afresh, so that what is built is the package and nothing else.
